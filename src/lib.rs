@@ -4,6 +4,8 @@ pub mod error;
 
 pub mod code;
 pub mod data;
+pub mod hamming;
+pub mod topk;
 pub mod encode;
 
 pub use code::{CodeLen, Codes, HashCode};

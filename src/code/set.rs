@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 pub const BLOCK_ROWS: usize = 8;
 
 /// Packed codes, all of one length: `n_codes` rows in blocks of [`BLOCK_ROWS`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Codes<D = Vec<u64>> {
     len: CodeLen,
     n_codes: usize,
