@@ -4,6 +4,15 @@ pub mod error;
 
 pub mod code;
 pub mod data;
+pub mod hamming;
+pub mod topk;
+
+pub mod engine;
+pub mod plan;
+pub mod scan;
+
+pub mod mih;
+
 pub mod encode;
 
 pub use code::{CodeLen, Codes, HashCode};
