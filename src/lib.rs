@@ -6,6 +6,9 @@ pub mod code;
 pub mod data;
 pub mod encode;
 
+#[cfg(feature = "torch")]
+pub mod deep;
+
 pub use code::{CodeLen, Codes, HashCode};
 pub use encode::{EncodeError, Encoder, Payload};
 pub use error::{Error, ErrorKind, Result};
