@@ -3,6 +3,9 @@
 pub mod error;
 
 pub mod code;
+pub mod media;
+mod random;
+
 pub mod data;
 pub mod encode;
 
