@@ -142,3 +142,35 @@ impl From<ErrorKind> for Error {
         Error::new(kind)
     }
 }
+
+/// Why one payload has no code. Says nothing about the others of its batch.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{stage}: {reason}")]
+pub struct EncodeError {
+    /// Where it failed.
+    pub stage: EncodeStage,
+    /// What was expected and what was found.
+    pub reason: String,
+}
+
+/// The stages a payload goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum EncodeStage {
+    /// Bytes to pixels.
+    Decode,
+    /// Pixels or vectors to what the model reads.
+    Preprocess,
+    /// The model, or the packing of its output.
+    Encode,
+}
+
+impl std::fmt::Display for EncodeStage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            EncodeStage::Decode => "decode",
+            EncodeStage::Preprocess => "preprocess",
+            EncodeStage::Encode => "encode",
+        })
+    }
+}

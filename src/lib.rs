@@ -3,6 +3,9 @@
 pub mod error;
 
 pub mod code;
+pub mod media;
+mod random;
+
 pub mod data;
 pub mod hamming;
 pub mod topk;
@@ -14,6 +17,9 @@ pub mod scan;
 pub mod mih;
 
 pub mod encode;
+
+#[cfg(feature = "torch")]
+pub mod deep;
 
 pub use code::{CodeLen, Codes, HashCode};
 pub use encode::{EncodeError, Encoder, Payload};

@@ -1,0 +1,281 @@
+//! Hash centers: one target code a class, fixed before training and never updated.
+//!
+//! A codebook is C rows of K entries, each -1 or +1. Three ways to make one, from the codebook ablation
+//! of OrthoHash (Hoe et al., NeurIPS 2021, supplement, Table 4 and Algorithm 3); random codes of K bits
+//! are nearly orthogonal, which is all that the cosine loss asks of them. Knows no tensor.
+
+use std::fmt;
+use std::str::FromStr;
+
+use rand::Rng;
+use rand::seq::SliceRandom;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// How a codebook is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CentersKind {
+    /// Fair coins: `o_ck = 2 Bernoulli(1/2) - 1`. The paper's default.
+    Bernoulli,
+    /// Random codes kept only when far from those kept before (the supplement's Algorithm 3). Its
+    /// authors recommend it: no two classes start close by accident.
+    #[default]
+    MaxHd,
+    /// Rows of a Hadamard matrix, then their negatives: any two differ in half of the bits or in all.
+    /// Filled up with fair coins past 2K classes.
+    Hadamard,
+}
+
+impl fmt::Display for CentersKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            CentersKind::Bernoulli => "bernoulli",
+            CentersKind::MaxHd => "max-hd",
+            CentersKind::Hadamard => "hadamard",
+        })
+    }
+}
+
+impl FromStr for CentersKind {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<CentersKind> {
+        match text {
+            "bernoulli" => Ok(CentersKind::Bernoulli),
+            "max-hd" => Ok(CentersKind::MaxHd),
+            "hadamard" => Ok(CentersKind::Hadamard),
+            _ => Err(Error::invalid(format!(
+                "a codebook is bernoulli, max-hd or hadamard, got {text:?}"
+            ))),
+        }
+    }
+}
+
+/// The hash centers of all classes: C x K, row-major, each entry -1 or +1.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Codebook {
+    n_classes: usize,
+    bits: usize,
+    entries: Vec<f32>,
+}
+
+impl Codebook {
+    /// A codebook of `n_classes` centers of `bits` bits, from the random numbers of `rng`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` without classes or bits, or for a Hadamard codebook whose length is not a
+    /// power of two.
+    pub fn new(
+        kind: CentersKind,
+        n_classes: usize,
+        bits: usize,
+        rng: &mut impl Rng,
+    ) -> Result<Codebook> {
+        if n_classes == 0 || bits == 0 {
+            return Err(Error::invalid(format!(
+                "a codebook has at least one class and one bit, got {n_classes} and {bits}"
+            )));
+        }
+        let rows = match kind {
+            CentersKind::Bernoulli => bernoulli(n_classes, bits, rng),
+            CentersKind::MaxHd => max_hd(n_classes, bits, rng),
+            CentersKind::Hadamard => hadamard(n_classes, bits, rng)?,
+        };
+        Ok(Codebook {
+            n_classes,
+            bits,
+            entries: rows.concat(),
+        })
+    }
+
+    /// From C x K entries, row-major.
+    ///
+    /// # Errors
+    /// `InvalidArgument` unless every entry is -1 or +1 and they fill whole rows.
+    pub fn from_entries(bits: usize, entries: Vec<f32>) -> Result<Codebook> {
+        if bits == 0 || entries.is_empty() || !entries.len().is_multiple_of(bits) {
+            return Err(Error::invalid(format!(
+                "a codebook of {bits} bits takes whole rows, got {} entries",
+                entries.len()
+            )));
+        }
+        if let Some(entry) = entries.iter().find(|entry| entry.abs() != 1.0) {
+            return Err(Error::invalid(format!(
+                "an entry of a codebook is -1 or 1, got {entry}"
+            )));
+        }
+        Ok(Codebook {
+            n_classes: entries.len() / bits,
+            bits,
+            entries,
+        })
+    }
+
+    /// C, the number of centers.
+    pub fn n_classes(&self) -> usize {
+        self.n_classes
+    }
+
+    /// K, the length of each in bits.
+    pub fn bits(&self) -> usize {
+        self.bits
+    }
+
+    /// All entries, row-major.
+    pub fn entries(&self) -> &[f32] {
+        &self.entries
+    }
+
+    /// The center of `class_idx`. Panics past the last class.
+    pub fn center(&self, class_idx: usize) -> &[f32] {
+        &self.entries[class_idx * self.bits..][..self.bits]
+    }
+
+    /// The smallest number of bits in which two centers differ; `bits` for a single one.
+    pub fn min_distance(&self) -> usize {
+        let mut nearest = self.bits;
+        for a in 0..self.n_classes {
+            for b in 0..a {
+                nearest = nearest.min(distance(self.center(a), self.center(b)));
+            }
+        }
+        nearest
+    }
+}
+
+fn distance(a: &[f32], b: &[f32]) -> usize {
+    a.iter().zip(b).filter(|(a, b)| a != b).count()
+}
+
+fn coins(bits: usize, rng: &mut impl Rng) -> Vec<f32> {
+    (0..bits)
+        .map(|_| if rng.random::<bool>() { 1.0 } else { -1.0 })
+        .collect()
+}
+
+fn bernoulli(n_classes: usize, bits: usize, rng: &mut impl Rng) -> Vec<Vec<f32>> {
+    (0..n_classes).map(|_| coins(bits, rng)).collect()
+}
+
+/// Greedy rejection: draw a code, keep it if its share of differing bits to every kept code is at least
+/// `share`; after 10,000 rejections in a row at one level lower `share` by 0.01. The published code
+/// starts at 0.61 and fails below 0.2; with more classes than codes that is unavoidable, so this one
+/// goes on down to 0, where everything is kept. The rows are shuffled in the end.
+fn max_hd(n_classes: usize, bits: usize, rng: &mut impl Rng) -> Vec<Vec<f32>> {
+    const FIRST_PERCENT: usize = 61;
+    const REJECTIONS_MAX: usize = 10_000;
+    let mut rows: Vec<Vec<f32>> = Vec::with_capacity(n_classes);
+    let (mut percent, mut rejections) = (FIRST_PERCENT, 0);
+    while rows.len() < n_classes {
+        let row = coins(bits, rng);
+        // distance / bits >= percent / 100, in integers.
+        if rows
+            .iter()
+            .all(|kept| distance(kept, &row) * 100 >= percent * bits)
+        {
+            rows.push(row);
+            continue;
+        }
+        rejections += 1;
+        if rejections >= REJECTIONS_MAX {
+            percent = percent.saturating_sub(1);
+            rejections = 0;
+        }
+    }
+    rows.shuffle(rng);
+    rows
+}
+
+/// Rows of Sylvester's H_K and then of -H_K, in shuffled order. Entry (i, j) of H_K is -1 to the number
+/// of common bits of i and j.
+fn hadamard(n_classes: usize, bits: usize, rng: &mut impl Rng) -> Result<Vec<Vec<f32>>> {
+    if !bits.is_power_of_two() {
+        return Err(Error::invalid(format!(
+            "a Hadamard codebook takes a power of two of bits, got {bits}; use max-hd"
+        )));
+    }
+    let mut rows: Vec<Vec<f32>> = (0..2 * bits)
+        .take(n_classes)
+        .map(|row_idx| {
+            let sign = if row_idx < bits { 1.0 } else { -1.0 };
+            (0..bits)
+                .map(|column| match (row_idx % bits & column).count_ones() % 2 {
+                    0 => sign,
+                    _ => -sign,
+                })
+                .collect()
+        })
+        .collect();
+    while rows.len() < n_classes {
+        rows.push(coins(bits, rng));
+    }
+    rows.shuffle(rng);
+    Ok(rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+
+    fn codebook(kind: CentersKind, n_classes: usize, bits: usize, seed: u64) -> Codebook {
+        Codebook::new(kind, n_classes, bits, &mut ChaCha8Rng::seed_from_u64(seed)).unwrap()
+    }
+
+    #[test]
+    fn seeded_and_of_the_right_shape() {
+        for kind in [
+            CentersKind::Bernoulli,
+            CentersKind::MaxHd,
+            CentersKind::Hadamard,
+        ] {
+            let book = codebook(kind, 100, 32, 7);
+            assert_eq!((book.n_classes(), book.bits()), (100, 32));
+            assert!(book.entries().iter().all(|entry| entry.abs() == 1.0));
+            assert_eq!(book, codebook(kind, 100, 32, 7));
+            assert_ne!(book, codebook(kind, 100, 32, 8));
+            assert_eq!(kind.to_string().parse::<CentersKind>().unwrap(), kind);
+        }
+    }
+
+    #[test]
+    fn max_hd_keeps_centers_apart() {
+        for seed in 0..3 {
+            assert!(codebook(CentersKind::MaxHd, 10, 64, seed).min_distance() >= 28);
+        }
+        // More classes than codes of that length: repeats are unavoidable, an endless loop is not.
+        assert_eq!(codebook(CentersKind::MaxHd, 9, 3, 0).min_distance(), 0);
+    }
+
+    #[test]
+    fn hadamard_centers_differ_in_half_or_all_bits() {
+        assert_eq!(
+            codebook(CentersKind::Hadamard, 10, 64, 0).min_distance(),
+            32
+        );
+        assert_eq!(codebook(CentersKind::Hadamard, 32, 16, 0).min_distance(), 8);
+        let odd = Codebook::new(
+            CentersKind::Hadamard,
+            10,
+            48,
+            &mut ChaCha8Rng::seed_from_u64(0),
+        );
+        assert!(odd.is_err());
+    }
+
+    #[test]
+    fn entries_are_checked() {
+        assert!(Codebook::from_entries(2, vec![1.0, -1.0, 1.0]).is_err());
+        assert!(Codebook::from_entries(2, vec![1.0, 0.5]).is_err());
+        assert_eq!(
+            Codebook::from_entries(2, vec![1.0, -1.0])
+                .unwrap()
+                .center(0),
+            [1.0, -1.0]
+        );
+    }
+}

@@ -1,0 +1,386 @@
+//! The model file: one `.safetensors` file with the weights, and everything needed to use and judge them
+//! in its metadata, under the key `tanhash`, as JSON.
+//!
+//! Loading trusts nothing: size cap, exact set of tensor names, exact shapes and dtypes (a tensor that
+//! would merely broadcast is refused), finite values, and the digest in the model id. Other formats are
+//! refused: `.pt` and `.ot` files can carry programs. Writing is atomic: a reader sees the old file or
+//! the new one. A run that may be resumed keeps its state in a second file of the same kind beside it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tch::Tensor;
+
+use crate::code::CodeLen;
+use crate::data::PictureShape;
+use crate::deep::augment::Normalization;
+use crate::deep::backbone::BackboneKind;
+use crate::deep::method::MethodConfig;
+use crate::deep::network::DeepHashNet;
+use crate::error::{Error, ErrorKind, Result};
+
+/// The metadata's version. One that is not this is refused.
+pub const MODEL_FORMAT: u32 = 1;
+
+/// The largest model or state file that is read, in bytes.
+pub const FILE_BYTES_MAX: u64 = 4 << 30;
+
+/// The largest safetensors header that is read, in bytes.
+const HEADER_BYTES_MAX: u64 = 16 << 20;
+
+/// The one metadata key. A single key also keeps the file's bytes reproducible: safetensors writes
+/// metadata in the order of a hash map.
+const METADATA_KEY: &str = "tanhash";
+
+/// Everything in a model file but the weights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelConfig {
+    /// [`MODEL_FORMAT`].
+    pub format: u32,
+    /// The version of this library that wrote the file.
+    pub library: String,
+    /// `METHOD-BITS-DIGEST`: the digest is the first 12 hexadecimal digits of the SHA-256 of the
+    /// weights. Set by [`Checkpoint::save`].
+    pub model_id: String,
+    /// The method and its settings.
+    pub method: MethodConfig,
+    /// K, the code length in bits.
+    pub code_len_bits: usize,
+    /// The feature network.
+    pub backbone: BackboneKind,
+    /// Rows and columns of the pictures it reads, in pixels.
+    pub picture_side: usize,
+    /// Channels of the pictures it reads, 1 or 3.
+    pub picture_channels: usize,
+    /// What pictures are normalized with.
+    pub normalization: Normalization,
+    /// The classes it was trained on.
+    pub class_names: Vec<String>,
+    /// The data set it was trained on, as it was named.
+    pub dataset: String,
+    /// How the data set was split.
+    pub protocol: String,
+    /// The seed of the run.
+    pub seed: u64,
+    /// Epochs trained so far.
+    pub epochs_done: usize,
+    /// All options of the run, for the record.
+    pub training: serde_json::Value,
+}
+
+impl ModelConfig {
+    /// K as a code length.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a length no code has.
+    pub fn code_len(&self) -> Result<CodeLen> {
+        CodeLen::new(self.code_len_bits)
+    }
+
+    /// The shape of the pictures it reads.
+    pub fn picture_shape(&self) -> PictureShape {
+        PictureShape {
+            side: self.picture_side,
+            channels: self.picture_channels,
+        }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.format != MODEL_FORMAT {
+            return Err(format!(
+                "expected model format {MODEL_FORMAT}, found {}",
+                self.format
+            ));
+        }
+        self.code_len().map_err(|error| error.to_string())?;
+        let Normalization { mean, std } = &self.normalization;
+        let numbers = mean.iter().all(|mean| mean.is_finite())
+            && std.iter().all(|std| std.is_finite() && *std > 0.0);
+        if mean.len() != self.picture_channels || std.len() != self.picture_channels || !numbers {
+            return Err(format!(
+                "expected a finite mean and a positive deviation for each of {} channels, found {mean:?} and {std:?}",
+                self.picture_channels
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// A network with the description that its file carries.
+pub struct Checkpoint {
+    /// What it is.
+    pub config: ModelConfig,
+    /// The network.
+    pub network: DeepHashNet,
+}
+
+impl Checkpoint {
+    /// Reads a model file onto `device`.
+    ///
+    /// # Errors
+    /// `Io` if it cannot be read; `UnsupportedVersion` for metadata of another version; `Corrupt` where
+    /// it is not a safetensors file, is cut short, has no or bad metadata, lacks a tensor, has one too
+    /// many, or has one of another shape, dtype or digest: the text names the file, the tensor, what was
+    /// expected and what was found.
+    pub(crate) fn load(path: &Path, device: tch::Device) -> Result<Checkpoint> {
+        let file = TensorFile::read(path)?;
+        let version: Version = file.metadata()?;
+        if version.format != MODEL_FORMAT {
+            return Err(ErrorKind::UnsupportedVersion {
+                found: version.format,
+                oldest: MODEL_FORMAT,
+                newest: MODEL_FORMAT,
+            }
+            .into());
+        }
+        let config: ModelConfig = file.metadata()?;
+        config.check().map_err(|reason| file.corrupt(reason))?;
+        let network = DeepHashNet::new(
+            config.backbone,
+            config.picture_shape(),
+            config.code_len()?,
+            0,
+            device,
+        )?;
+        file.copy_into(&weight_handles(&network))?;
+        let model_id = model_id(&config, &network)?;
+        if model_id != config.model_id {
+            return Err(file.corrupt(format!(
+                "expected weights of the model {}, found those of {model_id}",
+                config.model_id
+            )));
+        }
+        Ok(Checkpoint { config, network })
+    }
+
+    /// Sets the model id and writes the file, atomically.
+    ///
+    /// # Errors
+    /// `Io`, `Torch`.
+    pub(crate) fn save(&mut self, path: &Path) -> Result<()> {
+        self.config.model_id = model_id(&self.config, &self.network)?;
+        write_tensors(path, &weight_handles(&self.network), &self.config)
+    }
+}
+
+#[derive(Deserialize)]
+struct Version {
+    format: u32,
+}
+
+/// The file that holds the state of the run that writes `model`.
+pub fn state_path(model: &Path) -> PathBuf {
+    let mut name = model.as_os_str().to_owned();
+    name.push(".state");
+    PathBuf::from(name)
+}
+
+/// Second handles of all tensors of a network, by name.
+pub(crate) fn weight_handles(network: &DeepHashNet) -> Vec<(String, Tensor)> {
+    let entries = network.weights().entries().iter();
+    entries
+        .map(|entry| (entry.name.clone(), entry.tensor.shallow_clone()))
+        .collect()
+}
+
+fn model_id(config: &ModelConfig, network: &DeepHashNet) -> Result<String> {
+    let mut tensors = weight_handles(network);
+    tensors.sort_by(|a, b| a.0.cmp(&b.0));
+    let mut digest = Sha256::new();
+    for (name, tensor) in &tensors {
+        digest.update(name.as_bytes());
+        digest.update(format!("{:?}", tensor.size()).as_bytes());
+        digest.update(bytes_of(tensor)?);
+    }
+    let hex: String = digest.finalize()[..6]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let (method, bits) = (config.method.name(), config.code_len_bits);
+    Ok(format!("{method}-{bits}-{hex}"))
+}
+
+/// The values of a float32 tensor, row-major, little endian.
+fn bytes_of(tensor: &Tensor) -> Result<Vec<u8>> {
+    let mut values = vec![0f32; tensor.numel()];
+    tensor.f_copy_data(&mut values, tensor.numel())?;
+    Ok(values
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect())
+}
+
+/// Writes float32 tensors and `metadata` to `path`, atomically.
+pub(crate) fn write_tensors(
+    path: &Path,
+    tensors: &[(String, Tensor)],
+    metadata: &impl Serialize,
+) -> Result<()> {
+    let failed = |what: String| Error::new(ErrorKind::Io(format!("{}: {what}", path.display())));
+    let blobs = tensors
+        .iter()
+        .map(|(_, tensor)| bytes_of(tensor))
+        .collect::<Result<Vec<_>>>()?;
+    let views = tensors
+        .iter()
+        .zip(&blobs)
+        .map(|((name, tensor), bytes)| {
+            let shape = tensor.size().iter().map(|&size| size as usize).collect();
+            let view = TensorView::new(Dtype::F32, shape, bytes);
+            Ok((name, view.map_err(|error| failed(error.to_string()))?))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let metadata =
+        serde_json::to_string(metadata).map_err(|error| failed(format!("metadata: {error}")))?;
+    let metadata = HashMap::from([(METADATA_KEY.to_owned(), metadata)]);
+    let bytes =
+        safetensors::serialize(views, Some(metadata)).map_err(|error| failed(error.to_string()))?;
+    write_atomically(path, &bytes)
+}
+
+/// Writes to a temporary file beside `path`, syncs it and renames it over `path`.
+pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(format!(".tmp-{}", std::process::id()));
+    let temporary = PathBuf::from(temporary);
+    let written = File::create(&temporary)
+        .and_then(|mut file| {
+            file.write_all(bytes)?;
+            file.sync_all()
+        })
+        .and_then(|()| fs::rename(&temporary, path));
+    if let Err(error) = written {
+        // The first error is the one to report; a leftover of the temporary file is harmless.
+        let _ = fs::remove_file(&temporary);
+        return Err(Error::io(path, error));
+    }
+    // Not every file system can sync a folder. The file itself is safe; only its name could be lost.
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    if let Ok(folder) = File::open(folder.unwrap_or(Path::new("."))) {
+        let _ = folder.sync_all();
+    }
+    Ok(())
+}
+
+/// A safetensors file in memory.
+pub(crate) struct TensorFile {
+    path: PathBuf,
+    bytes: Vec<u8>,
+}
+
+impl TensorFile {
+    /// Reads the whole file, after checking its size and the start of its header.
+    pub fn read(path: &Path) -> Result<TensorFile> {
+        let size = fs::metadata(path)
+            .map_err(|error| Error::io(path, error))?
+            .len();
+        let file = TensorFile {
+            path: path.to_owned(),
+            bytes: Vec::new(),
+        };
+        if size > FILE_BYTES_MAX {
+            return Err(file.corrupt(format!(
+                "expected at most {FILE_BYTES_MAX} bytes, found {size}"
+            )));
+        }
+        let bytes = fs::read(path).map_err(|error| Error::io(path, error))?;
+        let header_bytes = match bytes.first_chunk::<8>() {
+            Some(length) => u64::from_le_bytes(*length),
+            None => {
+                return Err(
+                    file.corrupt(format!("expected a safetensors file, found {size} bytes"))
+                );
+            }
+        };
+        if header_bytes > HEADER_BYTES_MAX || bytes.get(8) != Some(&b'{') {
+            return Err(file.corrupt("expected a safetensors file, found another format".into()));
+        }
+        Ok(TensorFile { bytes, ..file })
+    }
+
+    fn corrupt(&self, reason: String) -> Error {
+        Error::corrupt(format!("model file {}", self.path.display()), reason)
+    }
+
+    fn parse(&self) -> Result<SafeTensors<'_>> {
+        SafeTensors::deserialize(&self.bytes).map_err(|error| {
+            self.corrupt(format!(
+                "expected a whole safetensors file, found {} bytes with this fault: {error}",
+                self.bytes.len()
+            ))
+        })
+    }
+
+    /// The JSON under our metadata key.
+    pub fn metadata<T: DeserializeOwned>(&self) -> Result<T> {
+        self.parse()?;
+        let (_, header) = SafeTensors::read_metadata(&self.bytes)
+            .map_err(|error| self.corrupt(error.to_string()))?;
+        let text = header
+            .metadata()
+            .as_ref()
+            .and_then(|metadata| metadata.get(METADATA_KEY))
+            .ok_or_else(|| {
+                self.corrupt(format!(
+                    "expected metadata under the key {METADATA_KEY:?}, found none; only models trained by tanhash are read"
+                ))
+            })?;
+        serde_json::from_str(text).map_err(|error| self.corrupt(format!("metadata: {error}")))
+    }
+
+    /// Copies every tensor of the file into the one of the same name.
+    ///
+    /// # Errors
+    /// `Corrupt` unless names, shapes and dtypes are exactly those of `tensors` and all values finite.
+    /// Checked before the first value is copied, so a refused file changes nothing.
+    pub fn copy_into(&self, tensors: &[(String, Tensor)]) -> Result<()> {
+        let parsed = self.parse()?;
+        let mut found: BTreeMap<String, TensorView<'_>> = parsed.tensors().into_iter().collect();
+        let mut values = Vec::with_capacity(tensors.len());
+        for (name, tensor) in tensors {
+            let view = found
+                .remove(name)
+                .ok_or_else(|| self.corrupt(format!("expected a tensor {name}, found none")))?;
+            let shape: Vec<i64> = view.shape().iter().map(|&size| size as i64).collect();
+            if view.dtype() != Dtype::F32 || shape != tensor.size() {
+                return Err(self.corrupt(format!(
+                    "tensor {name}: expected {:?} {:?}, found {:?} {shape:?}",
+                    Dtype::F32,
+                    tensor.size(),
+                    view.dtype()
+                )));
+            }
+            let floats: Vec<f32> = view
+                .data()
+                .chunks_exact(4)
+                .map(|bytes| f32::from_le_bytes(bytes.try_into().expect("chunks of four bytes")))
+                .collect();
+            if let Some(value) = floats.iter().find(|value| !value.is_finite()) {
+                return Err(self.corrupt(format!(
+                    "tensor {name}: expected finite values, found {value}"
+                )));
+            }
+            values.push(Tensor::f_from_slice(&floats)?.f_view(&shape[..])?);
+        }
+        if let Some(name) = found.keys().next() {
+            return Err(self.corrupt(format!(
+                "expected {} tensors, found {} more, among them {name}",
+                tensors.len(),
+                found.len()
+            )));
+        }
+        let _no_grad = tch::no_grad_guard();
+        for ((_, tensor), value) in tensors.iter().zip(&values) {
+            tensor.shallow_clone().f_copy_(value)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,193 @@
+//! Where tensors live: CPU or CUDA, found at run time; seeds and threads.
+//!
+//! The crate links the CPU half of libtorch only. Where `libtorch_cuda.so` lies beside it, it is opened
+//! here, which registers the CUDA kernels: one binary serves machines with and without a GPU. libtorch
+//! looks for its CUDA half once a process, so a process that means to use a GPU resolves
+//! [`Device::Auto`] or [`Device::Cuda`] before it touches a tensor.
+//! Leaves out several GPUs at once.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::OnceLock;
+
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// The device asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Device {
+    /// The first CUDA device where there is one, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU. Training is reproducible bit for bit here, for a fixed number of threads.
+    Cpu,
+    /// The CUDA device of this number, counted from 0.
+    Cuda(usize),
+}
+
+impl Device {
+    /// The device that is there.
+    ///
+    /// # Errors
+    /// `Unsupported` where CUDA was asked for by name and libtorch has none, or has no device of that
+    /// number; the text says why.
+    pub(crate) fn resolve(self) -> Result<tch::Device> {
+        match self {
+            Device::Cpu => Ok(tch::Device::Cpu),
+            Device::Auto => Ok(match cuda_devices() {
+                Ok(n_devices) if n_devices > 0 => tch::Device::Cuda(0),
+                _ => tch::Device::Cpu,
+            }),
+            Device::Cuda(device_idx) => {
+                let n_devices = cuda_devices().map_err(|reason| {
+                    Error::new(ErrorKind::Unsupported(format!(
+                        "no CUDA: {reason}; use the device cpu"
+                    )))
+                })?;
+                if device_idx >= n_devices {
+                    return Err(ErrorKind::Unsupported(format!(
+                        "no device cuda:{device_idx}: libtorch sees {n_devices} CUDA devices"
+                    ))
+                    .into());
+                }
+                Ok(tch::Device::Cuda(device_idx))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Device::Auto => f.write_str("auto"),
+            Device::Cpu => f.write_str("cpu"),
+            Device::Cuda(device_idx) => write!(f, "cuda:{device_idx}"),
+        }
+    }
+}
+
+impl FromStr for Device {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Device> {
+        let number = |digits: &str| digits.parse().ok().map(Device::Cuda);
+        match text {
+            "auto" => Some(Device::Auto),
+            "cpu" => Some(Device::Cpu),
+            "cuda" => Some(Device::Cuda(0)),
+            _ => text.strip_prefix("cuda:").and_then(number),
+        }
+        .ok_or_else(|| {
+            Error::invalid(format!(
+                "a device is auto, cpu, cuda or cuda:N, got {text:?}"
+            ))
+        })
+    }
+}
+
+/// The number of CUDA devices, or why there is none. Opens the CUDA half of libtorch at the first call.
+fn cuda_devices() -> Result<usize, String> {
+    static LOADED: OnceLock<Result<(), String>> = OnceLock::new();
+    LOADED.get_or_init(load_cuda).clone()?;
+    if !tch::Cuda::is_available() {
+        return Err("libtorch has its CUDA half, but sees no usable GPU".into());
+    }
+    Ok(usize::try_from(tch::Cuda::device_count()).unwrap_or(0))
+}
+
+#[cfg(target_os = "linux")]
+fn load_cuda() -> Result<(), String> {
+    use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LAZY};
+
+    let path = libtorch_dir()
+        .map(|dir| dir.join("libtorch_cuda.so"))
+        .filter(|path| path.exists())
+        .ok_or("there is no libtorch_cuda.so beside libtorch_cpu.so")?;
+    // SAFETY: opening a library runs its static initializers. This file lies beside the libtorch_cpu.so
+    // that this process already runs, so it is as trusted as that one, and its initializers only
+    // register kernels with it. It is never closed: the registrations point into it.
+    #[allow(unsafe_code)]
+    let library = unsafe { Library::open(Some(&path), RTLD_LAZY | RTLD_GLOBAL) };
+    match library {
+        Ok(library) => {
+            std::mem::forget(library);
+            Ok(())
+        }
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn load_cuda() -> Result<(), String> {
+    Err("CUDA is used on Linux only".into())
+}
+
+/// The folder of the `libtorch_cpu.so` of this process, symbolic links followed.
+#[cfg(target_os = "linux")]
+fn libtorch_dir() -> Option<PathBuf> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let line = maps
+        .lines()
+        .find(|line| line.ends_with("/libtorch_cpu.so"))?;
+    let path = Path::new(&line[line.find('/')?..]);
+    path.parent().map(Path::to_path_buf)
+}
+
+/// What a stream of random numbers is for. Streams of one seed are independent of each other, and none
+/// depends on how much another was used: resuming needs the seed and the epoch, no generator state.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Stream {
+    /// First values of the weights.
+    Weights,
+    /// The codebook.
+    Centers,
+    /// Order and augmentation of the pictures in this epoch.
+    Epoch(usize),
+}
+
+/// The random numbers of `seed` for one purpose.
+pub(crate) fn rng(seed: u64, stream: Stream) -> ChaCha8Rng {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(match stream {
+        Stream::Weights => 1,
+        Stream::Centers => 2,
+        Stream::Epoch(epoch) => 1 << 32 | epoch as u64,
+    });
+    rng
+}
+
+/// Sets the number of threads that libtorch computes with, for the whole process. Sums are cut along
+/// threads, so the last bits of a trained weight depend on it.
+pub fn set_threads(n_threads: usize) {
+    tch::set_num_threads(i32::try_from(n_threads.max(1)).unwrap_or(i32::MAX));
+}
+
+/// The number of threads that libtorch computes with.
+pub fn threads() -> usize {
+    usize::try_from(tch::get_num_threads()).unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for device in [Device::Auto, Device::Cpu, Device::Cuda(0), Device::Cuda(3)] {
+            assert_eq!(device.to_string().parse::<Device>().unwrap(), device);
+        }
+        assert_eq!("cuda".parse::<Device>().unwrap(), Device::Cuda(0));
+        assert!("cuda:x".parse::<Device>().is_err() && "gpu".parse::<Device>().is_err());
+    }
+
+    #[test]
+    fn an_absent_gpu_is_refused_by_name() {
+        let error = Device::Cuda(4096).resolve().unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Unsupported(_)), "{error}");
+        assert_eq!(Device::Cpu.resolve().unwrap(), tch::Device::Cpu);
+        Device::Auto.resolve().unwrap();
+    }
+}
