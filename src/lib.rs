@@ -8,6 +8,7 @@ mod random;
 
 pub mod data;
 pub mod encode;
+pub mod eval;
 
 pub use code::{CodeLen, Codes, HashCode};
 pub use encode::{EncodeError, Encoder, Payload};
