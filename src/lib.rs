@@ -17,6 +17,7 @@ pub mod scan;
 pub mod mih;
 
 pub mod encode;
+pub mod eval;
 
 #[cfg(feature = "torch")]
 pub mod deep;
