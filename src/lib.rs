@@ -18,6 +18,9 @@ pub mod mih;
 
 pub mod encode;
 pub mod eval;
+pub mod segment;
+
+pub mod plugin;
 
 #[cfg(feature = "torch")]
 pub mod deep;

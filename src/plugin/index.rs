@@ -203,7 +203,7 @@ impl HashIndex {
                     documents: reader.max_doc(),
                     deleted: reader.num_deleted_docs(),
                     n_codes: column.n_codes(),
-                    mih_tables: column.mih_params().map(|params| params.n_tables()),
+                    mih_tables: column.mih_params().map(|params| params.n_substrings()),
                     codes_bytes,
                     doc_ids_bytes,
                     tables_bytes,

@@ -150,6 +150,7 @@ pub struct HashColumn {
     code_len: CodeLen,
     model_id: Option<String>,
     n_codes: usize,
+    max_doc: u32,
     integrity: Integrity,
     codes: Checked,
     doc_ids: Option<Checked>,
@@ -213,9 +214,8 @@ impl HashColumn {
         let mih = match found.mih {
             None => None,
             Some(params) => {
-                params.validate().map_err(|error| corrupt(error.to_string()))?;
                 code_len.check(params.code_len()).map_err(|error| corrupt(error.to_string()))?;
-                let tables = (0..params.n_tables())
+                let tables = (0..params.n_substrings())
                     .map(|table_idx| {
                         let n_offsets = (1usize << params.width(table_idx)) + 1;
                         let offsets = one(SectionKind::MihOffsets, table_idx as u32, n_offsets * 4)?;
@@ -228,7 +228,18 @@ impl HashColumn {
         };
         let (bytes, model_id) = (bytes.clone(), found.model_id);
         let field_id = meta.field_id;
-        Ok(HashColumn { bytes, field_id, code_len, model_id, n_codes, integrity, codes, doc_ids, mih })
+        Ok(HashColumn {
+            bytes,
+            field_id,
+            code_len,
+            model_id,
+            n_codes,
+            max_doc,
+            integrity,
+            codes,
+            doc_ids,
+            mih,
+        })
     }
 
     /// The field's id in the schema.
@@ -342,7 +353,7 @@ impl HashColumn {
             let width = mih.params.width(table_idx);
             MihTable::from_parts(self.words(offsets), self.words(ids), self.n_codes, width)
         });
-        Ok(MihView::new(&mih.params, tables.collect::<Result<_>>()?))
+        MihView::new(&mih.params, tables.collect::<Result<Vec<_>>>()?)
     }
 
     /// Compares every checksum of the field, the order of its documents, the zero padding of its codes
@@ -364,8 +375,11 @@ impl HashColumn {
         }
         if let Some(doc_ids) = &self.doc_ids {
             doc_ids.check(raw)?;
-            if !self.words(doc_ids).is_sorted_by(|a, b| a < b) {
-                return Err(Error::corrupt(doc_ids.section.name(), "expected ascending document ids"));
+            let found = self.words(doc_ids);
+            let inside = found.last().is_none_or(|&last| last < self.max_doc);
+            if !inside || !found.is_sorted_by(|a, b| a < b) {
+                let reason = format!("expected ascending document ids below {}", self.max_doc);
+                return Err(Error::corrupt(doc_ids.section.name(), reason));
             }
         }
         let Some(mih) = &self.mih else { return Ok(()) };
@@ -374,7 +388,7 @@ impl HashColumn {
             ids.check(raw)?;
             let width = mih.params.width(table_idx);
             MihTable::from_parts(self.words(offsets), self.words(ids), self.n_codes, width)?
-                .verify(codes, &mih.params, table_idx)?;
+                .verify(&codes, &mih.params, table_idx)?;
         }
         Ok(())
     }

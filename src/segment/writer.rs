@@ -94,7 +94,7 @@ impl<W: Write> SegmentWriter<W> {
         let mih = policy
             .wants_tables(spec.code_len, codes.n_codes())
             .then(|| MihParams::choose(spec.code_len, codes.n_codes()));
-        let n_tables = mih.as_ref().map_or(0, MihParams::n_tables);
+        let n_tables = mih.as_ref().map_or(0, MihParams::n_substrings);
         let meta = Meta {
             bits: spec.code_len.bits(),
             model_id: spec.model_id.clone(),
@@ -110,7 +110,7 @@ impl<W: Write> SegmentWriter<W> {
         }
         for table_idx in 0..n_tables {
             let params = meta.mih.as_ref().expect("there are tables only with parameters");
-            let table = MihTable::build(codes, params, table_idx);
+            let table = MihTable::build(&codes, params, table_idx)?;
             let param = table_idx as u32;
             let offsets = bytemuck::cast_slice(table.offsets());
             self.section(field_id, SectionKind::MihOffsets, param, offsets)?;
