@@ -1,7 +1,7 @@
 //! One segment, one query, one answer: what the search engines share, and the two calls above them.
 //!
 //! Every engine is exact and gives the same answer, ties included, so the choice among them is a
-//! matter of time only and [`plan`](crate::plan) makes it. Knows no file, no thread and no index: rows,
+//! matter of time only and [`plan`] makes it. Knows no file, no thread and no index: rows,
 //! tables and the set of allowed documents are lent by the caller.
 
 use std::fmt;

@@ -149,14 +149,12 @@ impl Iterator for ListedRows<'_, '_> {
     fn next(&mut self) -> Option<u32> {
         loop {
             let doc = *self.docs.next()?;
-            match &mut self.row_docs {
-                Some(row_docs) => {
-                    if row_docs.contains(doc) {
-                        return Some(row_docs.place() as u32);
-                    }
-                }
-                None if (doc as usize) < self.n_rows => return Some(doc),
-                None => {}
+            let row = match &mut self.row_docs {
+                Some(row_docs) => row_docs.contains(doc).then(|| row_docs.place()),
+                None => Some(doc as usize).filter(|&row| row < self.n_rows),
+            };
+            if let Some(row) = row {
+                return Some(row as u32);
             }
         }
     }

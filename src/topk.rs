@@ -256,7 +256,12 @@ mod tests {
         for address in 0..200u64 {
             let distance = (address * 37 % 11) as u32;
             both.push(distance, address);
-            if address % 3 == 0 { &mut left } else { &mut right }.push(distance, address);
+            if address % 3 == 0 {
+                &mut left
+            } else {
+                &mut right
+            }
+            .push(distance, address);
         }
         left.merge(right);
         assert_eq!(left.into_sorted(), both.into_sorted());

@@ -142,7 +142,15 @@ fn engines<'a>(
 
 /// Every engine and every choice against the naive answer.
 fn check_knn(segment: &Segment, query: &HashCode, k: usize, max_distance: u32, case: &str) {
-    check_knn_filtered(segment, query, k, max_distance, &Allowed::All, |_| true, case);
+    check_knn_filtered(
+        segment,
+        query,
+        k,
+        max_distance,
+        &Allowed::All,
+        |_| true,
+        case,
+    );
 }
 
 fn check_knn_filtered(
@@ -203,12 +211,18 @@ fn check_range_filtered(
         engine
             .range(query, radius, allowed, &mut found, &mut stats)
             .unwrap();
-        assert_eq!(found, expected, "{name}, radius {radius}, {allowed:?}, {case}");
+        assert_eq!(
+            found, expected,
+            "{name}, radius {radius}, {allowed:?}, {case}"
+        );
     }
     for choice in [EngineChoice::Auto, EngineChoice::Scan, EngineChoice::Mih] {
         let mut found = vec![earlier];
         let mut stats = SearchStats::default();
-        engine::range(&rows, choice, query, radius, allowed, &mut found, &mut stats).unwrap();
+        engine::range(
+            &rows, choice, query, radius, allowed, &mut found, &mut stats,
+        )
+        .unwrap();
         assert_eq!(found, expected, "{choice}, radius {radius}, {case}");
     }
 }
@@ -267,7 +281,13 @@ fn hard_data_at_common_lengths() {
             for k in [1, 10, 100, n_codes, n_codes * 2] {
                 check_knn(&segment, &query, k, u32::MAX, &case);
             }
-            check_knn(&segment, &query, 10, rng.random_range(0..bits as u32), &case);
+            check_knn(
+                &segment,
+                &query,
+                10,
+                rng.random_range(0..bits as u32),
+                &case,
+            );
             for _ in 0..3 {
                 let radius = rng.random_range(0..=bits as u32);
                 check_range(&segment, &query, radius, &case);
@@ -301,7 +321,8 @@ fn filters_and_sparse_doc_ids() {
                 .filter(|_| rng.random_bool(share))
                 .collect();
             let is_listed = |doc: u32| listed.binary_search(&doc).is_ok();
-            let case = format!("{bits} bits, {n_codes} codes, {data:?}, share {share}, seed {seed}");
+            let case =
+                format!("{bits} bits, {n_codes} codes, {data:?}, share {share}, seed {seed}");
             for allowed in [Allowed::Listed(&listed), Allowed::Where(&is_listed)] {
                 for k in [1, 10, n_codes + 1] {
                     check_knn_filtered(&segment, &query, k, 1024, &allowed, is_listed, &case);
@@ -338,7 +359,10 @@ fn giving_up_half_way_gives_nothing_twice() {
         }
         check_range(&segment, &query, 12, &case);
     }
-    assert!(fell_back > 0, "no case of this test gave up after candidates");
+    assert!(
+        fell_back > 0,
+        "no case of this test gave up after candidates"
+    );
 }
 
 #[test]
@@ -369,7 +393,8 @@ fn segments_share_a_top() {
             let mut stats = SearchStats::default();
             let mih = MultiIndex::new(&rows, &view).without_fallback();
             if ordinal % 2 == 0 {
-                mih.knn(&query, &Allowed::All, &mut top, &mut stats).unwrap();
+                mih.knn(&query, &Allowed::All, &mut top, &mut stats)
+                    .unwrap();
             } else {
                 LinearScan::new(&rows)
                     .knn(&query, &Allowed::All, &mut top, &mut stats)
@@ -429,7 +454,10 @@ fn other_lengths_are_refused() {
         &mut top,
         &mut stats,
     );
-    assert!(matches!(error.unwrap_err().kind(), ErrorKind::Corrupt { .. }));
+    assert!(matches!(
+        error.unwrap_err().kind(),
+        ErrorKind::Corrupt { .. }
+    ));
 }
 
 /// Tables lie in memory maps of files that may be damaged after they were verified.
@@ -450,8 +478,7 @@ fn damaged_tables_give_errors_or_answers_but_no_panic() {
                 ids[rng.random_range(0..300)] = rng.random::<u32>() >> rng.random_range(0..32);
             }
             let width = segment.params.width(substring_idx);
-            segment.tables[substring_idx] =
-                MihTable::from_parts(offsets, ids, 300, width).unwrap();
+            segment.tables[substring_idx] = MihTable::from_parts(offsets, ids, 300, width).unwrap();
         }
         let (rows, view) = (segment.rows(), segment.view());
         for (_, engine) in engines(&rows, &view) {

@@ -153,7 +153,10 @@ fn gathers_are_exact_within_the_bound() {
                 for (&row, &distance) in rows.iter().zip(&out) {
                     let exact = codes.distance(row as usize, query.words());
                     let agrees = distance == exact || (distance > bound && exact > bound);
-                    assert!(agrees, "{kernel:?}, {len} bits, bound {bound}: {distance}, {exact}");
+                    assert!(
+                        agrees,
+                        "{kernel:?}, {len} bits, bound {bound}: {distance}, {exact}"
+                    );
                 }
             }
         }

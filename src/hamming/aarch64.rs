@@ -87,7 +87,12 @@ impl Lanes for Neon {
     }
 
     #[inline(always)]
-    fn add(self, mut sum: Self::Sum, row_words: &[u64; BLOCK_ROWS], query: uint64x2_t) -> Self::Sum {
+    fn add(
+        self,
+        mut sum: Self::Sum,
+        row_words: &[u64; BLOCK_ROWS],
+        query: uint64x2_t,
+    ) -> Self::Sum {
         for (register, sum) in sum.iter_mut().enumerate() {
             // SAFETY: `self` proves NEON; register r loads words 2r and 2r + 1 of an array of eight.
             unsafe {
@@ -130,7 +135,8 @@ impl Lanes for Neon {
                 let near = vcleq_u64(distances, vdupq_n_u64(u64::from(bound)));
                 (vgetq_lane_u64::<0>(near), vgetq_lane_u64::<1>(near))
             };
-            mask |= ((first & 1) | (second & 2)) as u8 << (2 * register);
+            let pair = ((first & 1) | (second & 2)) as u8;
+            mask |= pair << (2 * register);
         }
         mask
     }

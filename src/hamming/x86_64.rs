@@ -98,10 +98,7 @@ impl Lanes for Avx2 {
         // SAFETY: `self` proves AVX2.
         unsafe {
             let zero = _mm256_setzero_si256();
-            [
-                _mm256_sad_epu8(sum[0], zero),
-                _mm256_sad_epu8(sum[1], zero),
-            ]
+            [_mm256_sad_epu8(sum[0], zero), _mm256_sad_epu8(sum[1], zero)]
         }
     }
 

@@ -91,8 +91,14 @@ mod tests {
     #[test]
     fn the_widest_shells_end() {
         let width = MAX_SUBSTRING_BITS;
-        assert_eq!(Shell::new(width, width).collect::<Vec<_>>(), [(1 << width) - 1]);
+        assert_eq!(
+            Shell::new(width, width).collect::<Vec<_>>(),
+            [(1 << width) - 1]
+        );
         assert_eq!(Shell::new(width, 11).last().map(u32::count_ones), Some(11));
-        assert_eq!((0..=width).map(|r| shell_size(width, r)).sum::<u32>(), 1 << width);
+        assert_eq!(
+            (0..=width).map(|r| shell_size(width, r)).sum::<u32>(),
+            1 << width
+        );
     }
 }

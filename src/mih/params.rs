@@ -250,10 +250,7 @@ mod tests {
         let params = MihParams::choose(len(16), 1000);
         assert_eq!(
             params.substrings(),
-            [
-                [0, 4, 7, 8, 9, 10, 13, 15],
-                [1, 2, 3, 5, 6, 11, 12, 14]
-            ],
+            [[0, 4, 7, 8, 9, 10, 13, 15], [1, 2, 3, 5, 6, 11, 12, 14]],
             "another permutation writes other files"
         );
     }
@@ -308,7 +305,10 @@ mod tests {
                         None => {}
                     }
                 }
-                assert!(all_covered || nearest_missed > radius, "{bits} bits, {radius}");
+                assert!(
+                    all_covered || nearest_missed > radius,
+                    "{bits} bits, {radius}"
+                );
             }
         }
     }

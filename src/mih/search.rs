@@ -163,7 +163,9 @@ impl<'a> MultiIndex<'a> {
         if params.substring_distance(substring_idx, differing) as usize != substring_radius {
             return Err(Error::corrupt(
                 SECTION,
-                format!("row {row} is in a bucket of substring {substring_idx} that is not its own"),
+                format!(
+                    "row {row} is in a bucket of substring {substring_idx} that is not its own"
+                ),
             ));
         }
         let met_before = (0..params.n_substrings())

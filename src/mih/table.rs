@@ -156,9 +156,8 @@ impl<D: Deref<Target = [u32]>> MihTable<D> {
             codes.n_codes(),
             params.width(substring_idx),
         )?;
-        let corrupt = |reason: String| {
-            Error::corrupt(format!("substring table {substring_idx}"), reason)
-        };
+        let corrupt =
+            |reason: String| Error::corrupt(format!("substring table {substring_idx}"), reason);
         if self.offsets[0] != 0 {
             return Err(corrupt(format!(
                 "the first offset is {}, expected 0",
