@@ -59,7 +59,7 @@ impl EncoderSpec {
 /// Opens a trained model as an encoder.
 #[cfg(feature = "torch")]
 pub fn open_model(path: &Path) -> Result<Arc<dyn Encoder>> {
-    let device = tanhash::deep::Device::auto();
+    let device = tanhash::deep::Device::Auto;
     let encoder = tanhash::deep::TorchEncoder::open(path, device).with_context(|| path.display().to_string())?;
     Ok(Arc::new(encoder))
 }

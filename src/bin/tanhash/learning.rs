@@ -37,8 +37,8 @@ pub fn train(dataset: &Dataset, args: &Args, seed: u64) -> Result<TrainSummary> 
     let mut method = MethodConfig::from_name(&args.method)?;
     match &mut method {
         MethodConfig::OrthoHash(config) => {
-            config.m = args.margin.unwrap_or(config.m);
-            config.s = args.scale.or(config.s);
+            config.margin = args.margin.unwrap_or(config.margin);
+            config.scale = args.scale.or(config.scale);
         }
         other => {
             if args.margin.is_some() || args.scale.is_some() {

@@ -9,6 +9,8 @@ mod cmd;
 #[cfg(feature = "torch")]
 mod learning;
 mod output;
+#[cfg(feature = "torch")]
+mod page;
 mod records;
 
 use std::process::ExitCode;

@@ -238,7 +238,7 @@ fn tar_records(shard: &Path) -> Result<Vec<Result<Record>>> {
     let mut records: Vec<Record> = Vec::new();
     let mut broken = None;
     for entry in archive.entries().with_context(|| name.clone())? {
-        let mut member = || -> Result<()> {
+        let member = || -> Result<()> {
             let mut entry = entry?;
             let path = entry.path()?.to_string_lossy().into_owned();
             if !entry.header().entry_type().is_file() {
