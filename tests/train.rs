@@ -27,7 +27,13 @@ fn pictures(n_pictures: usize, seed: u32) -> PictureSet {
                 let along = [x, y, x + y, x + SIDE - y][class];
                 state = state.wrapping_mul(1664525).wrapping_add(1013904223);
                 let noise = (state >> 26) as u8;
-                pixels.push(if along / 4 % 2 == 0 { 60 } else { 180 } + noise);
+                pixels.push(
+                    if (along / 4).is_multiple_of(2) {
+                        60
+                    } else {
+                        180
+                    } + noise,
+                );
             }
         }
     }
@@ -46,6 +52,7 @@ fn dataset() -> Dataset {
     let train = Arc::new(pictures(64, 1));
     Dataset {
         name: "stripes".into(),
+        skipped: Vec::new(),
         protocol: "64 pictures, the same in every split".into(),
         class_names: ["columns", "rows", "rising", "falling"]
             .map(String::from)
