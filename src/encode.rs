@@ -3,6 +3,8 @@
 //! The plugin sees only `dyn Encoder`. Encoders that need no network are in the submodules; the
 //! learned one is [`TorchEncoder`](crate::deep::TorchEncoder) behind the `torch` feature.
 
+mod service;
+pub use service::*;
 use std::sync::Arc;
 
 use crate::code::{CodeLen, HashCode};

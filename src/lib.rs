@@ -7,7 +7,20 @@ pub mod media;
 mod random;
 
 pub mod data;
+pub mod hamming;
+pub mod topk;
+
+pub mod engine;
+pub mod plan;
+pub mod scan;
+
+pub mod mih;
+
 pub mod encode;
+pub mod eval;
+pub mod segment;
+
+pub mod plugin;
 
 #[cfg(feature = "torch")]
 pub mod deep;

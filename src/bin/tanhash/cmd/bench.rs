@@ -1,0 +1,320 @@
+//! `tanhash bench`: a real index on disk, opened memory-mapped, queried through the public query API.
+//!
+//! One JSON line on stdout for each operation and engine. The index lives in a temporary directory unless
+//! `--keep` names one. Nothing here knows how engines work; it times `KnnQuery::search` and
+//! `HammingQuery::search`, filter evaluation included.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use rayon::prelude::*;
+use serde::Serialize;
+use serde_json::json;
+use tanhash::engine::{EngineChoice, SearchStats};
+use tanhash::plugin::{
+    HammingQuery, HammingResult, HashDocumentExt, HashFieldOptions, HashIndex, HashPlugin, KnnQuery,
+    SchemaBuilderExt, WriterOptions,
+};
+use tanhash::segment::{EXTENSION, TablePolicy};
+use tanhash::{CodeLen, Codes, HashCode};
+use tantivy::columnar::Column;
+use tantivy::merge_policy::NoMergePolicy;
+use tantivy::query::{Query, TermQuery};
+use tantivy::schema::{FAST, Field, IndexRecordOption, STRING, Schema};
+use tantivy::{Searcher, TantivyDocument, Term};
+
+use crate::output;
+
+/// Measure search on packed codes
+#[derive(clap::Args)]
+pub struct Args {
+    /// Codes to index: packed rows of bits/8 bytes, as a FAISS uint8 matrix
+    #[arg(long)]
+    codes: PathBuf,
+    /// Codes to search for, in the same form
+    #[arg(long)]
+    queries: PathBuf,
+    /// Bits of each code
+    #[arg(long)]
+    bits: usize,
+    /// Numbers of nearest codes to ask for
+    #[arg(long, value_delimiter = ',')]
+    k: Vec<usize>,
+    /// Radii to search within
+    #[arg(long, value_delimiter = ',')]
+    radius: Vec<u32>,
+    /// Engines to measure
+    #[arg(long, value_delimiter = ',', default_value = "auto,scan,mih")]
+    engine: Vec<EngineChoice>,
+    /// Queries timed together; a time is then the mean of the batch
+    #[arg(long, default_value_t = 1)]
+    batch: usize,
+    /// Threads that share the queries
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    /// Shares of rows that an indexed filter allows; without it, no filter
+    #[arg(long, value_delimiter = ',')]
+    filter_share: Vec<f64>,
+    /// Share of rows to delete before searching
+    #[arg(long)]
+    delete_share: Option<f64>,
+    /// Segments to spread the rows over
+    #[arg(long, default_value_t = 1)]
+    segments: usize,
+    /// Write every answer to this file, one JSON line each
+    #[arg(long)]
+    out_distances: Option<PathBuf>,
+    /// Use only the first queries
+    #[arg(long)]
+    max_queries: Option<usize>,
+    /// Keep the index in this directory, which must not hold one
+    #[arg(long)]
+    keep: Option<PathBuf>,
+}
+
+/// The bench's own index: a code, the row it came from, and which filters allow it.
+struct Bench {
+    searcher: Searcher,
+    code: Field,
+    allowed: Field,
+    rows: Vec<Column<u64>>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Op {
+    Knn(usize),
+    Radius(u32),
+}
+
+#[derive(Serialize)]
+struct Answer<'a> {
+    op: &'static str,
+    k: Option<usize>,
+    radius: Option<u32>,
+    engine: String,
+    filter_share: Option<f64>,
+    query: usize,
+    ids: Vec<u64>,
+    distances: &'a [u32],
+}
+
+/// `(row * multiplier mod 2^32) / 2^32 < share`: a fixed pseudo-random share of the rows.
+fn in_share(row: u64, multiplier: u64, share: f64) -> bool {
+    ((row.wrapping_mul(multiplier) & 0xffff_ffff) as f64) / 4_294_967_296.0 < share
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let len = CodeLen::new(args.bits)?;
+    ensure!(args.batch > 0 && args.threads > 0 && args.segments > 0, "expected batch, threads and segments of at least 1");
+    for share in args.filter_share.iter().chain(&args.delete_share) {
+        ensure!((0.0..=1.0).contains(share), "expected shares from 0 to 1, got {share}");
+    }
+    if args.k.is_empty() && args.radius.is_empty() {
+        bail!("expected something to measure: give --k, --radius or both");
+    }
+    let codes = read_codes(&args.codes, len)?;
+    let queries = read_codes(&args.queries, len)?;
+    let n_queries = args.max_queries.unwrap_or(usize::MAX).min(queries.n_codes());
+    ensure!(n_queries > 0, "{}: expected at least one query, got none", args.queries.display());
+    let queries: Vec<HashCode> = (0..n_queries).map(|row| queries.get(row)).collect();
+
+    let temporary = tempfile::tempdir()?;
+    let dir = args.keep.as_deref().unwrap_or(temporary.path());
+    let started = Instant::now();
+    build(&args, &codes, dir)?;
+    let build_s = started.elapsed().as_secs_f64();
+    let n = codes.n_codes();
+    drop(codes);
+
+    let started = Instant::now();
+    let bench = Bench::open(dir)?;
+    let open_ms = started.elapsed().as_secs_f64() * 1e3;
+    let index_bytes = index_bytes(dir)?;
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads).build()?;
+    let mut answers = match &args.out_distances {
+        Some(path) => Some(BufWriter::new(File::create(path).with_context(|| path.display().to_string())?)),
+        None => None,
+    };
+
+    let ops = args.k.iter().map(|&k| Op::Knn(k)).chain(args.radius.iter().map(|&radius| Op::Radius(radius)));
+    let shares: Vec<Option<f64>> = match args.filter_share.is_empty() {
+        true => vec![None],
+        false => args.filter_share.iter().map(|&share| Some(share)).collect(),
+    };
+    for op in ops {
+        for &share in &shares {
+            for &engine in &args.engine {
+                let search = |query: &HashCode| bench.search(op, engine, share, query);
+                search(&queries[0])?;
+                let batches: Vec<(f64, Vec<HammingResult>)> = pool.install(|| {
+                    queries
+                        .par_chunks(args.batch)
+                        .map(|batch| {
+                            let started = Instant::now();
+                            let results = batch.iter().map(search).collect::<Result<Vec<_>>>()?;
+                            let ms = started.elapsed().as_secs_f64() * 1e3 / batch.len() as f64;
+                            Ok((ms, results))
+                        })
+                        .collect::<Result<_>>()
+                })?;
+                let mut times: Vec<f64> = batches.iter().map(|(ms, _)| *ms).collect();
+                times.sort_by(f64::total_cmp);
+                let mut stats = SearchStats::default();
+                for result in batches.iter().flat_map(|(_, results)| results) {
+                    stats.add(&result.stats);
+                }
+                let (name, k, radius) = match op {
+                    Op::Knn(k) => ("knn", Some(k), None),
+                    Op::Radius(radius) => ("radius", None, Some(radius)),
+                };
+                let quantile = |q: f64| times[((times.len() - 1) as f64 * q).round() as usize];
+                output::json(&json!({
+                    "op": name, "k": k, "radius": radius, "engine": engine.to_string(), "n": n,
+                    "bits": args.bits, "queries": n_queries, "threads": args.threads, "batch": args.batch,
+                    "filter_share": share, "delete_share": args.delete_share,
+                    "segments": bench.searcher.segment_readers().len(),
+                    "ms_mean": times.iter().sum::<f64>() / times.len() as f64,
+                    "ms_p50": quantile(0.5), "ms_p99": quantile(0.99),
+                    "build_s": build_s, "open_ms": open_ms, "index_bytes": index_bytes,
+                    "exact": stats.exact, "stats": stats,
+                }))?;
+                if let Some(out) = &mut answers {
+                    let results = batches.iter().flat_map(|(_, results)| results);
+                    for (query, result) in results.enumerate() {
+                        let distances: Vec<u32> = result.hits.iter().map(|hit| hit.distance).collect();
+                        let (op, engine) = (name, engine.to_string());
+                        let (ids, distances) = (bench.ids(result), &distances[..]);
+                        let answer = Answer { op, k, radius, engine, filter_share: share, query, ids, distances };
+                        serde_json::to_writer(&mut *out, &answer)?;
+                        out.write_all(b"\n")?;
+                    }
+                }
+            }
+        }
+    }
+    if let Some(mut out) = answers {
+        out.flush()?;
+    }
+    Ok(())
+}
+
+/// Packed rows from a file.
+pub fn read_codes(path: &Path, len: CodeLen) -> Result<Codes> {
+    let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+    Codes::from_packed(len, &bytes).with_context(|| path.display().to_string())
+}
+
+fn index_bytes(dir: &Path) -> Result<u64> {
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.path().extension().is_some_and(|extension| extension == EXTENSION) {
+            bytes += entry.metadata()?.len();
+        }
+    }
+    Ok(bytes)
+}
+
+fn share_term(field: Field, share: f64) -> Term {
+    Term::from_field_text(field, &share.to_string())
+}
+
+const DELETED: &str = "deleted";
+/// Documents handed to the writer in one call.
+const CHUNK_ROWS: usize = 10_000;
+
+fn build(args: &Args, codes: &Codes, dir: &Path) -> Result<()> {
+    let mut builder = Schema::builder();
+    let code = builder.add_hash_field("code", HashFieldOptions::new(args.bits))?;
+    let row_field = builder.add_u64_field("row", FAST);
+    let allowed = builder.add_text_field("allowed", STRING);
+    // Asked for by name, MIH gets its tables at every size.
+    let tables = match args.engine.contains(&EngineChoice::Mih) {
+        true => TablePolicy::Always,
+        false => TablePolicy::Auto,
+    };
+    let plugin = HashPlugin::builder().tables(tables).build();
+    let index = HashIndex::create_in_dir(dir, builder.build(), plugin)?;
+    let writer = index.writer(WriterOptions { num_threads: 1, memory_budget_bytes: 3 << 30, ..Default::default() })?;
+    writer.set_merge_policy(Box::new(NoMergePolicy))?;
+    let n = codes.n_codes();
+    let bar = output::progress(n as u64, "indexing");
+    for segment in 0..args.segments {
+        let rows = segment * n / args.segments..(segment + 1) * n / args.segments;
+        for start in rows.clone().step_by(CHUNK_ROWS) {
+            let chunk = start..(start + CHUNK_ROWS).min(rows.end);
+            let documents = chunk.clone().map(|row| {
+                let mut document = TantivyDocument::new();
+                document.add_u64(row_field, row as u64);
+                document.add_code(code, &codes.get(row));
+                for &share in &args.filter_share {
+                    if in_share(row as u64, 2_654_435_761, share) {
+                        document.add_text(allowed, share.to_string());
+                    }
+                }
+                if args.delete_share.is_some_and(|share| in_share(row as u64, 2_246_822_519, share)) {
+                    document.add_text(allowed, DELETED);
+                }
+                document
+            });
+            writer.add_documents(documents.collect())?;
+            bar.inc(chunk.len() as u64);
+        }
+        writer.commit()?;
+    }
+    if args.segments == 1 && index.searchable_segment_ids()?.len() > 1 {
+        writer.merge_all()?;
+    }
+    if args.delete_share.is_some() {
+        writer.delete_term(Term::from_field_text(allowed, DELETED))?;
+        writer.commit()?;
+    }
+    bar.finish_and_clear();
+    writer.close()?;
+    Ok(())
+}
+
+impl Bench {
+    fn open(dir: &Path) -> Result<Bench> {
+        let index = HashIndex::open_in_dir(dir, HashPlugin::new())?;
+        let searcher = index.searcher()?;
+        let (code, allowed) = (index.field("code")?, index.field("allowed")?);
+        index.columns(&searcher)?;
+        let rows = searcher.segment_readers().iter().map(|reader| reader.fast_fields().u64("row"));
+        let rows = rows.collect::<tantivy::Result<_>>()?;
+        Ok(Bench { searcher, code, allowed, rows })
+    }
+
+    fn search(
+        &self,
+        op: Op,
+        engine: EngineChoice,
+        share: Option<f64>,
+        query: &HashCode,
+    ) -> Result<HammingResult> {
+        let filter = share.map(|share| {
+            let term = share_term(self.allowed, share);
+            Box::new(TermQuery::new(term, IndexRecordOption::Basic)) as Box<dyn Query>
+        });
+        Ok(match op {
+            Op::Knn(k) => {
+                let knn = KnnQuery::new(self.code, query.clone(), k).engine(engine);
+                filter.into_iter().fold(knn, KnnQuery::filter).search(&self.searcher)?
+            }
+            Op::Radius(radius) => {
+                let range = HammingQuery::new(self.code, query.clone(), radius).engine(engine);
+                range.search(&self.searcher, filter.as_deref())?
+            }
+        })
+    }
+
+    fn ids(&self, result: &HammingResult) -> Vec<u64> {
+        let row = |hit: &tanhash::plugin::HammingHit| {
+            self.rows[hit.address.segment_ord as usize].first(hit.address.doc_id).unwrap_or(u64::MAX)
+        };
+        result.hits.iter().map(row).collect()
+    }
+}

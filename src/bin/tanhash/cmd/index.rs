@@ -1,0 +1,234 @@
+//! `tanhash index`: pictures, manifests, tar shards or ready codes become a searchable index.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::json;
+use tanhash::encode::Encoder;
+use tanhash::plugin::{HashDocumentExt, HashPlugin, OnBadDocument, WriterOptions};
+use tanhash::{CodeLen, Payload};
+use tantivy::TantivyDocument;
+
+use crate::catalog::{Catalog, EncoderSpec, open_model};
+use crate::cmd::Common;
+use crate::cmd::bench::read_codes;
+use crate::output;
+use crate::records::{Body, Record, Records};
+
+/// Build an index from pictures, a manifest, tar shards or ready codes
+#[derive(clap::Args)]
+pub struct Args {
+    /// The trained model that turns pictures into codes; it is copied into the index
+    #[arg(long, conflicts_with_all = ["encoder", "codes"])]
+    model: Option<PathBuf>,
+    /// An encoder that needs no training
+    #[arg(long, value_enum, conflicts_with = "codes")]
+    encoder: Option<EncoderKind>,
+    /// A folder of pictures, a manifest .jsonl, or .tar shards
+    #[arg(long, num_args = 1.., required_unless_present = "codes")]
+    input: Vec<PathBuf>,
+    /// Ready codes: packed rows of bits/8 bytes
+    #[arg(long, requires = "bits", conflicts_with = "input")]
+    codes: Option<PathBuf>,
+    /// Bits of each code, for --codes and --encoder
+    #[arg(long)]
+    bits: Option<usize>,
+    /// The directory to make the index in
+    #[arg(long)]
+    index: PathBuf,
+    /// What becomes of a document whose picture cannot be encoded
+    #[arg(long, value_enum, default_value_t = OnBad::Quarantine)]
+    on_bad: OnBad,
+    /// Bytes that indexing threads may hold, in MiB
+    #[arg(long, default_value_t = 256)]
+    memory_mib: usize,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub enum EncoderKind {
+    /// Perceptual hash of the picture: finds near duplicates
+    Phash,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub enum OnBad {
+    /// Index its text without a code
+    Quarantine,
+    /// Leave it out
+    Skip,
+    /// Stop
+    Fail,
+}
+
+/// The file beside the index that names every document without a code, and why.
+const QUARANTINE: &str = "quarantine.jsonl";
+/// Documents handed to the writer in one call, and the bytes of their pictures.
+const BATCH_DOCUMENTS: usize = 512;
+const BATCH_BYTES: usize = 64 << 20;
+
+pub fn run(args: Args, common: Common) -> Result<()> {
+    let spec = match (&args.model, args.encoder, &args.codes, args.bits) {
+        (Some(model), _, _, _) => {
+            let model_id = open_model(model)?.model_id().to_owned();
+            EncoderSpec::Model { file: model.clone(), model_id }
+        }
+        (None, Some(EncoderKind::Phash), _, bits) => EncoderSpec::Phash { bits: bits.unwrap_or(64) },
+        (None, None, Some(_), Some(bits)) => EncoderSpec::None { bits },
+        _ => bail!("expected a source of codes: give --model F, --encoder phash, or --codes F --bits B"),
+    };
+    let records: Records = match (&args.codes, args.bits) {
+        (Some(path), Some(bits)) => {
+            let codes = read_codes(path, CodeLen::new(bits)?)?;
+            let rows = (0..codes.n_codes()).map(move |row| {
+                Ok(Record { key: row.to_string(), body: Body::Code(codes.get(row)), ..Record::default() })
+            });
+            Records { expected: None, iter: Box::new(rows) }
+        }
+        _ => Records::open(&args.input)?,
+    };
+    let on_bad = match args.on_bad {
+        OnBad::Quarantine => OnBadDocument::Quarantine,
+        OnBad::Skip => OnBadDocument::Skip,
+        OnBad::Fail => OnBadDocument::Fail,
+    };
+    let catalog = Catalog::create(&args.index, spec, plugin)?;
+    let summary = fill(&catalog, records, on_bad, args.memory_mib << 20, &args.index)?;
+    if common.json {
+        return output::json(&summary);
+    }
+    output::line(summary.to_line(&args.index))
+}
+
+/// A plugin with this encoder, if any.
+pub fn plugin(encoder: Option<Arc<dyn Encoder>>) -> HashPlugin {
+    encoder.map_or_else(HashPlugin::new, HashPlugin::with_encoder)
+}
+
+/// What indexing did.
+#[derive(serde::Serialize)]
+pub struct Summary {
+    pub documents: usize,
+    pub codes: usize,
+    pub failed: usize,
+    pub seconds: f64,
+    pub quarantine: Option<PathBuf>,
+}
+
+impl Summary {
+    pub fn to_line(&self, index: &Path) -> String {
+        let Summary { documents, codes, failed, seconds, .. } = self;
+        let rate = *documents as f64 / seconds.max(1e-9);
+        let quarantine = match &self.quarantine {
+            Some(path) => format!("; {failed} without a code, named in {}", path.display()),
+            None => String::new(),
+        };
+        format!(
+            "{documents} documents, {codes} codes in {} after {seconds:.1} s ({rate:.0}/s){quarantine}",
+            index.display()
+        )
+    }
+}
+
+/// Adds every record to a fresh index, commits, and merges what the writer left in small segments.
+pub fn fill(
+    catalog: &Catalog,
+    records: Records,
+    on_bad_document: OnBadDocument,
+    memory_budget_bytes: usize,
+    dir: &Path,
+) -> Result<Summary> {
+    ensure!(memory_budget_bytes >= 15 << 20, "expected --memory-mib of at least 15, tantivy's minimum");
+    let started = Instant::now();
+    let writer =
+        catalog.index.writer(WriterOptions { memory_budget_bytes, on_bad_document, ..Default::default() })?;
+    let bar = output::progress(records.expected.unwrap_or(0) as u64, "indexing");
+    let mut summary = Summary { documents: 0, codes: 0, failed: 0, seconds: 0.0, quarantine: None };
+    let mut quarantine: Option<BufWriter<File>> = None;
+    let mut batch: Vec<Record> = Vec::new();
+    let mut batch_bytes = 0;
+    let mut flush = |batch: &mut Vec<Record>, summary: &mut Summary| -> Result<()> {
+        let documents = batch.iter().map(|record| to_document(catalog, record)).collect();
+        let outcome = writer.add_documents(documents)?;
+        for (record, outcome) in batch.drain(..).zip(&outcome.documents) {
+            summary.documents += usize::from(outcome.opstamp.is_some());
+            let failure = match &record.body {
+                Body::Unreadable(reason) => Some(reason.as_str()),
+                _ => outcome.failure(),
+            };
+            let Some(reason) = failure else {
+                summary.codes += outcome.codes.len();
+                continue;
+            };
+            summary.failed += 1;
+            let out = match &mut quarantine {
+                Some(out) => out,
+                None => {
+                    let path = dir.join(QUARANTINE);
+                    let file = File::create(&path).with_context(|| path.display().to_string())?;
+                    summary.quarantine = Some(path);
+                    quarantine.insert(BufWriter::new(file))
+                }
+            };
+            let sha256 = record.sha256();
+            writeln!(out, "{}", json!({"key": record.key, "reason": reason, "sha256": sha256}))?;
+        }
+        if let Some(out) = &mut quarantine {
+            out.flush()?;
+        }
+        Ok(())
+    };
+    for record in records.iter {
+        let record = record?;
+        if let (Body::Unreadable(reason), OnBadDocument::Fail) = (&record.body, on_bad_document) {
+            bail!("{}: {reason}", record.key);
+        }
+        if matches!(record.body, Body::Unreadable(_)) && on_bad_document == OnBadDocument::Skip {
+            summary.failed += 1;
+            continue;
+        }
+        batch_bytes += record.size_bytes();
+        batch.push(record);
+        bar.inc(1);
+        if batch.len() >= BATCH_DOCUMENTS || batch_bytes >= BATCH_BYTES {
+            flush(&mut batch, &mut summary)?;
+            batch_bytes = 0;
+        }
+    }
+    if !batch.is_empty() {
+        flush(&mut batch, &mut summary)?;
+    }
+    writer.commit()?;
+    writer.merge_all()?;
+    writer.close()?;
+    bar.finish_and_clear();
+    summary.seconds = started.elapsed().as_secs_f64();
+    Ok(summary)
+}
+
+fn to_document(catalog: &Catalog, record: &Record) -> TantivyDocument {
+    let fields = catalog.fields;
+    let mut document = TantivyDocument::new();
+    document.add_text(fields.key, &record.key);
+    if !record.label.is_empty() {
+        document.add_text(fields.label, &record.label);
+    }
+    if !record.text.is_empty() {
+        document.add_text(fields.text, &record.text);
+    }
+    if !record.meta.is_empty() {
+        let meta = record.meta.iter().map(|(name, value)| (name.clone(), value.clone().into())).collect();
+        document.add_object(fields.meta, meta);
+    }
+    match &record.body {
+        Body::None | Body::Unreadable(_) => {}
+        Body::Code(code) => document.add_code(fields.code, code),
+        Body::Payload(Payload::Image(bytes)) => document.add_image(fields.code, bytes),
+        Body::Payload(Payload::Vector(values)) => document.add_vector(fields.code, values),
+        Body::Payload(_) => {}
+    }
+    document
+}

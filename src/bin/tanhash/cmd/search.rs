@@ -1,0 +1,183 @@
+//! `tanhash search`: by words, by picture, by code, or by several at once.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Serialize;
+use serde_json::json;
+use tanhash::plugin::{Fusion, HammingQuery, HybridSearch, KnnQuery, Leg, LegHit};
+use tanhash::{HashCode, Payload};
+
+use crate::catalog::{Catalog, Stored, Use};
+use crate::cmd::Common;
+use crate::output;
+
+/// Search an index by text, picture or code
+#[derive(clap::Args)]
+pub struct Args {
+    /// The index
+    #[arg(long)]
+    index: PathBuf,
+    /// Words to look for, in tantivy's query language
+    #[arg(long)]
+    text: Option<String>,
+    /// A picture to find the like of
+    #[arg(long)]
+    image: Option<PathBuf>,
+    /// A code in hexadecimal to find the like of
+    #[arg(long, conflicts_with = "image")]
+    code: Option<String>,
+    /// Hits to show; 10, or all within the radius if one is given
+    #[arg(long)]
+    k: Option<usize>,
+    /// Only codes within this distance, inclusive
+    #[arg(long)]
+    radius: Option<u32>,
+    /// Only documents that match, such as label:"Ankle boot" or meta.price:[10 TO 20]
+    #[arg(long)]
+    filter: Option<String>,
+    /// How text and codes are combined
+    #[arg(long, value_enum, default_value_t = FusionKind::Rrf)]
+    fusion: FusionKind,
+    /// Hits to skip
+    #[arg(long, default_value_t = 0)]
+    offset: usize,
+    /// Show where each hit stands in each leg, and what the search touched
+    #[arg(long)]
+    explain: bool,
+    /// Encode the picture with this model instead of the index's own copy
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// Do not compare the checksums of the whole index before answering
+    #[arg(long)]
+    trust: bool,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub enum FusionKind {
+    /// Reciprocal rank fusion
+    Rrf,
+    /// Weighted sum of normalized scores
+    Linear,
+}
+
+/// A hit as it is printed.
+#[derive(Serialize)]
+pub struct Hit {
+    rank: usize,
+    score: f32,
+    distance: Option<u32>,
+    #[serde(flatten)]
+    stored: Stored,
+    segment: u32,
+    doc: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    legs: Option<Vec<Option<LegHit>>>,
+}
+
+/// Hits of a whole list when no number is asked for.
+const ALL: usize = 1 << 20;
+
+pub fn run(args: Args, common: Common) -> Result<()> {
+    if args.text.is_none() && args.image.is_none() && args.code.is_none() {
+        bail!("expected something to search for: give --text, --image or --code");
+    }
+    ensure!(args.k != Some(0), "expected --k of at least 1, got 0");
+    let hashes = args.image.is_some() || args.code.is_some();
+    ensure!(args.radius.is_none() || hashes, "expected --image or --code beside --radius, got neither");
+    let purpose = if args.image.is_some() { Use::Encode } else { Use::SearchOnly };
+    let catalog = Catalog::open(&args.index, purpose, args.model.as_deref())?;
+    if !args.trust {
+        let report = catalog.index.verify()?;
+        if let Some(problem) = report.problems.first() {
+            bail!("{problem}; restore or rebuild {}", args.index.display());
+        }
+    }
+    let fields = catalog.fields;
+    let code = match (&args.image, &args.code) {
+        (Some(path), _) => {
+            let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+            let code = catalog.index.encode(fields.code, Payload::Image(bytes.into()));
+            Some(code.with_context(|| path.display().to_string())?)
+        }
+        (None, Some(hex)) => Some(HashCode::from_hex(hex)?),
+        (None, None) => None,
+    };
+    let searcher = catalog.index.searcher()?;
+    if searcher.num_docs() == 0 {
+        output::note(format!("expected documents in {}, found none", args.index.display()));
+    }
+    let limit = args.k.unwrap_or(if args.radius.is_some() { ALL } else { 10 });
+    let fusion = match args.fusion {
+        FusionKind::Rrf => Fusion::default(),
+        FusionKind::Linear => Fusion::linear(),
+    };
+    let mut search = HybridSearch::new().limit(limit).offset(args.offset).fusion(fusion);
+    if let Some(text) = &args.text {
+        search = search.leg(Leg::text(catalog.parse(text, vec![fields.text, fields.label])?));
+    }
+    match (&code, args.radius) {
+        (Some(code), Some(radius)) => {
+            search = search.rank_window(ALL).leg(Leg::range(HammingQuery::new(fields.code, code.clone(), radius)));
+        }
+        // A leg as long as any page, and never so short that fusion has nothing to combine.
+        (Some(code), None) => {
+            let k = (limit + args.offset).max(if args.text.is_some() { 1_000 } else { 0 });
+            search = search.leg(Leg::knn(KnnQuery::new(fields.code, code.clone(), k)));
+        }
+        (None, _) => {}
+    }
+    if let Some(filter) = &args.filter {
+        search = search.filter(catalog.parse(filter, vec![fields.text, fields.label])?);
+    }
+    let result = search.search(&searcher)?;
+    let single = result.legs.len() == 1;
+    let hits = (args.offset + 1..)
+        .zip(&result.hits)
+        .map(|(rank, hit)| {
+            let leg = hit.legs.iter().flatten().next();
+            Ok(Hit {
+                rank,
+                // One leg needs no fusion: its own score says more than a reciprocal rank.
+                score: leg.filter(|_| single).map_or(hit.score, |leg| leg.score),
+                distance: hit.legs.iter().flatten().find_map(|leg| leg.distance),
+                stored: catalog.record(&searcher, hit.address)?,
+                segment: hit.address.segment_ord,
+                doc: hit.address.doc_id,
+                legs: args.explain.then(|| hit.legs.clone()),
+            })
+        })
+        .collect::<Result<Vec<Hit>>>()?;
+    if let Some(k) = args.k.filter(|&k| result.total < k) {
+        output::note(format!("expected {k} hits, found {}: no more documents match", result.total));
+    }
+    let legs: Vec<_> = result
+        .legs
+        .iter()
+        .map(|leg| json!({"name": leg.name, "hits": leg.n_hits, "stats": leg.stats}))
+        .collect();
+    if common.json {
+        let code = code.map(|code| code.to_hex());
+        return output::json(&json!({"hits": hits, "total": result.total, "legs": legs, "code": code}));
+    }
+    for hit in &hits {
+        let distance = hit.distance.map(|distance| format!("  distance {distance}")).unwrap_or_default();
+        let Stored { key, label, text, .. } = &hit.stored;
+        output::line(format!("{:>3}  {:.4}{distance}  {key}  {label}  {text}", hit.rank, hit.score))?;
+        for (leg_hit, leg) in hit.legs.iter().flatten().zip(&result.legs) {
+            match leg_hit {
+                Some(leg_hit) => output::line(format!(
+                    "       {}: rank {}, score {:.4}, adds {:.5}",
+                    leg.name, leg_hit.rank, leg_hit.score, leg_hit.contribution
+                ))?,
+                None => output::line(format!("       {}: not found", leg.name))?,
+            }
+        }
+    }
+    if args.explain {
+        for leg in legs {
+            output::line(leg.to_string())?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,85 @@
+//! `tanhash train`: pictures with labels become a model that makes hash codes.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+#[cfg(not(feature = "torch"))]
+use anyhow::bail;
+
+use crate::cmd::Common;
+
+/// Train a model that turns pictures into hash codes
+#[derive(clap::Args)]
+pub struct Args {
+    /// The method: orthohash
+    #[arg(long, default_value = "orthohash")]
+    pub method: String,
+    /// fashion-mnist[:DIR], cifar10:DIR, cifar100:DIR or folder:DIR
+    #[arg(long)]
+    pub data: String,
+    /// Bits of each code: a multiple of 8 from 16 to 1024
+    #[arg(long, default_value_t = 64)]
+    pub bits: usize,
+    /// The feature network: conv-small
+    #[arg(long, default_value = "conv-small")]
+    pub backbone: String,
+    /// The model file to write, after every epoch
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Go on from the last epoch of an interrupted run
+    #[arg(long)]
+    pub resume: bool,
+    /// Passes over the train split
+    #[arg(long)]
+    pub epochs: Option<usize>,
+    /// Pictures a step
+    #[arg(long)]
+    pub batch: Option<usize>,
+    /// The learning rate of the hash head
+    #[arg(long)]
+    pub lr: Option<f64>,
+    /// The margin m of the cosine
+    #[arg(long)]
+    pub margin: Option<f64>,
+    /// The scale s of the cosine; the square root of the bits if not given
+    #[arg(long)]
+    pub scale: Option<f64>,
+    /// Where to train: auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Threads of the CPU; all if not given
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// Write a JSON line a step to this file
+    #[arg(long)]
+    pub log: Option<PathBuf>,
+}
+
+#[cfg(not(feature = "torch"))]
+pub fn run(args: Args, _common: Common) -> Result<()> {
+    bail!(
+        "training on {} needs a program built with --features cli,torch, this one is built with cli alone",
+        args.data
+    )
+}
+
+#[cfg(feature = "torch")]
+pub fn run(args: Args, common: Common) -> Result<()> {
+    use crate::learning;
+    use crate::output;
+
+    let dataset = learning::load(&args.data, common.seed)?;
+    let summary = learning::train(&dataset, &args, common.seed)?;
+    if common.json {
+        return output::json(&summary);
+    }
+    output::line(format!(
+        "{} after {} epochs, {} steps, {:.0} s on {}: model {}",
+        summary.out.display(),
+        summary.epochs_done,
+        summary.steps,
+        summary.seconds,
+        summary.device,
+        summary.model_id,
+    ))
+}

@@ -1,0 +1,65 @@
+//! What goes to stdout and what to stderr.
+
+use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
+
+use anyhow::Result;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+/// One JSON document a line on stdout.
+pub fn json(value: &impl Serialize) -> Result<()> {
+    let mut out = io::stdout().lock();
+    serde_json::to_writer(&mut out, value)?;
+    out.write_all(b"\n")?;
+    Ok(())
+}
+
+/// A line of text on stdout.
+pub fn line(text: impl AsRef<str>) -> Result<()> {
+    writeln!(io::stdout().lock(), "{}", text.as_ref())?;
+    Ok(())
+}
+
+/// A remark that is not the result, on stderr.
+pub fn note(text: impl AsRef<str>) {
+    eprintln!("tanhash: {}", text.as_ref());
+}
+
+/// A progress bar on stderr, invisible unless that is a terminal.
+pub fn progress(len: u64, what: &'static str) -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(len);
+    let template = "{msg:>10} [{bar:30}] {human_pos}/{human_len} ({per_sec}, {eta} left)";
+    bar.set_style(ProgressStyle::with_template(template).expect("a fixed template").progress_chars("=> "));
+    bar.set_message(what);
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+/// The error and its causes in one line, each cause once.
+pub fn one_line(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string().replace('\n', " ");
+        if text.contains(&cause) {
+            continue;
+        }
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        text.push_str(&cause);
+    }
+    text
+}
+
+/// True if stdout was closed by its reader, as `| head` does.
+pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let io = cause.downcast_ref::<io::Error>().map(io::Error::kind);
+        let json = cause.downcast_ref::<serde_json::Error>().and_then(serde_json::Error::io_error_kind);
+        io.or(json) == Some(io::ErrorKind::BrokenPipe)
+    })
+}

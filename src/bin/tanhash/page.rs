@@ -1,0 +1,120 @@
+//! A self-contained HTML page of queries and their hits: no script, no network, pictures inside.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+/// The page.
+pub struct Page {
+    pub title: String,
+    pub facts: Vec<String>,
+    pub sections: Vec<Section>,
+}
+
+/// One query with its hits.
+pub struct Section {
+    pub title: String,
+    pub note: String,
+    /// How long the search took.
+    pub ms: f64,
+    pub query: Option<Tile>,
+    pub tiles: Vec<Tile>,
+}
+
+/// A picture with what is said about it.
+pub struct Tile {
+    pub png: Vec<u8>,
+    pub caption: String,
+    pub detail: String,
+    /// Whether it is of the query's class; `None` where there is no class to compare.
+    pub truth: Option<bool>,
+}
+
+const STYLE: &str = "\
+:root { color-scheme: light dark; --good: #1a7f37; --bad: #cf222e; --line: #8884; }
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }
+h1 { font-size: 1.5rem; margin-bottom: .3rem; } h2 { font-size: 1.05rem; margin: 0; }
+header ul { margin: .3rem 0 1.2rem; padding-left: 1.2rem; }
+section { border-top: 1px solid var(--line); padding: .9rem 0; }
+section p { margin: .1rem 0 .6rem; opacity: .75; font-size: .85rem; }
+.row { display: flex; flex-wrap: wrap; gap: .5rem; align-items: flex-start; }
+figure { margin: 0; width: 84px; font-size: .72rem; line-height: 1.25; }
+figure img { width: 78px; height: 78px; image-rendering: pixelated; border: 3px solid var(--line); border-radius: 6px; background: #000; }
+figure.good img { border-color: var(--good); } figure.good figcaption { color: var(--good); }
+figure.bad img { border-color: var(--bad); border-style: dashed; } figure.bad figcaption { color: var(--bad); }
+figure.query { margin-right: 1rem; } figure.query img { border-color: #0969da; }
+.legend span { margin-right: 1rem; }
+";
+
+impl Page {
+    pub fn to_html(&self) -> String {
+        let facts: String = self.facts.iter().map(|fact| format!("<li>{}</li>\n", escape(fact))).collect();
+        let sections: String = self.sections.iter().map(Section::to_html).collect();
+        let title = escape(&self.title);
+        format!(
+            "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+             <title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<header>\n<h1>{title}</h1>\n\
+             <ul>\n{facts}</ul>\n<p class=\"legend\"><span style=\"color:#0969da\">▢ query</span>\
+             <span style=\"color:var(--good)\">▢ ✓ same class (true neighbour)</span>\
+             <span style=\"color:var(--bad)\">▢ ✗ another class (false neighbour)</span></p>\n\
+             </header>\n{sections}</body>\n</html>\n"
+        )
+    }
+}
+
+impl Section {
+    fn to_html(&self) -> String {
+        let query = self.query.as_ref().map(|tile| tile.to_html("query")).unwrap_or_default();
+        let tiles: String = self
+            .tiles
+            .iter()
+            .map(|tile| match tile.truth {
+                Some(true) => tile.to_html("good"),
+                Some(false) => tile.to_html("bad"),
+                None => tile.to_html("hit"),
+            })
+            .collect();
+        format!(
+            "<section>\n<h2>{}</h2>\n<p>{} {:.2} ms.</p>\n<div class=\"row\">\n{query}{tiles}</div>\n</section>\n",
+            escape(&self.title),
+            escape(&self.note),
+            self.ms
+        )
+    }
+}
+
+impl Tile {
+    fn to_html(&self, class: &str) -> String {
+        let (caption, detail) = (escape(&self.caption), escape(&self.detail));
+        let data = STANDARD.encode(&self.png);
+        format!(
+            "<figure class=\"{class}\"><img src=\"data:image/png;base64,{data}\" alt=\"{caption}\" title=\"{detail}\">\
+             <figcaption>{caption}</figcaption></figure>\n"
+        )
+    }
+}
+
+fn escape(text: &str) -> String {
+    text.chars().fold(String::new(), |mut escaped, c| {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            other => escaped.push(other),
+        }
+        escaped
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_cannot_become_markup() {
+        let tile = Tile { png: vec![1], caption: "<b>\"&".into(), detail: String::new(), truth: None };
+        let html = tile.to_html("hit");
+        assert!(html.contains("&lt;b&gt;&quot;&amp;") && !html.contains("<b>"), "{html}");
+    }
+}

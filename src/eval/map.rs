@@ -1,0 +1,185 @@
+//! Average precision at R: over a ranking, and in expectation over tied rankings.
+//!
+//! `AP@R = (sum over k <= R of P(k) rel(k)) / denominator`, P(k) being the share of relevant items
+//! among the first k.
+
+use super::{Cutoff, Denominator, Protocol, Scratch, Ties, random};
+
+/// What ranks every query alike: the tie orders of the database, or the harmonic numbers that stand
+/// for all of them.
+pub(super) struct Ranker {
+    ties: TieRule,
+    denominator: Denominator,
+    /// At most the size of the database.
+    r: usize,
+}
+
+enum TieRule {
+    /// `harmonic[n] = 1 + 1/2 + .. + 1/n`, for n up to the size of the database.
+    Expected {
+        harmonic: Vec<f64>,
+    },
+    Orders(Vec<Order>),
+}
+
+/// The database in the order that decides among ties.
+struct Order {
+    rows: Vec<u32>,
+    /// The labels of `rows`, so that they are read in sequence.
+    labels: Vec<u32>,
+}
+
+impl Ranker {
+    pub(super) fn new(database_labels: &[u32], protocol: &Protocol) -> Ranker {
+        let n = database_labels.len();
+        let order = |rows: Vec<u32>| Order {
+            labels: rows.iter().map(|&r| database_labels[r as usize]).collect(),
+            rows,
+        };
+        let ties = match protocol.ties {
+            Ties::Expected => TieRule::Expected {
+                harmonic: std::iter::once(0.0)
+                    .chain((1..=n).scan(0.0, |sum, n| {
+                        *sum += 1.0 / n as f64;
+                        Some(*sum)
+                    }))
+                    .collect(),
+            },
+            Ties::Permutations { n_orders, seed } => TieRule::Orders(
+                (0..n_orders)
+                    .map(|stream| order(random::permutation(n, seed, stream as u64)))
+                    .collect(),
+            ),
+            Ties::DatabaseOrder => TieRule::Orders(vec![order((0..n as u32).collect())]),
+        };
+        let r = match protocol.cutoff {
+            Cutoff::All => n,
+            Cutoff::At(r) => r.min(n),
+        };
+        Ranker {
+            ties,
+            denominator: protocol.denominator,
+            r,
+        }
+    }
+
+    /// The average precision at R of one query under tie order `order`, or none if nothing relevant
+    /// is among the first R (in expectation mode: nothing relevant is in the database).
+    pub(super) fn average_precision(
+        &self,
+        scratch: &Scratch,
+        label: u32,
+        order: usize,
+    ) -> Option<f64> {
+        let m: u64 = scratch.relevant.iter().map(|&n| u64::from(n)).sum();
+        if m == 0 {
+            return None;
+        }
+        match &self.ties {
+            TieRule::Expected { harmonic } => {
+                let sum = expected_sum(&scratch.all, &scratch.relevant, self.r, harmonic);
+                Some(sum / m.min(self.r as u64) as f64)
+            }
+            TieRule::Orders(orders) => {
+                let ranking = top_r(scratch, label, &orders[order], self.r);
+                let (sum, n_relevant) = precision_sum(&ranking);
+                let denominator = match self.denominator {
+                    Denominator::RelevantInTopR => n_relevant as u64,
+                    Denominator::MinRelevantR => m.min(self.r as u64),
+                };
+                (n_relevant > 0).then(|| sum / denominator as f64)
+            }
+        }
+    }
+}
+
+/// Relevance of the first `r` items: a stable counting sort by distance of the database in `order`.
+fn top_r(scratch: &Scratch, label: u32, order: &Order, r: usize) -> Vec<bool> {
+    let mut next = Vec::with_capacity(scratch.all.len());
+    let mut start = 0;
+    for &count in &scratch.all {
+        // Past R nothing is placed.
+        if start >= r {
+            break;
+        }
+        next.push(start);
+        start += count as usize;
+    }
+    let distances = scratch.rows();
+    let mut relevant = vec![false; r];
+    for (&row, &item) in order.rows.iter().zip(&order.labels) {
+        let distance = usize::from(distances[row as usize]);
+        if let Some(position) = next.get_mut(distance) {
+            if let Some(slot) = relevant.get_mut(*position) {
+                *slot = item == label;
+            }
+            *position += 1;
+        }
+    }
+    relevant
+}
+
+/// The sum of P(k) rel(k) over a ranking, and its relevant items.
+fn precision_sum(ranking: &[bool]) -> (f64, usize) {
+    let (mut sum, mut n_relevant) = (0.0, 0);
+    for (i, _) in ranking.iter().enumerate().filter(|(_, rel)| **rel) {
+        n_relevant += 1;
+        sum += n_relevant as f64 / (i + 1) as f64;
+    }
+    (sum, n_relevant)
+}
+
+/// The expectation of the sum of P(k) rel(k), k <= r, when every order of the items at one distance is
+/// equally likely (McSherry and Najork, ECIR 2008).
+///
+/// Let a bucket of n items, g of them relevant, follow N items with G relevant. Its i-th position is
+/// relevant with probability g/n, and then G + 1 + (i - 1)(g - 1)/(n - 1) relevant items are expected up
+/// to it. With A = G + 1 and B = (g - 1)/(n - 1) the sum over i = 1..t of that, over N + i, is
+/// B t + (A - B (N + 1)) (H(N + t) - H(N)), H being the harmonic numbers.
+fn expected_sum(all: &[u32], relevant: &[u32], r: usize, harmonic: &[f64]) -> f64 {
+    let (mut sum, mut before, mut relevant_before) = (0.0, 0usize, 0usize);
+    for (&n, &g) in all.iter().zip(relevant) {
+        if before >= r {
+            break;
+        }
+        let (n, g) = (n as usize, g as usize);
+        if g > 0 {
+            let taken = n.min(r - before);
+            let a = (relevant_before + 1) as f64;
+            let b = if n > 1 {
+                (g - 1) as f64 / (n - 1) as f64
+            } else {
+                0.0
+            };
+            let steps = harmonic[before + taken] - harmonic[before];
+            sum += g as f64 / n as f64 * (b * taken as f64 + (a - b * (before + 1) as f64) * steps);
+        }
+        before += n;
+        relevant_before += g;
+    }
+    sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn average_precision_by_hand() {
+        // Ranks + - + - -: (1/1 + 2/3) / 2.
+        let (sum, n) = precision_sum(&[true, false, true, false, false]);
+        assert_eq!((sum, n), (1.0 + 2.0 / 3.0, 2));
+        assert_eq!(precision_sum(&[false; 4]), (0.0, 0));
+        assert_eq!(precision_sum(&[true; 4]), (4.0, 4));
+    }
+
+    #[test]
+    fn one_bucket_of_two_by_hand() {
+        // One of two tied items is relevant: first with probability 1/2 (sum 1), else second (1/2).
+        let harmonic = [0.0, 1.0, 1.5];
+        let sum = expected_sum(&[2], &[1], 2, &harmonic);
+        assert!((sum - 0.75).abs() < 1e-12);
+        // Of the first position alone: relevant half of the time.
+        assert!((expected_sum(&[2], &[1], 1, &harmonic) - 0.5).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,161 @@
+//! Eight lanes on 64-bit ARM: NEON counts bits by byte.
+//!
+//! The other of the two files where `unsafe` is allowed, for the reasons told in `x86_64.rs`: a value
+//! of [`Neon`] comes from `detect` alone, which saw the instructions on this CPU.
+#![allow(unsafe_code)]
+
+use std::arch::aarch64::*;
+use std::ops::Range;
+
+use crate::code::BLOCK_ROWS;
+use crate::hamming::Lanes;
+
+/// Asks for the cache line at `address`, which may be anywhere.
+#[inline(always)]
+pub(super) fn prefetch<T>(address: *const T) {
+    // SAFETY: a prefetch faults on no address, writes nothing and touches no flag.
+    unsafe {
+        std::arch::asm!(
+            "prfm pldl1keep, [{address}]",
+            address = in(reg) address,
+            options(nostack, preserves_flags, readonly)
+        );
+    }
+}
+
+/// Proof that this CPU has NEON.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Neon(());
+
+impl Neon {
+    pub(super) fn detect() -> Option<Neon> {
+        std::arch::is_aarch64_feature_detected!("neon").then_some(Neon(()))
+    }
+
+    #[inline]
+    pub(super) fn scan<S: FnMut(usize, u32) -> Option<u32>>(
+        self,
+        blocks: &[u64],
+        rows: Range<usize>,
+        query: &[u64],
+        bound: u32,
+        sink: &mut S,
+    ) {
+        // SAFETY: `self` proves NEON.
+        unsafe { neon::scan(self, blocks, rows, query, bound, sink) }
+    }
+
+    pub(super) fn distances(self, blocks: &[u64], query: &[u64], out: &mut [u32]) {
+        // SAFETY: `self` proves NEON.
+        unsafe { neon::distances(self, blocks, query, out) }
+    }
+
+    #[inline]
+    pub(super) fn gather(
+        self,
+        blocks: &[u64],
+        rows: &[u32],
+        query: &[u64],
+        bound: u32,
+        out: &mut [u32],
+    ) {
+        // SAFETY: `self` proves NEON.
+        unsafe { neon::gather(blocks, rows, query, bound, out) }
+    }
+}
+
+/// Two rows a register.
+const REGISTERS: usize = BLOCK_ROWS / 2;
+
+impl Lanes for Neon {
+    type Word = uint64x2_t;
+    /// Counts by byte. A code has at most 16 words, so no byte passes 128.
+    type Sum = [uint8x16_t; REGISTERS];
+    /// 64-bit lanes; the upper halves are zero.
+    type Distances = [uint64x2_t; REGISTERS];
+
+    #[inline(always)]
+    fn splat(self, word: u64) -> uint64x2_t {
+        // SAFETY: `self` proves NEON.
+        unsafe { vdupq_n_u64(word) }
+    }
+
+    #[inline(always)]
+    fn zero(self) -> Self::Sum {
+        // SAFETY: `self` proves NEON.
+        unsafe { [vdupq_n_u8(0); REGISTERS] }
+    }
+
+    #[inline(always)]
+    fn add(
+        self,
+        mut sum: Self::Sum,
+        row_words: &[u64; BLOCK_ROWS],
+        query: uint64x2_t,
+    ) -> Self::Sum {
+        for (register, sum) in sum.iter_mut().enumerate() {
+            // SAFETY: `self` proves NEON; register r loads words 2r and 2r + 1 of an array of eight.
+            unsafe {
+                let words = vld1q_u64(row_words.as_ptr().add(2 * register));
+                let differing = vreinterpretq_u8_u64(veorq_u64(words, query));
+                *sum = vaddq_u8(*sum, vcntq_u8(differing));
+            }
+        }
+        sum
+    }
+
+    #[inline(always)]
+    fn finish(self, sum: Self::Sum) -> Self::Distances {
+        let mut distances = [self.splat(0); REGISTERS];
+        for (distances, sum) in distances.iter_mut().zip(sum) {
+            // SAFETY: `self` proves NEON.
+            unsafe { *distances = vpaddlq_u32(vpaddlq_u16(vpaddlq_u8(sum))) };
+        }
+        distances
+    }
+
+    #[inline(always)]
+    fn min(self, mut a: Self::Distances, b: Self::Distances) -> Self::Distances {
+        for (a, b) in a.iter_mut().zip(b) {
+            // SAFETY: `self` proves NEON. 32-bit minima do, as the upper halves are zero.
+            unsafe {
+                let nearer = vminq_u32(vreinterpretq_u32_u64(*a), vreinterpretq_u32_u64(b));
+                *a = vreinterpretq_u64_u32(nearer);
+            }
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn within(self, distances: Self::Distances, bound: u32) -> u8 {
+        let mut mask = 0;
+        for (register, distances) in distances.into_iter().enumerate() {
+            // SAFETY: `self` proves NEON.
+            let (first, second) = unsafe {
+                let near = vcleq_u64(distances, vdupq_n_u64(u64::from(bound)));
+                (vgetq_lane_u64::<0>(near), vgetq_lane_u64::<1>(near))
+            };
+            let pair = ((first & 1) | (second & 2)) as u8;
+            mask |= pair << (2 * register);
+        }
+        mask
+    }
+
+    #[inline(always)]
+    fn to_array(self, distances: Self::Distances) -> [u32; BLOCK_ROWS] {
+        let mut lanes = [0; BLOCK_ROWS];
+        for (lanes, distances) in lanes.chunks_exact_mut(2).zip(distances) {
+            // SAFETY: `self` proves NEON.
+            unsafe {
+                lanes[0] = vgetq_lane_u64::<0>(distances) as u32;
+                lanes[1] = vgetq_lane_u64::<1>(distances) as u32;
+            }
+        }
+        lanes
+    }
+}
+
+/// The loops under NEON.
+mod neon {
+    crate::hamming::loops!(super::Neon, "neon");
+}

@@ -1,0 +1,420 @@
+//! Hamming distances over the blocked layout, on the best instructions this CPU has.
+//!
+//! The loops are written once, here, over the small trait [`Lanes`]: one word of the eight rows of a
+//! block at a time. Each instruction set only says how to xor, count, add and compare eight lanes, and
+//! instantiates the loops under its `target_feature`. [`Kernel`] is the only dispatch; it is decided once.
+//! Leaves out: top-k, filters, doc ids. Scans of many queries at once, and planes that let a scan stop
+//! half way through wide codes, would be further loops beside these.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::LazyLock;
+
+use crate::code::{BLOCK_ROWS, CodeLen, CodesRef};
+
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
+mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
+use scalar::Scalar;
+
+/// Words of the widest code.
+const MAX_WORDS: usize = CodeLen::MAX_BITS / 64;
+
+/// A set of distance loops that this CPU can run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Kernel(Isa);
+
+/// Each variant carries the proof that the CPU has its instructions.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Isa {
+    Scalar(Scalar),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(x86_64::Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(x86_64::Avx512),
+    #[cfg(target_arch = "aarch64")]
+    Neon(aarch64::Neon),
+}
+
+/// Runs one loop on the instruction set of a kernel.
+macro_rules! dispatch {
+    ($kernel:expr, $lanes:ident => $body:expr) => {
+        match $kernel.0 {
+            Isa::Scalar($lanes) => $body,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2($lanes) => $body,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512($lanes) => $body,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon($lanes) => $body,
+        }
+    };
+}
+
+static BEST: LazyLock<Kernel> = LazyLock::new(|| {
+    let available = Kernel::available();
+    *available.last().expect("the scalar kernel runs everywhere")
+});
+
+impl Kernel {
+    /// Portable 64-bit population counts: the reference for all others.
+    pub const SCALAR: Kernel = Kernel(Isa::Scalar(Scalar));
+
+    /// Every kernel this CPU runs, slowest first.
+    pub fn available() -> Vec<Kernel> {
+        #[allow(unused_mut)]
+        let mut kernels = vec![Kernel::SCALAR];
+        #[cfg(target_arch = "x86_64")]
+        {
+            kernels.extend(x86_64::Avx2::detect().map(|lanes| Kernel(Isa::Avx2(lanes))));
+            kernels.extend(x86_64::Avx512::detect().map(|lanes| Kernel(Isa::Avx512(lanes))));
+        }
+        #[cfg(target_arch = "aarch64")]
+        kernels.extend(aarch64::Neon::detect().map(|lanes| Kernel(Isa::Neon(lanes))));
+        kernels
+    }
+
+    /// The fastest available kernel. Detected once.
+    #[inline]
+    pub fn best() -> Kernel {
+        *BEST
+    }
+
+    /// A short name: `scalar`, `avx2`, `avx512` or `neon`.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Isa::Scalar(_) => "scalar",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(_) => "avx512",
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(_) => "neon",
+        }
+    }
+
+    /// Calls `sink(row, distance)`, in ascending row order, for each of `rows` whose distance to
+    /// `query` is at most the bound.
+    ///
+    /// `bound` starts it; afterwards each call returns the bound for the rows to come, or `None` to
+    /// stop. Raising the bound takes effect for later rows only. Panics if `rows` reach past the
+    /// codes or `query` has another number of words.
+    #[inline]
+    pub fn scan<S: FnMut(usize, u32) -> Option<u32>>(
+        self,
+        codes: CodesRef<'_>,
+        rows: Range<usize>,
+        query: &[u64],
+        bound: u32,
+        sink: &mut S,
+    ) {
+        check(codes, query);
+        assert!(
+            rows.end <= codes.n_codes(),
+            "rows up to {} of {} codes",
+            rows.end,
+            codes.n_codes()
+        );
+        if rows.is_empty() {
+            return;
+        }
+        dispatch!(self, lanes => lanes.scan(codes.blocks(), rows, query, bound, sink));
+    }
+
+    /// Writes the distance from each code to `query`, in bits. Panics unless `out` has one place a
+    /// code and `query` the codes' number of words.
+    pub fn distances(self, codes: CodesRef<'_>, query: &[u64], out: &mut [u32]) {
+        check(codes, query);
+        assert_eq!(out.len(), codes.n_codes(), "one distance a code");
+        dispatch!(self, lanes => lanes.distances(codes.blocks(), query, out));
+    }
+
+    /// Writes the distance from each of `rows` to `query` where it is at most `bound`, and some value
+    /// above `bound` where it is not. For rows all over the set, [`prefetch`] them a while before.
+    ///
+    /// Panics on a row past the last block, or unless `out` is as long as `rows`.
+    #[inline]
+    pub fn gather(
+        self,
+        codes: CodesRef<'_>,
+        rows: &[u32],
+        query: &[u64],
+        bound: u32,
+        out: &mut [u32],
+    ) {
+        check(codes, query);
+        assert_eq!(out.len(), rows.len(), "one distance a row");
+        dispatch!(self, lanes => lanes.gather(codes.blocks(), rows, query, bound, out));
+    }
+}
+
+impl fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Kernel({})", self.name())
+    }
+}
+
+fn check(codes: CodesRef<'_>, query: &[u64]) {
+    assert_eq!(
+        codes.code_len().words(),
+        query.len(),
+        "words of the codes and of the query"
+    );
+}
+
+/// Asks for the memory of row `row`, to be read soon. Harmless for a row past the end.
+#[inline]
+pub fn prefetch(codes: CodesRef<'_>, row: usize) {
+    let words = codes.code_len().words();
+    let first = row / BLOCK_ROWS * BLOCK_ROWS * words + row % BLOCK_ROWS;
+    // Each word of a row lies on a cache line of its own; a gather seldom gets past the first few.
+    for word_idx in 0..words.min(GATHER_STEP) {
+        prefetch_word(codes.blocks(), first + word_idx * BLOCK_ROWS);
+    }
+}
+
+/// Asks for the cache line of `words[idx]`. Harmless past the end: a prefetch never faults.
+#[inline(always)]
+pub(crate) fn prefetch_word<T>(words: &[T], idx: usize) {
+    let address = words.as_ptr().wrapping_add(idx);
+    #[cfg(target_arch = "x86_64")]
+    x86_64::prefetch(address);
+    #[cfg(target_arch = "aarch64")]
+    aarch64::prefetch(address);
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _ = address;
+}
+
+/// Eight lanes, one a row of a block. A value of the type proves that the CPU has the instructions,
+/// which is what makes its methods safe to call. All are `#[inline(always)]`, so that they end up
+/// inside the function that enables the instructions.
+trait Lanes: Copy {
+    /// A query word in every lane.
+    type Word: Copy;
+    /// Differing bits so far, in whatever form is cheapest to add to.
+    type Sum: Copy;
+    /// A distance in every lane.
+    type Distances: Copy;
+
+    fn splat(self, word: u64) -> Self::Word;
+    fn zero(self) -> Self::Sum;
+    /// Adds the bits in which `row_words` differ from `query`.
+    fn add(self, sum: Self::Sum, row_words: &[u64; BLOCK_ROWS], query: Self::Word) -> Self::Sum;
+    fn finish(self, sum: Self::Sum) -> Self::Distances;
+    fn min(self, a: Self::Distances, b: Self::Distances) -> Self::Distances;
+    /// Bit `lane` is set where the distance is at most `bound`.
+    fn within(self, distances: Self::Distances, bound: u32) -> u8;
+    fn to_array(self, distances: Self::Distances) -> [u32; BLOCK_ROWS];
+}
+
+/// Blocks that share one branch: nearly all groups hold no hit, and one branch then settles 32 rows.
+const GROUP: usize = 4;
+
+/// How far ahead of the scan memory is asked for, in 64-bit words. Two to four KiB measured best: the
+/// hardware's own prefetcher stops at page ends.
+const PREFETCH_WORDS: usize = 4096 / 8;
+
+/// Words a gather reads before it asks whether the bound is already passed.
+const GATHER_STEP: usize = 4;
+
+/// Distances of one block. `block` holds as many groups of eight words as `query` has words.
+#[inline(always)]
+fn block_distances<L: Lanes>(lanes: L, block: &[u64], query: &[L::Word]) -> L::Distances {
+    let mut sum = lanes.zero();
+    for (row_words, &query_word) in block.as_chunks::<BLOCK_ROWS>().0.iter().zip(query) {
+        sum = lanes.add(sum, row_words, query_word);
+    }
+    lanes.finish(sum)
+}
+
+/// Hands the lanes of one block that pass to the sink. `Err` once the sink has enough.
+#[inline(always)]
+fn report<L: Lanes, S: FnMut(usize, u32) -> Option<u32>>(
+    lanes: L,
+    distances: L::Distances,
+    lane_mask: u8,
+    first_row: usize,
+    bound: &mut u32,
+    sink: &mut S,
+) -> Result<(), ()> {
+    let mut hits = lanes.within(distances, *bound) & lane_mask;
+    if hits == 0 {
+        return Ok(());
+    }
+    let distances = lanes.to_array(distances);
+    while hits != 0 {
+        let lane = hits.trailing_zeros() as usize;
+        hits &= hits - 1;
+        if distances[lane] <= *bound {
+            *bound = sink(first_row + lane, distances[lane]).ok_or(())?;
+        }
+    }
+    Ok(())
+}
+
+/// The scan. `WORDS` is the number of words of a code, or 0 to take it from the query.
+///
+/// Contract: `rows` is not empty and lies within the blocks.
+#[inline(always)]
+fn scan_rows<L: Lanes, const WORDS: usize, S: FnMut(usize, u32) -> Option<u32>>(
+    lanes: L,
+    blocks: &[u64],
+    rows: Range<usize>,
+    query: &[u64],
+    mut bound: u32,
+    sink: &mut S,
+) {
+    let words = if WORDS == 0 { query.len() } else { WORDS };
+    let mut splat = [lanes.splat(0); MAX_WORDS];
+    for (lane_word, &word) in splat.iter_mut().zip(query) {
+        *lane_word = lanes.splat(word);
+    }
+    let query = &splat[..words];
+    let block_words = words * BLOCK_ROWS;
+
+    let mut block_idx = rows.start / BLOCK_ROWS;
+    let mut lane_mask = u8::MAX << (rows.start % BLOCK_ROWS);
+    let whole_end = rows.end / BLOCK_ROWS;
+    loop {
+        // Groups of whole blocks, once the partly wanted first block is behind.
+        while lane_mask == u8::MAX && block_idx + GROUP <= whole_end {
+            let start = block_idx * block_words;
+            let group = &blocks[start..start + GROUP * block_words];
+            for line in 0..GROUP * words {
+                let ahead = start + PREFETCH_WORDS + line * BLOCK_ROWS;
+                prefetch_word(blocks, ahead);
+            }
+            let d0 = block_distances(lanes, &group[..block_words], query);
+            let d1 = block_distances(lanes, &group[block_words..2 * block_words], query);
+            let d2 = block_distances(lanes, &group[2 * block_words..3 * block_words], query);
+            let d3 = block_distances(lanes, &group[3 * block_words..4 * block_words], query);
+            let nearest = lanes.min(lanes.min(d0, d1), lanes.min(d2, d3));
+            if lanes.within(nearest, bound) != 0 {
+                let mut row = block_idx * BLOCK_ROWS;
+                for distances in [d0, d1, d2, d3] {
+                    let reported = report(lanes, distances, u8::MAX, row, &mut bound, sink);
+                    if reported.is_err() {
+                        return;
+                    }
+                    row += BLOCK_ROWS;
+                }
+            }
+            block_idx += GROUP;
+        }
+        if block_idx >= whole_end {
+            // Rows past the end, padding among them, are masked off here and nowhere else.
+            lane_mask &= (1u8 << (rows.end % BLOCK_ROWS)).wrapping_sub(1);
+            if block_idx > whole_end || lane_mask == 0 {
+                return;
+            }
+        }
+        let block = &blocks[block_idx * block_words..(block_idx + 1) * block_words];
+        let distances = block_distances(lanes, block, query);
+        let row = block_idx * BLOCK_ROWS;
+        if report(lanes, distances, lane_mask, row, &mut bound, sink).is_err() {
+            return;
+        }
+        block_idx += 1;
+        lane_mask = u8::MAX;
+    }
+}
+
+/// Every distance, padding excepted.
+#[inline(always)]
+fn all_distances<L: Lanes, const WORDS: usize>(
+    lanes: L,
+    blocks: &[u64],
+    query: &[u64],
+    out: &mut [u32],
+) {
+    let words = if WORDS == 0 { query.len() } else { WORDS };
+    let mut splat = [lanes.splat(0); MAX_WORDS];
+    for (lane_word, &word) in splat.iter_mut().zip(query) {
+        *lane_word = lanes.splat(word);
+    }
+    for (block, out) in blocks
+        .chunks_exact(words * BLOCK_ROWS)
+        .zip(out.chunks_mut(BLOCK_ROWS))
+    {
+        let distances = lanes.to_array(block_distances(lanes, block, &splat[..words]));
+        out.copy_from_slice(&distances[..out.len()]);
+    }
+}
+
+/// Distances of single rows, given up once they pass `bound`.
+#[inline(always)]
+fn gather_rows<const WORDS: usize>(
+    blocks: &[u64],
+    rows: &[u32],
+    query: &[u64],
+    bound: u32,
+    out: &mut [u32],
+) {
+    let words = if WORDS == 0 { query.len() } else { WORDS };
+    for (&row, out) in rows.iter().zip(out) {
+        let row = row as usize;
+        let first = row / BLOCK_ROWS * BLOCK_ROWS * words + row % BLOCK_ROWS;
+        let mut distance = 0;
+        for start in (0..words).step_by(GATHER_STEP) {
+            for word_idx in start..words.min(start + GATHER_STEP) {
+                let word = blocks[first + word_idx * BLOCK_ROWS];
+                distance += (word ^ query[word_idx]).count_ones();
+            }
+            if distance > bound {
+                break;
+            }
+        }
+        *out = distance;
+    }
+}
+
+/// The loops of one instruction set: the specialised widths, then any width. With a list
+/// of CPU features the functions enable them, and are unsafe to call from functions that do not.
+macro_rules! loops {
+    ($lanes:ty $(, $features:literal)?) => {
+        #[inline]
+        $(#[target_feature(enable = $features)])?
+        pub(super) fn scan<S: FnMut(usize, u32) -> Option<u32>>(
+            lanes: $lanes,
+            blocks: &[u64],
+            rows: std::ops::Range<usize>,
+            query: &[u64],
+            bound: u32,
+            sink: &mut S,
+        ) {
+            use crate::hamming::scan_rows;
+            match query.len() {
+                1 => scan_rows::<_, 1, S>(lanes, blocks, rows, query, bound, sink),
+                2 => scan_rows::<_, 2, S>(lanes, blocks, rows, query, bound, sink),
+                4 => scan_rows::<_, 4, S>(lanes, blocks, rows, query, bound, sink),
+                _ => scan_rows::<_, 0, S>(lanes, blocks, rows, query, bound, sink),
+            }
+        }
+
+        $(#[target_feature(enable = $features)])?
+        pub(super) fn distances(lanes: $lanes, blocks: &[u64], query: &[u64], out: &mut [u32]) {
+            use crate::hamming::all_distances;
+            match query.len() {
+                1 => all_distances::<_, 1>(lanes, blocks, query, out),
+                2 => all_distances::<_, 2>(lanes, blocks, query, out),
+                4 => all_distances::<_, 4>(lanes, blocks, query, out),
+                _ => all_distances::<_, 0>(lanes, blocks, query, out),
+            }
+        }
+
+        $(#[target_feature(enable = $features)])?
+        pub(super) fn gather(blocks: &[u64], rows: &[u32], query: &[u64], bound: u32, out: &mut [u32]) {
+            use crate::hamming::gather_rows;
+            match query.len() {
+                1 => gather_rows::<1>(blocks, rows, query, bound, out),
+                2 => gather_rows::<2>(blocks, rows, query, bound, out),
+                4 => gather_rows::<4>(blocks, rows, query, bound, out),
+                _ => gather_rows::<0>(blocks, rows, query, bound, out),
+            }
+        }
+    };
+}
+use loops;

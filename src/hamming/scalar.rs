@@ -1,0 +1,96 @@
+//! Eight lanes in plain 64-bit arithmetic: the reference every kernel is tested against, and the
+//! kernel of CPUs with nothing better.
+
+use std::ops::Range;
+
+use crate::code::BLOCK_ROWS;
+use crate::hamming::Lanes;
+
+/// Needs no instruction that any CPU lacks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Scalar;
+
+impl Lanes for Scalar {
+    type Word = u64;
+    type Sum = [u32; BLOCK_ROWS];
+    type Distances = [u32; BLOCK_ROWS];
+
+    #[inline(always)]
+    fn splat(self, word: u64) -> u64 {
+        word
+    }
+
+    #[inline(always)]
+    fn zero(self) -> Self::Sum {
+        [0; BLOCK_ROWS]
+    }
+
+    #[inline(always)]
+    fn add(self, mut sum: Self::Sum, row_words: &[u64; BLOCK_ROWS], query: u64) -> Self::Sum {
+        for (sum, word) in sum.iter_mut().zip(row_words) {
+            *sum += (word ^ query).count_ones();
+        }
+        sum
+    }
+
+    #[inline(always)]
+    fn finish(self, sum: Self::Sum) -> Self::Distances {
+        sum
+    }
+
+    #[inline(always)]
+    fn min(self, mut a: Self::Distances, b: Self::Distances) -> Self::Distances {
+        for (a, b) in a.iter_mut().zip(b) {
+            *a = b.min(*a);
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn within(self, distances: Self::Distances, bound: u32) -> u8 {
+        let mut mask = 0;
+        for (lane, &distance) in distances.iter().enumerate() {
+            mask |= u8::from(distance <= bound) << lane;
+        }
+        mask
+    }
+
+    #[inline(always)]
+    fn to_array(self, distances: Self::Distances) -> [u32; BLOCK_ROWS] {
+        distances
+    }
+}
+
+impl Scalar {
+    #[inline]
+    pub(super) fn scan<S: FnMut(usize, u32) -> Option<u32>>(
+        self,
+        blocks: &[u64],
+        rows: Range<usize>,
+        query: &[u64],
+        bound: u32,
+        sink: &mut S,
+    ) {
+        plain::scan(self, blocks, rows, query, bound, sink);
+    }
+
+    pub(super) fn distances(self, blocks: &[u64], query: &[u64], out: &mut [u32]) {
+        plain::distances(self, blocks, query, out);
+    }
+
+    pub(super) fn gather(
+        self,
+        blocks: &[u64],
+        rows: &[u32],
+        query: &[u64],
+        bound: u32,
+        out: &mut [u32],
+    ) {
+        plain::gather(blocks, rows, query, bound, out);
+    }
+}
+
+/// The loops, with no instruction enabled.
+mod plain {
+    crate::hamming::loops!(super::Scalar);
+}

@@ -1,0 +1,240 @@
+//! Eight lanes on x86-64: AVX2 with a byte-wise table of counts, AVX-512 with VPOPCNTDQ.
+//!
+//! One of the two files where `unsafe` is allowed. It is needed for three things: calling intrinsics
+//! from methods that cannot enable the instructions themselves, loading from an array, and entering a
+//! function that enables them. The first and last rest on the same fact: a value of [`Avx2`] or
+//! [`Avx512`] comes from `detect` alone, which saw the instructions on this CPU.
+#![allow(unsafe_code)]
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use crate::code::BLOCK_ROWS;
+use crate::hamming::Lanes;
+
+/// Asks for the cache line at `address`, which may be anywhere.
+#[inline(always)]
+pub(super) fn prefetch<T>(address: *const T) {
+    // SAFETY: SSE is part of x86-64, and a prefetch faults on no address.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+}
+
+/// Proof that this CPU has AVX2 and POPCNT.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Avx2(());
+
+impl Avx2 {
+    pub(super) fn detect() -> Option<Avx2> {
+        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("popcnt")).then_some(Avx2(()))
+    }
+}
+
+/// Proof that this CPU has AVX-512 F and VPOPCNTDQ, and POPCNT.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Avx512(());
+
+impl Avx512 {
+    pub(super) fn detect() -> Option<Avx512> {
+        (is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512vpopcntdq")
+            && is_x86_feature_detected!("popcnt"))
+        .then_some(Avx512(()))
+    }
+}
+
+/// Four rows a register: rows 0 to 3, rows 4 to 7.
+type Pair = [__m256i; 2];
+
+impl Lanes for Avx2 {
+    type Word = __m256i;
+    /// Counts by byte. A code has at most 16 words, so no byte passes 128.
+    type Sum = Pair;
+    /// 64-bit lanes; the upper halves are zero.
+    type Distances = Pair;
+
+    #[inline(always)]
+    fn splat(self, word: u64) -> __m256i {
+        // SAFETY: `self` proves AVX2.
+        unsafe { _mm256_set1_epi64x(word as i64) }
+    }
+
+    #[inline(always)]
+    fn zero(self) -> Pair {
+        // SAFETY: `self` proves AVX2.
+        unsafe { [_mm256_setzero_si256(); 2] }
+    }
+
+    #[inline(always)]
+    fn add(self, sum: Pair, row_words: &[u64; BLOCK_ROWS], query: __m256i) -> Pair {
+        // SAFETY: `self` proves AVX2; the two unaligned loads read words 0 to 3 and 4 to 7 of an
+        // array of eight.
+        unsafe {
+            let nibble_counts = _mm256_setr_epi8(
+                0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, //
+                0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,
+            );
+            let low_nibble = _mm256_set1_epi8(0x0f);
+            let loads = [
+                _mm256_loadu_si256(row_words.as_ptr().cast()),
+                _mm256_loadu_si256(row_words.as_ptr().add(4).cast()),
+            ];
+            let mut sum = sum;
+            for (sum, load) in sum.iter_mut().zip(loads) {
+                let differing = _mm256_xor_si256(load, query);
+                let low = _mm256_and_si256(differing, low_nibble);
+                let high = _mm256_and_si256(_mm256_srli_epi16::<4>(differing), low_nibble);
+                let counts = _mm256_add_epi8(
+                    _mm256_shuffle_epi8(nibble_counts, low),
+                    _mm256_shuffle_epi8(nibble_counts, high),
+                );
+                *sum = _mm256_add_epi8(*sum, counts);
+            }
+            sum
+        }
+    }
+
+    #[inline(always)]
+    fn finish(self, sum: Pair) -> Pair {
+        // SAFETY: `self` proves AVX2.
+        unsafe {
+            let zero = _mm256_setzero_si256();
+            [_mm256_sad_epu8(sum[0], zero), _mm256_sad_epu8(sum[1], zero)]
+        }
+    }
+
+    #[inline(always)]
+    fn min(self, a: Pair, b: Pair) -> Pair {
+        // SAFETY: `self` proves AVX2. 32-bit minima do, as the upper halves are zero.
+        unsafe { [_mm256_min_epu32(a[0], b[0]), _mm256_min_epu32(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn within(self, distances: Pair, bound: u32) -> u8 {
+        // SAFETY: `self` proves AVX2.
+        unsafe {
+            let bound = _mm256_set1_epi64x(i64::from(bound));
+            let beyond = [
+                _mm256_movemask_pd(_mm256_castsi256_pd(_mm256_cmpgt_epi64(distances[0], bound))),
+                _mm256_movemask_pd(_mm256_castsi256_pd(_mm256_cmpgt_epi64(distances[1], bound))),
+            ];
+            !(beyond[0] | beyond[1] << 4) as u8
+        }
+    }
+
+    #[inline(always)]
+    fn to_array(self, distances: Pair) -> [u32; BLOCK_ROWS] {
+        let mut lanes = [0u64; BLOCK_ROWS];
+        // SAFETY: `self` proves AVX2; the two unaligned stores fill words 0 to 3 and 4 to 7 of an
+        // array of eight.
+        unsafe {
+            _mm256_storeu_si256(lanes.as_mut_ptr().cast(), distances[0]);
+            _mm256_storeu_si256(lanes.as_mut_ptr().add(4).cast(), distances[1]);
+        }
+        lanes.map(|distance| distance as u32)
+    }
+}
+
+impl Lanes for Avx512 {
+    type Word = __m512i;
+    type Sum = __m512i;
+    type Distances = __m512i;
+
+    #[inline(always)]
+    fn splat(self, word: u64) -> __m512i {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm512_set1_epi64(word as i64) }
+    }
+
+    #[inline(always)]
+    fn zero(self) -> __m512i {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm512_setzero_si512() }
+    }
+
+    #[inline(always)]
+    fn add(self, sum: __m512i, row_words: &[u64; BLOCK_ROWS], query: __m512i) -> __m512i {
+        // SAFETY: `self` proves AVX-512 F and VPOPCNTDQ; the unaligned load reads the eight words of
+        // the array.
+        unsafe {
+            let words = _mm512_loadu_si512(row_words.as_ptr().cast());
+            let differing = _mm512_xor_si512(words, query);
+            _mm512_add_epi64(sum, _mm512_popcnt_epi64(differing))
+        }
+    }
+
+    #[inline(always)]
+    fn finish(self, sum: __m512i) -> __m512i {
+        sum
+    }
+
+    #[inline(always)]
+    fn min(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm512_min_epu64(a, b) }
+    }
+
+    #[inline(always)]
+    fn within(self, distances: __m512i, bound: u32) -> u8 {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm512_cmple_epu64_mask(distances, _mm512_set1_epi64(i64::from(bound))) }
+    }
+
+    #[inline(always)]
+    fn to_array(self, distances: __m512i) -> [u32; BLOCK_ROWS] {
+        let mut lanes = [0u64; BLOCK_ROWS];
+        // SAFETY: `self` proves AVX-512 F; the unaligned store fills the eight words of the array.
+        unsafe { _mm512_storeu_si512(lanes.as_mut_ptr().cast(), distances) };
+        lanes.map(|distance| distance as u32)
+    }
+}
+
+/// The safe face of the loops that enable instructions.
+macro_rules! face {
+    ($lanes:ident, $loops:ident) => {
+        impl $lanes {
+            #[inline]
+            pub(super) fn scan<S: FnMut(usize, u32) -> Option<u32>>(
+                self,
+                blocks: &[u64],
+                rows: Range<usize>,
+                query: &[u64],
+                bound: u32,
+                sink: &mut S,
+            ) {
+                // SAFETY: `self` proves the instructions that the function enables.
+                unsafe { $loops::scan(self, blocks, rows, query, bound, sink) }
+            }
+
+            pub(super) fn distances(self, blocks: &[u64], query: &[u64], out: &mut [u32]) {
+                // SAFETY: `self` proves the instructions that the function enables.
+                unsafe { $loops::distances(self, blocks, query, out) }
+            }
+
+            #[inline]
+            pub(super) fn gather(
+                self,
+                blocks: &[u64],
+                rows: &[u32],
+                query: &[u64],
+                bound: u32,
+                out: &mut [u32],
+            ) {
+                // SAFETY: `self` proves the instructions that the function enables.
+                unsafe { $loops::gather(blocks, rows, query, bound, out) }
+            }
+        }
+    };
+}
+
+face!(Avx2, avx2);
+face!(Avx512, avx512);
+
+/// The loops under AVX2.
+mod avx2 {
+    crate::hamming::loops!(super::Avx2, "avx2,popcnt");
+}
+
+/// The loops under AVX-512.
+mod avx512 {
+    crate::hamming::loops!(super::Avx512, "avx512f,avx512vpopcntdq,popcnt");
+}

@@ -1,0 +1,361 @@
+//! Bucket tables: where in a list of rows each substring value has its rows.
+//!
+//! `offsets` has 2^b + 1 entries and bucket `v` is `ids[offsets[v]..offsets[v + 1]]`. Both arrays are
+//! plain `u32`s, owned or borrowed from a memory map. Opening checks lengths only; a bucket is checked
+//! as it is read, because bytes from disk must not be able to cause a panic or a wrong address.
+
+use std::ops::Deref;
+
+use crate::code::{Codes, CodesRef};
+use crate::error::{Error, Result};
+use crate::hamming::prefetch_word;
+use crate::mih::MihParams;
+use crate::mih::params::Extractor;
+
+/// The section named by errors about tables.
+pub(crate) const SECTION: &str = "substring table";
+
+/// The table of one substring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MihTable<D = Vec<u32>> {
+    offsets: D,
+    ids: D,
+}
+
+impl MihTable<Vec<u32>> {
+    /// Counts and places every code by its substring `substring_idx`; rows ascend in each bucket.
+    ///
+    /// Takes 8 bytes a code and 4 a bucket while it works, half of the former afterwards.
+    ///
+    /// # Errors
+    /// `CodeLenMismatch` if the parameters are for another length; `Unsupported` for 2^32 codes or more.
+    pub fn build<C: Deref<Target = [u64]>>(
+        codes: &Codes<C>,
+        params: &MihParams,
+        substring_idx: usize,
+    ) -> Result<MihTable> {
+        params.code_len().check(codes.code_len())?;
+        if u32::try_from(codes.n_codes()).is_err() {
+            return Err(crate::error::ErrorKind::Unsupported(format!(
+                "substring tables number rows in 32 bits, got {} codes; use more segments",
+                codes.n_codes()
+            ))
+            .into());
+        }
+        let extractor = Extractor::new(params, substring_idx);
+        let n_buckets = 1usize << params.width(substring_idx);
+        let mut offsets = vec![0u32; n_buckets + 1];
+        let mut values = Vec::with_capacity(codes.n_codes());
+        for row in 0..codes.n_codes() {
+            let value = extractor.extract(|word_idx| codes.word(row, word_idx));
+            values.push(value);
+            offsets[value as usize + 1] += 1;
+        }
+        // `offsets[v + 1]` holds the size of bucket v; make it the start of bucket v, which placing the
+        // rows then advances to its end, the start of bucket v + 1.
+        let mut start = 0;
+        for offset in &mut offsets[1..] {
+            let size = *offset;
+            *offset = start;
+            start += size;
+        }
+        let mut ids = vec![0u32; codes.n_codes()];
+        for (row, &value) in values.iter().enumerate() {
+            let place = &mut offsets[value as usize + 1];
+            ids[*place as usize] = row as u32;
+            *place += 1;
+        }
+        Ok(MihTable { offsets, ids })
+    }
+}
+
+impl<D: Deref<Target = [u32]>> MihTable<D> {
+    /// Takes arrays that are already a table of `n_codes` codes by a substring of `width` bits.
+    ///
+    /// # Errors
+    /// `Corrupt` if a length or the last offset contradicts the counts. Looks at nothing else:
+    /// [`verify`](MihTable::verify) does.
+    pub fn from_parts(offsets: D, ids: D, n_codes: usize, width: usize) -> Result<MihTable<D>> {
+        if offsets.len() != (1 << width) + 1 {
+            return Err(Error::corrupt(
+                SECTION,
+                format!(
+                    "{} offsets for a substring of {width} bits, expected {}",
+                    offsets.len(),
+                    (1usize << width) + 1
+                ),
+            ));
+        }
+        if ids.len() != n_codes {
+            return Err(Error::corrupt(
+                SECTION,
+                format!("{} row ids for {n_codes} codes", ids.len()),
+            ));
+        }
+        if offsets.last().is_some_and(|&last| last as usize != n_codes) {
+            return Err(Error::corrupt(
+                SECTION,
+                format!(
+                    "the last offset is {}, expected {n_codes}",
+                    offsets[offsets.len() - 1]
+                ),
+            ));
+        }
+        Ok(MihTable { offsets, ids })
+    }
+
+    /// The start of each bucket in [`ids`](MihTable::ids), and the end of the last.
+    pub fn offsets(&self) -> &[u32] {
+        &self.offsets
+    }
+
+    /// Row numbers, bucket after bucket.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// The rows whose substring is `value`; empty past the last value. Row numbers of a file that was
+    /// not verified may be past the last row.
+    ///
+    /// # Errors
+    /// `Corrupt` if the offsets are no range of the ids.
+    #[inline]
+    pub fn bucket(&self, value: u32) -> Result<&[u32]> {
+        bucket(&self.offsets, &self.ids, value)
+    }
+
+    /// Asks for the memory that says where bucket `value` is.
+    #[inline]
+    pub(crate) fn prefetch_bucket(&self, value: u32) {
+        prefetch_word(&self.offsets, value as usize);
+    }
+
+    /// The same table, borrowed.
+    pub fn as_ref(&self) -> MihTable<&[u32]> {
+        MihTable {
+            offsets: &self.offsets,
+            ids: &self.ids,
+        }
+    }
+
+    /// Reads everything: offsets ascend, every row occurs once, in the bucket of its substring, rows
+    /// of a bucket ascend. One pass over the codes' words in table order.
+    ///
+    /// # Errors
+    /// `Corrupt` naming the first contradiction.
+    pub fn verify<C: Deref<Target = [u64]>>(
+        &self,
+        codes: &Codes<C>,
+        params: &MihParams,
+        substring_idx: usize,
+    ) -> Result<()> {
+        params.code_len().check(codes.code_len())?;
+        MihTable::from_parts(
+            self.offsets(),
+            self.ids(),
+            codes.n_codes(),
+            params.width(substring_idx),
+        )?;
+        let corrupt =
+            |reason: String| Error::corrupt(format!("substring table {substring_idx}"), reason);
+        if self.offsets[0] != 0 {
+            return Err(corrupt(format!(
+                "the first offset is {}, expected 0",
+                self.offsets[0]
+            )));
+        }
+        let extractor = Extractor::new(params, substring_idx);
+        for value in 0..self.offsets.len() - 1 {
+            let rows = self.bucket(value as u32)?;
+            // Every row is in its own bucket and no bucket repeats one, so n rows are all rows.
+            if let Some(pair) = rows.windows(2).find(|pair| pair[0] >= pair[1]) {
+                return Err(corrupt(format!(
+                    "bucket {value} has row {} before row {}, expected ascending rows",
+                    pair[0], pair[1]
+                )));
+            }
+            for &row in rows {
+                if row as usize >= codes.n_codes() {
+                    return Err(corrupt(format!(
+                        "bucket {value} has row {row} of {} codes",
+                        codes.n_codes()
+                    )));
+                }
+                let expected = extractor.extract(|word_idx| codes.word(row as usize, word_idx));
+                if expected as usize != value {
+                    return Err(corrupt(format!(
+                        "bucket {value} has row {row}, which belongs in bucket {expected}"
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<'a> MihTable<&'a [u32]> {
+    /// [`bucket`](MihTable::bucket), for as long as the arrays are lent.
+    #[inline]
+    pub(crate) fn rows(&self, value: u32) -> Result<&'a [u32]> {
+        bucket(self.offsets, self.ids, value)
+    }
+}
+
+#[inline]
+fn bucket<'a>(offsets: &[u32], ids: &'a [u32], value: u32) -> Result<&'a [u32]> {
+    let value = value as usize;
+    let (Some(&start), Some(&end)) = (offsets.get(value), offsets.get(value + 1)) else {
+        return Ok(&[]);
+    };
+    match ids.get(start as usize..end as usize) {
+        Some(rows) => Ok(rows),
+        None => Err(bad_bucket(value, start, end, ids.len())),
+    }
+}
+
+#[cold]
+fn bad_bucket(value: usize, start: u32, end: u32, n_ids: usize) -> Error {
+    Error::corrupt(
+        SECTION,
+        format!("bucket {value} is {start}..{end} of {n_ids} row ids"),
+    )
+}
+
+/// All tables of one segment, borrowed, with the parameters they were built with.
+#[derive(Clone, Debug)]
+pub struct MihView<'a> {
+    params: &'a MihParams,
+    tables: Vec<MihTable<&'a [u32]>>,
+}
+
+impl<'a> MihView<'a> {
+    /// One table a substring, in order.
+    ///
+    /// # Errors
+    /// `Corrupt` if there are more or fewer tables than substrings, if a table is of another width, or
+    /// if two tables differ in the number of codes.
+    pub fn new(
+        params: &'a MihParams,
+        tables: impl IntoIterator<Item = MihTable<&'a [u32]>>,
+    ) -> Result<MihView<'a>> {
+        let tables: Vec<MihTable<&'a [u32]>> = tables.into_iter().collect();
+        if tables.len() != params.n_substrings() {
+            return Err(Error::corrupt(
+                SECTION,
+                format!(
+                    "{} tables for {} substrings",
+                    tables.len(),
+                    params.n_substrings()
+                ),
+            ));
+        }
+        let n_codes = tables.first().map_or(0, |table| table.ids.len());
+        for (substring_idx, table) in tables.iter().enumerate() {
+            let width = params.width(substring_idx);
+            MihTable::from_parts(table.offsets, table.ids, n_codes, width)?;
+        }
+        Ok(MihView { params, tables })
+    }
+
+    /// The parameters of the tables.
+    pub fn params(&self) -> &'a MihParams {
+        self.params
+    }
+
+    /// The table of each substring.
+    pub fn tables(&self) -> &[MihTable<&'a [u32]>] {
+        &self.tables
+    }
+
+    /// The number of codes in each table.
+    pub fn n_codes(&self) -> usize {
+        self.tables[0].ids.len()
+    }
+
+    /// `Ok` if the tables can be those of `codes`, by length and count.
+    pub(crate) fn check(&self, codes: CodesRef<'_>) -> Result<()> {
+        self.params.code_len().check(codes.code_len())?;
+        if self.n_codes() != codes.n_codes() {
+            return Err(Error::corrupt(
+                SECTION,
+                format!(
+                    "tables of {} codes beside {} codes",
+                    self.n_codes(),
+                    codes.n_codes()
+                ),
+            ));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+    use crate::code::CodeLen;
+
+    fn random(bits: usize, n_codes: usize) -> (Codes, MihParams) {
+        let mut rng = ChaCha8Rng::seed_from_u64(7);
+        let bytes: Vec<u8> = (0..n_codes * bits / 8).map(|_| rng.random()).collect();
+        let len = CodeLen::new(bits).unwrap();
+        (
+            Codes::from_packed(len, &bytes).unwrap(),
+            MihParams::choose(len, n_codes),
+        )
+    }
+
+    #[test]
+    fn every_row_is_in_its_bucket() {
+        for (bits, n_codes) in [(16, 0), (16, 1), (24, 3000), (64, 500), (136, 100)] {
+            let (codes, params) = random(bits, n_codes);
+            for substring_idx in 0..params.n_substrings() {
+                let table = MihTable::build(&codes, &params, substring_idx).unwrap();
+                table.verify(&codes, &params, substring_idx).unwrap();
+                for row in 0..n_codes {
+                    let value = params.substring(substring_idx, codes.get(row).words());
+                    assert!(table.bucket(value).unwrap().contains(&(row as u32)));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn verify_finds_every_damaged_word() {
+        let (codes, params) = random(24, 300);
+        let table = MihTable::build(&codes, &params, 0).unwrap();
+        for idx in 0..table.offsets.len() {
+            for damage in [1, 1 << 31] {
+                let mut damaged = table.clone();
+                damaged.offsets[idx] ^= damage;
+                assert!(damaged.verify(&codes, &params, 0).is_err(), "offset {idx}");
+                for value in 0..damaged.offsets.len() as u32 + 2 {
+                    let _ = damaged.bucket(value);
+                }
+            }
+        }
+        for idx in 0..table.ids.len() {
+            for damage in [1, 1 << 31] {
+                let mut damaged = table.clone();
+                damaged.ids[idx] ^= damage;
+                assert!(damaged.verify(&codes, &params, 0).is_err(), "id {idx}");
+            }
+        }
+    }
+
+    #[test]
+    fn wrong_lengths_are_refused() {
+        let (codes, params) = random(24, 300);
+        let table = MihTable::build(&codes, &params, 0).unwrap();
+        let (offsets, ids) = (table.offsets(), table.ids());
+        let width = params.width(0);
+        assert!(MihTable::from_parts(offsets, ids, 300, width).is_ok());
+        assert!(MihTable::from_parts(offsets, ids, 299, width).is_err());
+        assert!(MihTable::from_parts(offsets, ids, 300, width + 1).is_err());
+        assert!(MihTable::from_parts(&offsets[1..], ids, 300, width).is_err());
+        assert!(MihTable::from_parts(offsets, &ids[1..], 299, width).is_err());
+        assert!(MihView::new(&params, [table.as_ref()]).is_err());
+    }
+}

@@ -1,0 +1,217 @@
+//! Which engine will be faster: a cost model of a few constants, in nanoseconds.
+//!
+//! A wrong number here costs time, never an answer. The constants were measured on one core of a server
+//! CPU (`benches/hamming.rs` prints them anew); only their ratios matter, and those differ less between
+//! machines than the times do. Range search by multi-index hashing is priced before it starts. k-NN
+//! search cannot be, as its radius is what is sought, so it starts and is priced as it goes
+//! ([`MultiIndex`](crate::mih::MultiIndex)).
+
+use crate::code::CodesRef;
+use crate::engine::{Allowed, EngineChoice, EngineKind, SegmentRows};
+use crate::hamming::Kernel;
+use crate::mih::{MihView, shell_size};
+
+/// Scanning one 64-bit word of a code with AVX-512, by the size of all codes in bytes, up to which
+/// they are taken to lie in the second-level cache, in a near or a far part of the third, in memory.
+/// Servers differ by a factor of four in the middle rows; these lie between those measured.
+const SCAN_NS_PER_WORD: [(usize, f64); 4] = [
+    (1 << 20, 0.06),
+    (16 << 20, 0.13),
+    (64 << 20, 0.22),
+    (usize::MAX, 0.45),
+];
+
+/// The least an instruction set needs for one word, whatever the memory.
+const AVX2_NS_PER_WORD: f64 = 0.18;
+const SCALAR_NS_PER_WORD: f64 = 0.60;
+
+/// Work that no scan avoids.
+const SCAN_NS: f64 = 100.0;
+
+/// Comparing a row on its own: its cache lines are asked for in time, but it needs its own.
+const GATHER_NS: f64 = 1.5;
+const GATHER_NS_PER_WORD: f64 = 1.4;
+
+/// One lookup: an offset pair and the start of a list of rows, each a cache miss in a large table.
+const LOOKUP_NS: f64 = 13.0;
+
+/// One candidate: a row number out of a bucket, and the row.
+const CANDIDATE_NS: f64 = 14.0;
+const CANDIDATE_NS_PER_WORD: f64 = 1.0;
+
+/// What the planner expects, in ns.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Costs {
+    /// The linear scan, or the comparison of the listed rows alone if that is less.
+    pub scan_ns: f64,
+    /// Multi-index hashing, where the segment has tables. For k-NN search this supposes uniformly
+    /// random codes.
+    pub mih_ns: Option<f64>,
+    /// A lower limit on multi-index hashing: what it takes whatever the codes are.
+    pub mih_least_ns: f64,
+}
+
+/// Words of a code that a gather or a candidate reads: it stops early in wide codes.
+fn words_read(words: usize) -> f64 {
+    words.min(8) as f64
+}
+
+/// The linear scan over all rows.
+pub(crate) fn full_scan_ns(codes: CodesRef<'_>) -> f64 {
+    let bytes = codes.blocks().len() * 8;
+    let memory = SCAN_NS_PER_WORD
+        .iter()
+        .find(|(bytes_max, _)| bytes <= *bytes_max)
+        .map_or(0.0, |(_, ns)| *ns);
+    let least = match Kernel::best().name() {
+        "avx512" => 0.0,
+        "avx2" | "neon" => AVX2_NS_PER_WORD,
+        _ => SCALAR_NS_PER_WORD,
+    };
+    SCAN_NS + codes.blocks().len() as f64 * memory.max(least)
+}
+
+/// The comparison of `n_rows` rows one by one.
+pub(crate) fn gather_ns(codes: CodesRef<'_>, n_rows: usize) -> f64 {
+    let row_ns = GATHER_NS + GATHER_NS_PER_WORD * words_read(codes.code_len().words());
+    SCAN_NS + n_rows as f64 * row_ns
+}
+
+/// One lookup, in ns.
+pub(crate) fn lookup_ns() -> f64 {
+    LOOKUP_NS
+}
+
+/// One candidate of codes of `words` words, in ns.
+pub(crate) fn candidate_ns(words: usize) -> f64 {
+    CANDIDATE_NS + CANDIDATE_NS_PER_WORD * words_read(words)
+}
+
+/// The scan engine under a filter: a short list is gathered.
+pub(crate) fn scan_ns(codes: CodesRef<'_>, allowed: &Allowed<'_>) -> f64 {
+    match allowed {
+        Allowed::Listed(docs) => full_scan_ns(codes).min(gather_ns(codes, docs.len())),
+        _ => full_scan_ns(codes),
+    }
+}
+
+/// One shell of one table if codes are spread evenly: its lookups and the candidates they bring.
+pub(crate) fn shell_ns(view: &MihView<'_>, substring_idx: usize, substring_radius: usize) -> f64 {
+    let width = view.params().width(substring_idx);
+    let bucket_size = view.n_codes() as f64 / (1u64 << width) as f64;
+    let words = view.params().code_len().words();
+    f64::from(shell_size(width, substring_radius)) * (LOOKUP_NS + bucket_size * candidate_ns(words))
+}
+
+/// All balls that a range search of `radius` visits.
+fn balls_ns(view: &MihView<'_>, radius: usize) -> f64 {
+    let mut ns = 0.0;
+    for substring_idx in 0..view.params().n_substrings() {
+        if let Some(ball_radius) = view.params().substring_radius(substring_idx, radius) {
+            ns += (0..=ball_radius)
+                .map(|substring_radius| shell_ns(view, substring_idx, substring_radius))
+                .sum::<f64>();
+        }
+    }
+    ns
+}
+
+/// The distance of the k-th of n uniformly random codes: the normal approximation of the binomial,
+/// with the first terms of its tail's expansion.
+fn kth_random_distance(bits: usize, n_codes: usize, k: usize) -> usize {
+    let bits = bits as f64;
+    let odds = (n_codes as f64 / k.max(1) as f64).ln();
+    if odds <= 0.7 {
+        return bits as usize / 2;
+    }
+    let square = 2.0 * odds - (4.0 * std::f64::consts::PI * odds).ln();
+    (bits / 2.0 - (bits / 4.0).sqrt() * square.max(0.0).sqrt()).max(0.0) as usize
+}
+
+/// Prices a k-NN search of one segment.
+pub fn knn_costs(rows: &SegmentRows<'_>, allowed: &Allowed<'_>, k: usize) -> Costs {
+    let codes = rows.codes;
+    let mut costs = Costs {
+        scan_ns: scan_ns(codes, allowed),
+        mih_ns: None,
+        mih_least_ns: f64::INFINITY,
+    };
+    if let Some(view) = &rows.mih {
+        let bits = codes.code_len().bits();
+        let radius = kth_random_distance(bits, codes.n_codes(), k);
+        let wanted = k.min(codes.n_codes()) as f64;
+        let least = LOOKUP_NS + wanted * candidate_ns(codes.code_len().words());
+        costs.mih_ns = Some(balls_ns(view, radius).max(least));
+        costs.mih_least_ns = least;
+    }
+    costs
+}
+
+/// Prices a range search of one segment.
+pub fn range_costs(rows: &SegmentRows<'_>, allowed: &Allowed<'_>, radius: u32) -> Costs {
+    let codes = rows.codes;
+    let mih_ns = rows
+        .mih
+        .as_ref()
+        .map(|view| balls_ns(view, codes.code_len().bits().min(radius as usize)));
+    Costs {
+        scan_ns: scan_ns(codes, allowed),
+        mih_ns,
+        mih_least_ns: mih_ns.unwrap_or(f64::INFINITY),
+    }
+}
+
+/// The engine to start with.
+pub fn choose(choice: EngineChoice, costs: &Costs) -> EngineKind {
+    match (choice, costs.mih_ns) {
+        (EngineChoice::Scan, _) | (_, None) => EngineKind::Scan,
+        (EngineChoice::Mih, _) => EngineKind::Mih,
+        (EngineChoice::Auto, _) if costs.mih_least_ns < costs.scan_ns => EngineKind::Mih,
+        (EngineChoice::Auto, _) => EngineKind::Scan,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::code::{CodeLen, Codes};
+    use crate::mih::{MihParams, MihTable};
+
+    #[test]
+    fn random_distances_are_near_the_measured_ones() {
+        // Measured on uniform codes: k = 10 of 10^6 and 10^7 at 64 bits, of 10^7 at 256 bits.
+        assert!((13..=16).contains(&kth_random_distance(64, 1_000_000, 10)));
+        assert!((12..=15).contains(&kth_random_distance(64, 10_000_000, 10)));
+        assert!((87..=94).contains(&kth_random_distance(256, 10_000_000, 10)));
+        assert_eq!(kth_random_distance(64, 10, 100), 32);
+    }
+
+    #[test]
+    fn small_radii_use_the_tables_and_large_ones_the_scan() {
+        let len = CodeLen::new(64).unwrap();
+        let n_codes = 100_000;
+        let bytes: Vec<u8> = (0..n_codes as u64)
+            .flat_map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes())
+            .collect();
+        let codes = Codes::from_packed(len, &bytes).unwrap();
+        let params = MihParams::choose(len, n_codes);
+        let tables: Vec<MihTable> = (0..params.n_substrings())
+            .map(|substring_idx| MihTable::build(&codes, &params, substring_idx).unwrap())
+            .collect();
+        let view = MihView::new(&params, tables.iter().map(MihTable::as_ref)).unwrap();
+        let rows = SegmentRows {
+            codes: codes.as_ref(),
+            doc_ids: None,
+            mih: Some(view),
+            address_base: 0,
+        };
+        let chosen = |radius, allowed: &Allowed<'_>| {
+            choose(EngineChoice::Auto, &range_costs(&rows, allowed, radius))
+        };
+        assert_eq!(chosen(4, &Allowed::All), EngineKind::Mih);
+        assert_eq!(chosen(24, &Allowed::All), EngineKind::Scan);
+        assert_eq!(chosen(4, &Allowed::Listed(&[1, 2, 3])), EngineKind::Scan);
+        let all = knn_costs(&rows, &Allowed::All, n_codes);
+        assert_eq!(choose(EngineChoice::Auto, &all), EngineKind::Scan);
+    }
+}

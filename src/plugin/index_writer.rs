@@ -1,0 +1,566 @@
+//! A writer that encodes: pictures and vectors become codes before tantivy's queue sees the document.
+//!
+//! The difference to handing payloads to `tantivy::IndexWriter`: the caller learns at once what became of
+//! each document, eight bytes wait in the queue instead of a picture, a failed commit is rolled back
+//! instead of silently losing what follows, and a commit is on disk, directory included, when it returns.
+
+use parking_lot::RwLock;
+use tantivy::indexer::UserOperation;
+use tantivy::query::Query;
+use tantivy::schema::document::{OwnedValue, Value};
+use tantivy::schema::{Facet, Field, FieldType, Schema};
+use tantivy::{Directory, IndexWriter, Opstamp, TantivyDocument, Term};
+
+use crate::code::HashCode;
+use crate::encode::{Payload, Ticket};
+use crate::error::{Error, ErrorKind, Result};
+use crate::plugin::field::HashFieldOptions;
+use crate::plugin::index::HashIndex;
+use crate::plugin::value::{HashDocumentExt, HashValue};
+use crate::plugin::{HashPlugin, payload_sha256, refusal, sha256_hex};
+
+/// Threads, memory and what to do with bad documents.
+#[derive(Clone, Debug)]
+pub struct WriterOptions {
+    /// Indexing threads of tantivy. 0 means one a core, at most 8.
+    pub num_threads: usize,
+    /// Bytes all indexing threads together may hold before they write a segment.
+    pub memory_budget_bytes: usize,
+    /// What becomes of a document whose picture or vector cannot be encoded.
+    pub on_bad_document: OnBadDocument,
+}
+
+impl Default for WriterOptions {
+    fn default() -> WriterOptions {
+        WriterOptions {
+            num_threads: 0,
+            memory_budget_bytes: 256 << 20,
+            on_bad_document: OnBadDocument::default(),
+        }
+    }
+}
+
+/// What becomes of a document with a value that cannot be encoded or stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnBadDocument {
+    /// It is indexed without a code, found by text, and reported.
+    #[default]
+    Quarantine,
+    /// It is not indexed, and reported.
+    Skip,
+    /// Nothing of the call is indexed, and the call fails.
+    Fail,
+}
+
+/// What became of one value of a hash field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CodeOutcome {
+    /// A ready code was taken.
+    Ready,
+    /// A payload was encoded.
+    Encoded,
+    /// There is no code; the text says what was expected and what was found.
+    Failed(String),
+}
+
+/// What became of one document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DocumentOutcome {
+    /// tantivy's stamp, or `None` if the document was not indexed.
+    pub opstamp: Option<Opstamp>,
+    /// One entry a value of a hash field.
+    pub codes: Vec<(Field, CodeOutcome)>,
+}
+
+impl DocumentOutcome {
+    /// The first reason why a value has no code.
+    pub fn failure(&self) -> Option<&str> {
+        self.codes.iter().find_map(|(_, outcome)| match outcome {
+            CodeOutcome::Failed(reason) => Some(reason.as_str()),
+            _ => None,
+        })
+    }
+}
+
+/// What became of the documents of one call, in its order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BatchOutcome {
+    /// One entry a document.
+    pub documents: Vec<DocumentOutcome>,
+}
+
+impl BatchOutcome {
+    /// Documents that are indexed, with or without a code.
+    pub fn n_indexed(&self) -> usize {
+        self.documents.iter().filter(|document| document.opstamp.is_some()).count()
+    }
+
+    /// Positions and reasons of the documents that lack a code.
+    pub fn failures(&self) -> impl Iterator<Item = (usize, &str)> {
+        let failure = |(idx, document)| Some((idx, DocumentOutcome::failure(document)?));
+        self.documents.iter().enumerate().filter_map(failure)
+    }
+}
+
+enum State {
+    Open(IndexWriter),
+    /// A call failed in a way that lost documents since the last commit; `rollback` repairs it.
+    Failed(IndexWriter, String),
+    /// A rollback failed as well; the writer's lock is gone.
+    Closed(String),
+}
+
+/// Adds, replaces and deletes documents. Shared by reference between threads; `commit` waits for calls
+/// that began before it.
+pub struct HashIndexWriter {
+    state: RwLock<State>,
+    schema: Schema,
+    plugin: HashPlugin,
+    fields: Vec<(Field, HashFieldOptions)>,
+    on_bad_document: OnBadDocument,
+}
+
+impl std::fmt::Debug for HashIndexWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HashIndexWriter").field("fields", &self.fields).finish_non_exhaustive()
+    }
+}
+
+/// A document whose payloads are with the encoder.
+struct Prepared {
+    /// Everything but the values of hash fields.
+    document: TantivyDocument,
+    codes: Vec<(Field, PreparedCode)>,
+}
+
+enum PreparedCode {
+    Code(HashCode),
+    /// Position among the payloads sent for the field.
+    Payload(usize),
+    Refused(String),
+}
+
+/// The payloads of one field of one call.
+struct FieldBatch {
+    field: Field,
+    payloads: Vec<Payload>,
+}
+
+impl HashIndexWriter {
+    pub(crate) fn new(index: &HashIndex, options: WriterOptions) -> Result<HashIndexWriter> {
+        let schema = index.schema();
+        let fields = index.plugin().state().check_schema(&schema)?;
+        let available = std::thread::available_parallelism().map_or(1, |threads| threads.get());
+        let num_threads = match options.num_threads {
+            0 => available.min(8),
+            threads => threads,
+        };
+        // tantivy refuses less than 15 MB a thread, so fewer threads share a small budget.
+        let num_threads = num_threads.min((options.memory_budget_bytes / 15_000_000).max(1));
+        let writer: IndexWriter =
+            index.writer_with_num_threads(num_threads, options.memory_budget_bytes)?;
+        Ok(HashIndexWriter {
+            state: RwLock::new(State::Open(writer)),
+            schema,
+            plugin: index.plugin().clone(),
+            fields,
+            on_bad_document: options.on_bad_document,
+        })
+    }
+
+    /// Adds a document.
+    ///
+    /// # Errors
+    /// As [`add_documents`](Self::add_documents).
+    pub fn add_document(&self, document: TantivyDocument) -> Result<DocumentOutcome> {
+        let mut outcome = self.add_documents(vec![document])?;
+        outcome.documents.pop().ok_or_else(|| Error::invalid("one document has one outcome"))
+    }
+
+    /// Adds documents; their pictures and vectors are encoded in batches first. One bad value never costs
+    /// another document.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if a value needs an encoder that the plugin lacks; `Payload` under
+    /// [`OnBadDocument::Fail`], in both cases with nothing indexed; `Tantivy` or `Io` if tantivy lost
+    /// documents, after which the writer refuses calls until [`rollback`](Self::rollback).
+    pub fn add_documents(&self, documents: Vec<TantivyDocument>) -> Result<BatchOutcome> {
+        self.add(documents, None)
+    }
+
+    /// Adds documents, each in place of those with the same key: the value of `key`, an indexed field
+    /// that every document has once. Replacing is one step: no reader sees both or neither.
+    ///
+    /// # Errors
+    /// As [`add_documents`](Self::add_documents); `InvalidArgument` if the field cannot be a key or a
+    /// document lacks it.
+    pub fn upsert_documents(&self, key: Field, documents: Vec<TantivyDocument>) -> Result<BatchOutcome> {
+        self.check_key(key)?;
+        self.add(documents, Some(key))
+    }
+
+    fn add(&self, documents: Vec<TantivyDocument>, key: Option<Field>) -> Result<BatchOutcome> {
+        let keys = match key {
+            None => vec![None; documents.len()],
+            Some(key) => {
+                let terms = documents.iter().map(|document| self.key_of(key, document).map(Some));
+                terms.collect::<Result<_>>()?
+            }
+        };
+        let mut batches: Vec<FieldBatch> = Vec::new();
+        let prepared = documents
+            .into_iter()
+            .map(|document| self.prepare(document, &mut batches))
+            .collect::<Result<Vec<_>>>()?;
+        let tickets = batches
+            .into_iter()
+            .map(|FieldBatch { field, payloads }| {
+                let (_, options) = self.field_options(field)?;
+                let entry = self.plugin.state().require_entry(&self.schema, field, options)?;
+                Ok((field, payloads.clone(), entry.service.submit(payloads)?))
+            })
+            .collect::<Result<Vec<(Field, Vec<Payload>, Ticket)>>>()?;
+        let mut encoded = Vec::new();
+        for (field, payloads, ticket) in tickets {
+            encoded.push((field, payloads, ticket.wait()));
+        }
+        let finished: Vec<(TantivyDocument, Vec<(Field, CodeOutcome)>)> = prepared
+            .into_iter()
+            .map(|prepared| {
+                let Prepared { mut document, codes } = prepared;
+                let mut outcomes = Vec::with_capacity(codes.len());
+                for (field, code) in codes {
+                    let (code, outcome) = match code {
+                        PreparedCode::Code(code) => (Some(code), CodeOutcome::Ready),
+                        PreparedCode::Refused(reason) => (None, CodeOutcome::Failed(reason)),
+                        PreparedCode::Payload(position) => {
+                            let found = encoded.iter().find(|(of, _, _)| *of == field);
+                            let found = found.and_then(|(_, payloads, outcomes)| {
+                                Some((payloads.get(position)?, outcomes.get(position)?))
+                            });
+                            match found {
+                                Some((_, Ok(code))) => (Some(code.clone()), CodeOutcome::Encoded),
+                                Some((payload, Err(error))) => {
+                                    let sha256 = payload_sha256(payload);
+                                    self.report_failure(field, refusal(error), sha256);
+                                    (None, CodeOutcome::Failed(refusal(error)))
+                                }
+                                None => (None, CodeOutcome::Failed("the encoder gave no answer".to_owned())),
+                            }
+                        }
+                    };
+                    if let Some(code) = code {
+                        document.add_code(field, &code);
+                    }
+                    if outcome == CodeOutcome::Encoded {
+                        self.plugin.state().report.lock().encoded += 1;
+                    }
+                    outcomes.push((field, outcome));
+                }
+                (document, outcomes)
+            })
+            .collect();
+
+        let failed = |outcomes: &[(Field, CodeOutcome)]| {
+            outcomes.iter().find_map(|(_, outcome)| match outcome {
+                CodeOutcome::Failed(reason) => Some(reason.clone()),
+                _ => None,
+            })
+        };
+        if self.on_bad_document == OnBadDocument::Fail {
+            let bad = finished.iter().enumerate().find_map(|(idx, (_, codes))| Some((idx, failed(codes)?)));
+            if let Some((idx, reason)) = bad {
+                let message = format!("document {idx} of {}: {reason}; nothing was added", finished.len());
+                return Err(ErrorKind::Payload(message).into());
+            }
+        }
+        let mut batch = BatchOutcome { documents: Vec::with_capacity(finished.len()) };
+        let mut operations = Vec::with_capacity(finished.len());
+        let mut indexed = Vec::with_capacity(finished.len());
+        for ((document, codes), term) in finished.into_iter().zip(keys) {
+            let skip = self.on_bad_document == OnBadDocument::Skip && failed(&codes).is_some();
+            batch.documents.push(DocumentOutcome { opstamp: None, codes });
+            if skip {
+                continue;
+            }
+            indexed.push(batch.documents.len() - 1);
+            operations.extend(term.map(UserOperation::Delete));
+            operations.push(UserOperation::Add(document));
+        }
+        if operations.is_empty() {
+            return Ok(batch);
+        }
+        let opstamp = self.with_writer(|writer| writer.run(operations))?;
+        indexed.into_iter().for_each(|idx| batch.documents[idx].opstamp = Some(opstamp));
+        Ok(batch)
+    }
+
+    fn field_options(&self, field: Field) -> Result<&(Field, HashFieldOptions)> {
+        let found = self.fields.iter().find(|(of, _)| *of == field);
+        found.ok_or_else(|| Error::invalid(format!("field {} is no hash field", field.field_id())))
+    }
+
+    /// Takes the values of hash fields out of a document.
+    fn prepare(&self, document: TantivyDocument, batches: &mut Vec<FieldBatch>) -> Result<Prepared> {
+        let is_hash = |field: Field| self.fields.iter().any(|(of, _)| *of == field);
+        if !document.field_values().any(|(field, _)| is_hash(field)) {
+            return Ok(Prepared { document, codes: Vec::new() });
+        }
+        let mut rest = TantivyDocument::new();
+        let mut codes: Vec<(Field, PreparedCode)> = Vec::new();
+        for (field, value) in document.field_values() {
+            if !is_hash(field) {
+                rest.add_field_value(field, value);
+                continue;
+            }
+            let bytes = value.as_custom().unwrap_or_default();
+            let code = self.prepare_value(field, bytes, &codes, batches)?;
+            if let PreparedCode::Refused(reason) = &code {
+                self.report_failure(field, reason.clone(), sha256_hex(bytes));
+            }
+            codes.push((field, code));
+        }
+        Ok(Prepared { document: rest, codes })
+    }
+
+    fn prepare_value(
+        &self,
+        field: Field,
+        bytes: &[u8],
+        earlier: &[(Field, PreparedCode)],
+        batches: &mut Vec<FieldBatch>,
+    ) -> Result<PreparedCode> {
+        let (_, options) = self.field_options(field)?;
+        if earlier.iter().any(|(of, _)| *of == field) {
+            let reason = "expected one value a document, got a second one, which is ignored";
+            return Ok(PreparedCode::Refused(reason.to_owned()));
+        }
+        match HashValue::from_bytes(bytes) {
+            Err(error) => Ok(PreparedCode::Refused(error.to_string())),
+            Ok(HashValue::Code(code)) => match options.code_len()?.check(code.code_len()) {
+                Ok(()) => Ok(PreparedCode::Code(code)),
+                Err(error) => Ok(PreparedCode::Refused(error.to_string())),
+            },
+            Ok(HashValue::Payload(payload)) => {
+                self.plugin.state().require_entry(&self.schema, field, options)?;
+                let batch = match batches.iter_mut().position(|batch| batch.field == field) {
+                    Some(position) => &mut batches[position],
+                    None => {
+                        batches.push(FieldBatch { field, payloads: Vec::new() });
+                        batches.last_mut().expect("just pushed")
+                    }
+                };
+                batch.payloads.push(payload);
+                Ok(PreparedCode::Payload(batch.payloads.len() - 1))
+            }
+        }
+    }
+
+    fn report_failure(&self, field: Field, reason: String, sha256: String) {
+        let name = self.schema.get_field_name(field);
+        self.plugin.state().report.lock().fail(name, reason, sha256);
+    }
+
+    /// A key is looked up as one exact term.
+    fn check_key(&self, key: Field) -> Result<()> {
+        if key.field_id() as usize >= self.schema.num_fields() {
+            return Err(Error::invalid(format!("field {} is not in the schema", key.field_id())));
+        }
+        let entry = self.schema.get_field_entry(key);
+        let exact = match entry.field_type() {
+            FieldType::Str(options) => {
+                options.get_indexing_options().is_some_and(|indexing| indexing.tokenizer() == "raw")
+            }
+            FieldType::U64(_) | FieldType::I64(_) | FieldType::Facet(_) | FieldType::Bytes(_) => {
+                entry.is_indexed()
+            }
+            _ => false,
+        };
+        if exact {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "field `{}`: expected a key, that is an indexed u64, i64, bytes, facet or untokenized (STRING) field",
+            entry.name()
+        )))
+    }
+
+    fn key_of(&self, key: Field, document: &TantivyDocument) -> Result<Term> {
+        let mut values = document.get_all(key);
+        let name = self.schema.get_field_name(key);
+        let (Some(value), None) = (values.next(), values.next()) else {
+            return Err(Error::invalid(format!("field `{name}`: expected one key in every document")));
+        };
+        let value: OwnedValue = value.as_value().into();
+        match value {
+            OwnedValue::Str(text) => Ok(Term::from_field_text(key, &text)),
+            OwnedValue::U64(value) => Ok(Term::from_field_u64(key, value)),
+            OwnedValue::I64(value) => Ok(Term::from_field_i64(key, value)),
+            OwnedValue::Bytes(bytes) => Ok(Term::from_field_bytes(key, &bytes)),
+            OwnedValue::Facet(facet) => {
+                let facet = Facet::from_encoded(facet.encoded_str().as_bytes().to_vec())
+                    .map_err(|error| Error::invalid(format!("field `{name}`: {error}")))?;
+                Ok(Term::from_facet(key, &facet))
+            }
+            other => Err(Error::invalid(format!("field `{name}`: {other:?} cannot be a key"))),
+        }
+    }
+
+    /// Deletes the documents with a term.
+    ///
+    /// # Errors
+    /// `Tantivy` if the writer must be rolled back first.
+    pub fn delete_term(&self, term: Term) -> Result<Opstamp> {
+        self.with_writer(|writer| Ok(writer.delete_term(term)))
+    }
+
+    /// Deletes the documents that match a query, such as a [`HammingQuery`](crate::plugin::HammingQuery).
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a query that needs a searcher, as k-NN does; as
+    /// [`delete_term`](Self::delete_term).
+    pub fn delete_query(&self, query: Box<dyn Query>) -> Result<Opstamp> {
+        let state = self.state.read();
+        match &*state {
+            State::Open(writer) => Ok(writer.delete_query(query)?),
+            State::Failed(_, reason) | State::Closed(reason) => Err(failed(reason)),
+        }
+    }
+
+    /// Runs a call on the open writer. If tantivy fails there, it has lost documents, and the writer is
+    /// closed for everything but a rollback.
+    fn with_writer<T>(&self, call: impl FnOnce(&IndexWriter) -> tantivy::Result<T>) -> Result<T> {
+        let error = {
+            let state = self.state.read();
+            match &*state {
+                State::Open(writer) => match call(writer) {
+                    Ok(value) => return Ok(value),
+                    Err(error) => error,
+                },
+                State::Failed(_, reason) | State::Closed(reason) => return Err(failed(reason)),
+            }
+        };
+        let mut state = self.state.write();
+        *state = match std::mem::replace(&mut *state, State::Closed(error.to_string())) {
+            State::Open(writer) => State::Failed(writer, error.to_string()),
+            other => other,
+        };
+        Err(error.into())
+    }
+
+    /// Makes everything added and deleted so far visible and durable: the data and the directory are
+    /// synced when it returns. If it fails, everything since the last commit is rolled back and the
+    /// writer goes on from the last commit.
+    ///
+    /// # Errors
+    /// What failed. `Io` if only the last sync did: the commit is visible, and may not survive a power
+    /// loss.
+    pub fn commit(&self) -> Result<Opstamp> {
+        let mut state = self.state.write();
+        match &mut *state {
+            State::Open(writer) => match writer.commit() {
+                Ok(opstamp) => {
+                    // tantivy syncs the directory before it renames meta.json, not after.
+                    let directory = writer.index().directory();
+                    directory.sync_directory().map_err(|error| {
+                        let message = format!("commit {opstamp} is visible, syncing its directory failed: {error}");
+                        Error::new(ErrorKind::Io(message)).with_source(error)
+                    })?;
+                    Ok(opstamp)
+                }
+                Err(error) => {
+                    let reason = error.to_string();
+                    Self::roll_back(&mut state, &reason)?;
+                    Err(Error::from(error))
+                }
+            },
+            State::Failed(_, reason) => {
+                let reason = reason.clone();
+                Self::roll_back(&mut state, &reason)?;
+                let message = format!("{reason}; everything since the last commit was rolled back, add it again");
+                Err(ErrorKind::Tantivy(message).into())
+            }
+            State::Closed(reason) => Err(failed(reason)),
+        }
+    }
+
+    /// Forgets everything since the last commit.
+    ///
+    /// # Errors
+    /// `Tantivy`, after which the writer is closed.
+    pub fn rollback(&self) -> Result<Opstamp> {
+        Self::roll_back(&mut self.state.write(), "rolled back")
+    }
+
+    fn roll_back(state: &mut State, reason: &str) -> Result<Opstamp> {
+        let taken = std::mem::replace(state, State::Closed(reason.to_owned()));
+        let (State::Open(mut writer) | State::Failed(mut writer, _)) = taken else {
+            let State::Closed(reason) = taken else { unreachable!("the two other states are taken above") };
+            let error = failed(&reason);
+            *state = State::Closed(reason);
+            return Err(error);
+        };
+        // A failed rollback has dropped tantivy's lock, and a second one would panic.
+        match writer.rollback() {
+            Ok(opstamp) => {
+                *state = State::Open(writer);
+                Ok(opstamp)
+            }
+            Err(error) => {
+                *state = State::Closed(format!("{reason}; rolling back failed as well: {error}"));
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Replaces tantivy's policy of which segments to merge in the background.
+    ///
+    /// # Errors
+    /// `Tantivy` if the writer must be rolled back first.
+    pub fn set_merge_policy(&self, policy: Box<dyn tantivy::merge_policy::MergePolicy>) -> Result<()> {
+        self.with_writer(|writer| {
+            writer.set_merge_policy(policy);
+            Ok(())
+        })
+    }
+
+    /// Merges all committed segments into one, and waits.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`, `Tantivy`; the segments stay as they were.
+    pub fn merge_all(&self) -> Result<()> {
+        let mut state = self.state.write();
+        match &mut *state {
+            State::Open(writer) => {
+                let segments = writer.index().searchable_segment_ids()?;
+                if segments.len() > 1 || Self::has_deletes(writer)? {
+                    writer.merge(&segments).wait()?;
+                }
+                writer.garbage_collect_files().wait()?;
+                let directory = writer.index().directory();
+                directory.sync_directory().map_err(|error| Error::io("index directory", error))
+            }
+            State::Failed(_, reason) | State::Closed(reason) => Err(failed(reason)),
+        }
+    }
+
+    fn has_deletes(writer: &IndexWriter) -> Result<bool> {
+        Ok(writer.index().searchable_segment_metas()?.iter().any(|segment| segment.has_deletes()))
+    }
+
+    /// Waits for merges in the background and closes the writer. What was not committed is lost.
+    ///
+    /// # Errors
+    /// `Tantivy`.
+    pub fn close(self) -> Result<()> {
+        match self.state.into_inner() {
+            State::Open(writer) | State::Failed(writer, _) => Ok(writer.wait_merging_threads()?),
+            State::Closed(_) => Ok(()),
+        }
+    }
+}
+
+fn failed(reason: &str) -> Error {
+    let message = format!("the writer failed and accepts nothing before a rollback: {reason}");
+    ErrorKind::Tantivy(message).into()
+}

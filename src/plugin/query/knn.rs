@@ -1,0 +1,195 @@
+//! k-NN search as a tantivy query.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use tantivy::index::SegmentId;
+use tantivy::query::{EnableScoring, Explanation, Query, Scorer, Weight};
+use tantivy::schema::Field;
+use tantivy::{DocId, Score, Searcher, SegmentReader};
+
+use crate::code::{CodeLen, HashCode};
+use crate::engine::{self, EngineChoice, SearchStats};
+use crate::error::{Error, Result};
+use crate::plugin::field::HashFieldOptions;
+use crate::plugin::query::filter::SegmentFilter;
+use crate::plugin::query::hits::{DocDistances, HammingResult, HitScorer, address, address_base, explain};
+use crate::plugin::{OpenColumn, plugin_of};
+use crate::topk::{Neighbor, TopK};
+
+/// The `k` documents whose codes are nearest to a code, over all segments, deleted documents skipped.
+///
+/// Equal distances are ordered by document address. Fewer than `k` documents come back only when fewer
+/// have a code, match the filter and lie within the maximum distance. As a clause of a `BooleanQuery`
+/// the query matches those `k` documents and no others, so restrict it with [`filter`](Self::filter)
+/// rather than with a second `MUST` clause.
+pub struct KnnQuery {
+    field: Field,
+    code: HashCode,
+    k: usize,
+    filter: Option<Box<dyn Query>>,
+    max_distance: Option<u32>,
+    engine: EngineChoice,
+}
+
+impl Clone for KnnQuery {
+    fn clone(&self) -> KnnQuery {
+        KnnQuery {
+            field: self.field,
+            code: self.code.clone(),
+            k: self.k,
+            filter: self.filter.as_ref().map(|filter| filter.box_clone()),
+            max_distance: self.max_distance,
+            engine: self.engine,
+        }
+    }
+}
+
+impl fmt::Debug for KnnQuery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KnnQuery")
+            .field("field", &self.field)
+            .field("code", &self.code)
+            .field("k", &self.k)
+            .field("filter", &self.filter)
+            .field("max_distance", &self.max_distance)
+            .field("engine", &self.engine)
+            .finish()
+    }
+}
+
+impl KnnQuery {
+    /// The `k` nearest to `code` in a hash field. `k` is at least 1 and may exceed the number of documents.
+    pub fn new(field: Field, code: HashCode, k: usize) -> KnnQuery {
+        KnnQuery { field, code, k, filter: None, max_distance: None, engine: EngineChoice::default() }
+    }
+
+    /// Only documents that match `filter` count, before the cut to `k`. A second filter is added to the
+    /// first.
+    pub fn filter(mut self, filter: Box<dyn Query>) -> KnnQuery {
+        self.filter = Some(match self.filter.take() {
+            None => filter,
+            Some(first) => Box::new(tantivy::query::BooleanQuery::intersection(vec![first, filter])),
+        });
+        self
+    }
+
+    /// Only documents within this distance, inclusive, count.
+    pub fn max_distance(mut self, distance: u32) -> KnnQuery {
+        self.max_distance = Some(distance);
+        self
+    }
+
+    /// The engine to search with. Every engine gives the same answer.
+    pub fn engine(mut self, engine: EngineChoice) -> KnnQuery {
+        self.engine = engine;
+        self
+    }
+
+    /// The hash field.
+    pub fn field(&self) -> Field {
+        self.field
+    }
+
+    /// How many documents are asked for.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Searches, with distances and statistics.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for `k` 0, a distance past the length or a field that holds no codes;
+    /// `CodeLenMismatch`; `Corrupt`.
+    pub fn search(&self, searcher: &Searcher) -> Result<HammingResult> {
+        let (neighbors, stats) = self.neighbors(searcher)?;
+        Ok(HammingResult::new(self.code.code_len(), &neighbors, stats))
+    }
+
+    fn neighbors(&self, searcher: &Searcher) -> Result<(Vec<Neighbor>, SearchStats)> {
+        let options = HashFieldOptions::of(searcher.schema(), self.field)?;
+        let code_len = options.code_len()?;
+        code_len.check(self.code.code_len())?;
+        if self.k == 0 {
+            return Err(Error::invalid("expected k of at least 1, got 0"));
+        }
+        let max_distance = self.max_distance.unwrap_or(code_len.bits() as u32);
+        check_distance(code_len, max_distance)?;
+
+        let filter = self.filter.as_ref().map(|filter| filter.weight(scoring_off(searcher))).transpose()?;
+        let plugin = plugin_of(searcher.index());
+        if let Some(plugin) = &plugin {
+            plugin.prune(searcher.segment_readers());
+        }
+        // One bound for all segments: no segment works past what the earlier ones have found.
+        let mut top = TopK::new(self.k, max_distance);
+        let mut stats = SearchStats::default();
+        for (segment_ord, reader) in (0..).zip(searcher.segment_readers()) {
+            let column = OpenColumn::open(plugin.as_deref(), reader, self.field, &options)?;
+            if column.n_codes() == 0 {
+                continue;
+            }
+            let allowed = SegmentFilter::evaluate(filter.as_deref(), reader)?;
+            let rows = column.rows(address_base(segment_ord), self.engine != EngineChoice::Scan)?;
+            allowed.with_allowed(reader, |allowed| {
+                engine::knn(&rows, self.engine, &self.code, allowed, &mut top, &mut stats)
+            })?;
+        }
+        tracing::debug!(k = self.k, ?stats, "k-NN search");
+        Ok((top.into_sorted(), stats))
+    }
+}
+
+fn scoring_off(searcher: &Searcher) -> EnableScoring<'_> {
+    EnableScoring::disabled_from_searcher(searcher)
+}
+
+pub(crate) fn check_distance(code_len: CodeLen, distance: u32) -> Result<()> {
+    if distance as usize > code_len.bits() {
+        return Err(Error::invalid(format!(
+            "expected a distance of at most {code_len}, the bits of a code, got {distance}"
+        )));
+    }
+    Ok(())
+}
+
+impl Query for KnnQuery {
+    fn weight(&self, scoring: EnableScoring<'_>) -> tantivy::Result<Box<dyn Weight>> {
+        let searcher = scoring.searcher().ok_or_else(|| {
+            Error::invalid(
+                "a k-NN query needs a searcher, so it cannot delete documents; delete by a HammingQuery or by key",
+            )
+        })?;
+        let (neighbors, _) = self.neighbors(searcher)?;
+        let mut hits: HashMap<SegmentId, DocDistances> = HashMap::new();
+        for neighbor in &neighbors {
+            let address = address(neighbor);
+            let segment_id = searcher.segment_reader(address.segment_ord).segment_id();
+            hits.entry(segment_id).or_default().push((address.doc_id, neighbor.distance));
+        }
+        hits.values_mut().for_each(|hits| hits.sort_unstable());
+        Ok(Box::new(KnnWeight { hits, code_len: self.code.code_len() }))
+    }
+}
+
+/// A finished k-NN search.
+struct KnnWeight {
+    hits: HashMap<SegmentId, DocDistances>,
+    code_len: CodeLen,
+}
+
+impl KnnWeight {
+    fn of(&self, reader: &SegmentReader) -> &[(DocId, u32)] {
+        self.hits.get(&reader.segment_id()).map_or(&[], |hits| hits)
+    }
+}
+
+impl Weight for KnnWeight {
+    fn scorer(&self, reader: &SegmentReader, boost: Score) -> tantivy::Result<Box<dyn Scorer>> {
+        Ok(HitScorer::boxed(self.of(reader).to_vec(), self.code_len, boost))
+    }
+
+    fn explain(&self, reader: &SegmentReader, doc_id: DocId) -> tantivy::Result<Explanation> {
+        explain(self.of(reader), doc_id, self.code_len, "k-NN search")
+    }
+}

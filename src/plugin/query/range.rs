@@ -1,0 +1,141 @@
+//! Range search as a tantivy query.
+
+use std::sync::Arc;
+
+use tantivy::query::{EnableScoring, Explanation, Query, Scorer, Weight};
+use tantivy::schema::{Field, Schema};
+use tantivy::{DocId, Score, Searcher, SegmentReader};
+
+use crate::code::{CodeLen, HashCode};
+use crate::engine::{self, EngineChoice, SearchStats};
+use crate::error::Result;
+use crate::plugin::field::HashFieldOptions;
+use crate::plugin::query::filter::SegmentFilter;
+use crate::plugin::query::hits::{DocDistances, HammingResult, HitScorer, address_base, explain};
+use crate::plugin::query::knn::check_distance;
+use crate::plugin::{OpenColumn, PluginState, plugin_of};
+use crate::topk::Neighbor;
+
+/// Every document whose code lies within a radius of a code: `distance <= radius`, so radius 0 finds
+/// equal codes.
+///
+/// Works wherever a tantivy query works: in a `BooleanQuery`, with `Count` and facets, in `delete_query`.
+#[derive(Clone, Debug)]
+pub struct HammingQuery {
+    field: Field,
+    code: HashCode,
+    radius: u32,
+    engine: EngineChoice,
+}
+
+impl HammingQuery {
+    /// All within `radius` of `code` in a hash field.
+    pub fn new(field: Field, code: HashCode, radius: u32) -> HammingQuery {
+        HammingQuery { field, code, radius, engine: EngineChoice::default() }
+    }
+
+    /// The engine to search with. Every engine gives the same answer.
+    pub fn engine(mut self, engine: EngineChoice) -> HammingQuery {
+        self.engine = engine;
+        self
+    }
+
+    /// The hash field.
+    pub fn field(&self) -> Field {
+        self.field
+    }
+
+    /// Searches, with distances and statistics, live documents only; `filter` restricts them further.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a radius past the length or a field that holds no codes; `CodeLenMismatch`;
+    /// `Corrupt`.
+    pub fn search(&self, searcher: &Searcher, filter: Option<&dyn Query>) -> Result<HammingResult> {
+        let weight = self.weight_of(searcher.schema(), plugin_of(searcher.index()))?;
+        if let Some(plugin) = &weight.plugin {
+            plugin.prune(searcher.segment_readers());
+        }
+        let scoring = EnableScoring::disabled_from_searcher(searcher);
+        let filter = filter.map(|filter| filter.weight(scoring)).transpose()?;
+        let mut found = Vec::new();
+        let mut stats = SearchStats::default();
+        for (segment_ord, reader) in (0..).zip(searcher.segment_readers()) {
+            let allowed = SegmentFilter::evaluate(filter.as_deref(), reader)?;
+            weight.search_segment(reader, address_base(segment_ord), &allowed, &mut found, &mut stats)?;
+        }
+        found.sort_unstable();
+        Ok(HammingResult::new(weight.code.code_len(), &found, stats))
+    }
+
+    fn weight_of(&self, schema: &Schema, plugin: Option<Arc<PluginState>>) -> Result<HammingWeight> {
+        let options = HashFieldOptions::of(schema, self.field)?;
+        let code_len = options.code_len()?;
+        code_len.check(self.code.code_len())?;
+        check_distance(code_len, self.radius)?;
+        let HammingQuery { field, code, radius, engine } = self.clone();
+        Ok(HammingWeight { field, options, code, radius, engine, plugin })
+    }
+}
+
+impl Query for HammingQuery {
+    fn weight(&self, scoring: EnableScoring<'_>) -> tantivy::Result<Box<dyn Weight>> {
+        let plugin = scoring.searcher().and_then(|searcher| plugin_of(searcher.index()));
+        Ok(Box::new(self.weight_of(scoring.schema(), plugin)?))
+    }
+}
+
+/// A range search, checked against the schema.
+struct HammingWeight {
+    field: Field,
+    options: HashFieldOptions,
+    code: HashCode,
+    radius: u32,
+    engine: EngineChoice,
+    plugin: Option<Arc<PluginState>>,
+}
+
+impl HammingWeight {
+    fn search_segment(
+        &self,
+        reader: &SegmentReader,
+        address_base: u64,
+        allowed: &SegmentFilter,
+        found: &mut Vec<Neighbor>,
+        stats: &mut SearchStats,
+    ) -> Result<()> {
+        // Where tantivy deletes by query there is no searcher to find the plugin by.
+        let plugin = self.plugin.clone().or_else(|| plugin_of(reader.index()));
+        let column = OpenColumn::open(plugin.as_deref(), reader, self.field, &self.options)?;
+        if column.n_codes() == 0 {
+            return Ok(());
+        }
+        let rows = column.rows(address_base, self.engine != EngineChoice::Scan)?;
+        allowed.with_allowed(reader, |allowed| {
+            engine::range(&rows, self.engine, &self.code, self.radius, allowed, found, stats)
+        })
+    }
+
+    fn code_len(&self) -> CodeLen {
+        self.code.code_len()
+    }
+
+    /// The live documents within the radius, ascending.
+    fn hits(&self, reader: &SegmentReader) -> Result<DocDistances> {
+        let (mut found, mut stats) = (Vec::new(), SearchStats::default());
+        self.search_segment(reader, 0, &SegmentFilter::Alive, &mut found, &mut stats)?;
+        let mut hits: DocDistances =
+            found.iter().map(|neighbor| (neighbor.address as DocId, neighbor.distance)).collect();
+        hits.sort_unstable();
+        Ok(hits)
+    }
+}
+
+impl Weight for HammingWeight {
+    fn scorer(&self, reader: &SegmentReader, boost: Score) -> tantivy::Result<Box<dyn Scorer>> {
+        Ok(HitScorer::boxed(self.hits(reader)?, self.code_len(), boost))
+    }
+
+    fn explain(&self, reader: &SegmentReader, doc_id: DocId) -> tantivy::Result<Explanation> {
+        explain(&self.hits(reader)?, doc_id, self.code_len(), "range search")
+    }
+}

@@ -1,0 +1,269 @@
+//! The k nearest codes seen so far, and the crate's one ordering: (distance, address).
+//!
+//! Distances are small integers, so the running bound comes from counting how many codes lie at each
+//! distance; a heap would sift for every code. Which of the codes at the bound stay is settled by
+//! selection each time a buffer of O(k) fills, so 100,000 equal codes cost no more memory than k.
+//! Exact in any visiting order. Knows nothing of codes or segments.
+
+use std::ops::Range;
+
+use crate::code::CodeLen;
+
+/// A code found by a search. Ordered by (distance, address).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Neighbor {
+    /// Differing bits.
+    pub distance: u32,
+    /// Segment ordinal in the upper 32 bits, doc id in the lower 32.
+    pub address: u64,
+}
+
+/// Collects the `k` smallest [`Neighbor`]s within a greatest distance.
+#[derive(Clone, Debug)]
+pub struct TopK {
+    k: usize,
+    bound: u32,
+    /// Nothing at or above this enters: the k-th neighbor when the buffer was last cut, one past
+    /// the greatest distance before that.
+    threshold: Neighbor,
+    /// Invariant: `counts[d]` buffered neighbors have distance `d`, for every `d <= bound`.
+    counts: Vec<u32>,
+    /// The sum of `counts[..=bound]`.
+    n_within: usize,
+    /// Every neighbor that may belong to the answer, and some that no longer do.
+    buffer: Vec<Neighbor>,
+    buffer_max: usize,
+}
+
+/// Room beyond `k` in the buffer of a small `k`, so that it is not cut at every push.
+const BUFFER_SLACK: usize = 32;
+
+impl TopK {
+    /// Room for the `k` nearest codes no farther than `max_distance` bits.
+    ///
+    /// Takes memory as neighbors come in, never for `k` in advance. Distances are those of codes, at
+    /// most [`CodeLen::MAX_BITS`].
+    pub fn new(k: usize, max_distance: u32) -> TopK {
+        let bound = max_distance.min(CodeLen::MAX_BITS as u32);
+        let limit = if k == 0 { 0 } else { bound + 1 };
+        TopK {
+            k,
+            bound,
+            threshold: Neighbor {
+                distance: limit,
+                address: 0,
+            },
+            counts: vec![0; limit as usize],
+            n_within: 0,
+            buffer: Vec::new(),
+            buffer_max: k.saturating_add(k.max(BUFFER_SLACK)),
+        }
+    }
+
+    /// The number of neighbors wanted.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// The largest distance that may still enter, 0 if [`is_closed`](TopK::is_closed).
+    #[inline]
+    pub fn bound(&self) -> u32 {
+        if self.is_closed() { 0 } else { self.bound }
+    }
+
+    /// The largest distance at which `address` or a greater one may still enter; `None` if there is
+    /// none. Lower than [`bound`](TopK::bound) when the places at the bound went to smaller
+    /// addresses, which lets a search in ascending order skip later ties.
+    #[inline]
+    pub fn bound_from(&self, address: u64) -> Option<u32> {
+        if address < self.threshold.address {
+            return Some(self.bound);
+        }
+        Some(self.bound.min(self.threshold.distance.checked_sub(1)?))
+    }
+
+    /// True if nothing may enter, whatever its distance and address.
+    #[inline]
+    pub fn is_closed(&self) -> bool {
+        self.threshold
+            == Neighbor {
+                distance: 0,
+                address: 0,
+            }
+    }
+
+    /// True if `k` neighbors are known: from here on the bound is the k-th distance.
+    #[inline]
+    pub fn is_full(&self) -> bool {
+        self.n_within >= self.k
+    }
+
+    /// Offers a code. Contract: every address is offered at most once.
+    #[inline]
+    pub fn push(&mut self, distance: u32, address: u64) {
+        let neighbor = Neighbor { distance, address };
+        if distance > self.bound || neighbor >= self.threshold {
+            return;
+        }
+        self.buffer.push(neighbor);
+        self.counts[distance as usize] += 1;
+        self.n_within += 1;
+        // The bound is the k-th distance: it falls while k neighbors lie strictly below it.
+        while self.n_within - self.counts[self.bound as usize] as usize >= self.k {
+            self.n_within -= self.counts[self.bound as usize] as usize;
+            self.bound -= 1;
+        }
+        if self.buffer.len() >= self.buffer_max {
+            self.cut();
+        }
+    }
+
+    /// Keeps the k smallest neighbors of a buffer that holds more.
+    fn cut(&mut self) {
+        let (_, kth, _) = self.buffer.select_nth_unstable(self.k - 1);
+        self.threshold = *kth;
+        self.buffer.truncate(self.k);
+        self.counts[self.bound as usize] -= (self.n_within - self.k) as u32;
+        self.n_within = self.k;
+    }
+
+    /// Offers every neighbor of `other`, which saw other addresses.
+    pub fn merge(&mut self, other: TopK) {
+        for neighbor in other.buffer {
+            self.push(neighbor.distance, neighbor.address);
+        }
+    }
+
+    /// The addresses in this range that are in the buffer, ascending. Any other address of the range
+    /// was never offered, or would be refused if it were offered again.
+    pub(crate) fn addresses_in(&self, range: Range<u64>) -> Vec<u64> {
+        let mut addresses: Vec<u64> = self
+            .buffer
+            .iter()
+            .map(|neighbor| neighbor.address)
+            .filter(|address| range.contains(address))
+            .collect();
+        addresses.sort_unstable();
+        addresses
+    }
+
+    /// The number of neighbors in the answer, at most `k`.
+    pub fn len(&self) -> usize {
+        self.buffer.len().min(self.k)
+    }
+
+    /// True if no neighbor is known.
+    pub fn is_empty(&self) -> bool {
+        self.buffer.is_empty()
+    }
+
+    /// The answer, in (distance, address) order.
+    pub fn into_sorted(mut self) -> Vec<Neighbor> {
+        if self.buffer.len() > self.k {
+            self.buffer.select_nth_unstable(self.k);
+            self.buffer.truncate(self.k);
+        }
+        self.buffer.sort_unstable();
+        self.buffer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::seq::SliceRandom;
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+
+    fn naive(offered: &[(u32, u64)], k: usize, max_distance: u32) -> Vec<Neighbor> {
+        let mut all: Vec<Neighbor> = offered
+            .iter()
+            .map(|&(distance, address)| Neighbor { distance, address })
+            .filter(|neighbor| neighbor.distance <= max_distance)
+            .collect();
+        all.sort();
+        all.truncate(k);
+        all
+    }
+
+    #[test]
+    fn equals_sorting_everything_in_any_order() {
+        for seed in 0..400 {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            let n = rng.random_range(0..600);
+            let spread = rng.random_range(1..40);
+            let mut offered: Vec<(u32, u64)> = (0..n)
+                .map(|address| (rng.random_range(0..spread), address))
+                .collect();
+            if seed % 2 == 0 {
+                offered.shuffle(&mut rng);
+            }
+            let k = [0, 1, 2, 10, 100, 599, 1000][rng.random_range(0..7)];
+            let max_distance = rng.random_range(0..45);
+            let mut top = TopK::new(k, max_distance);
+            for &(distance, address) in &offered {
+                // A code that the bound excludes must not change the answer.
+                let refused = top.bound_from(address).is_none_or(|bound| distance > bound);
+                let before = refused.then(|| top.clone().into_sorted());
+                top.push(distance, address);
+                if let Some(before) = before {
+                    assert_eq!(top.clone().into_sorted(), before, "seed {seed}");
+                }
+                assert!(top.buffer.len() <= 2 * k + BUFFER_SLACK, "seed {seed}");
+            }
+            let expected = naive(&offered, k, max_distance);
+            assert_eq!(top.len(), expected.len(), "seed {seed}");
+            assert_eq!(top.into_sorted(), expected, "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn later_ties_are_refused_by_the_bound() {
+        let mut top = TopK::new(10, 64);
+        for address in 0..100_000 {
+            top.push(7, address);
+        }
+        assert_eq!((top.bound(), top.bound_from(100_000)), (7, Some(6)));
+        assert!(top.buffer.capacity() < 200);
+        let mut top = TopK::new(3, 64);
+        (0..50).for_each(|address| top.push(0, address));
+        assert_eq!(top.bound_from(50), None);
+        assert_eq!(top.bound_from(0), Some(0));
+    }
+
+    #[test]
+    fn nothing_enters_when_nothing_is_wanted() {
+        let mut top = TopK::new(0, 64);
+        assert!(top.is_closed() && top.is_full() && top.bound_from(0).is_none());
+        top.push(0, 0);
+        assert!(top.is_empty() && top.into_sorted().is_empty());
+    }
+
+    #[test]
+    fn a_huge_k_takes_no_memory_in_advance() {
+        let mut top = TopK::new(usize::MAX, u32::MAX);
+        top.push(1024, 5);
+        top.push(3, 9);
+        assert!(!top.is_full() && top.len() == 2);
+        assert_eq!(top.into_sorted()[0].address, 9);
+    }
+
+    #[test]
+    fn merging_equals_one_collector() {
+        let (mut left, mut right) = (TopK::new(5, 64), TopK::new(5, 64));
+        let mut both = TopK::new(5, 64);
+        for address in 0..200u64 {
+            let distance = (address * 37 % 11) as u32;
+            both.push(distance, address);
+            if address % 3 == 0 {
+                &mut left
+            } else {
+                &mut right
+            }
+            .push(distance, address);
+        }
+        left.merge(right);
+        assert_eq!(left.into_sorted(), both.into_sorted());
+    }
+}

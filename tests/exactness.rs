@@ -1,0 +1,497 @@
+//! Every engine gives the answer of sorting all distances: same documents, same distances, ties included.
+//!
+//! Guards the claim the crate rests on, over lengths, sizes, k and radii at and past their limits,
+//! filters, sparse doc ids, and data that is hard on tables: equal codes, duplicates, clusters,
+//! neighbouring bits that agree. Every case prints its seed when it fails.
+
+use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use tanhash::engine::{self, Allowed, Engine, EngineChoice, SearchStats, SegmentRows};
+use tanhash::hamming::Kernel;
+use tanhash::mih::{MihParams, MihTable, MihView, MultiIndex};
+use tanhash::scan::LinearScan;
+use tanhash::topk::{Neighbor, TopK};
+use tanhash::{CodeLen, Codes, ErrorKind, HashCode};
+
+const ORDINAL: u64 = 3 << 32;
+
+struct Segment {
+    codes: Codes,
+    doc_ids: Option<Vec<u32>>,
+    params: MihParams,
+    tables: Vec<MihTable>,
+}
+
+impl Segment {
+    fn new(codes: Codes, doc_ids: Option<Vec<u32>>, params: MihParams) -> Segment {
+        let tables = (0..params.n_substrings())
+            .map(|substring_idx| MihTable::build(&codes, &params, substring_idx).unwrap())
+            .collect();
+        Segment {
+            codes,
+            doc_ids,
+            params,
+            tables,
+        }
+    }
+
+    fn view(&self) -> MihView<'_> {
+        MihView::new(&self.params, self.tables.iter().map(MihTable::as_ref)).unwrap()
+    }
+
+    fn rows(&self) -> SegmentRows<'_> {
+        SegmentRows {
+            codes: self.codes.as_ref(),
+            doc_ids: self.doc_ids.as_deref(),
+            mih: Some(self.view()),
+            address_base: ORDINAL,
+        }
+    }
+
+    fn naive(&self, query: &HashCode, is_allowed: impl Fn(u32) -> bool) -> Vec<Neighbor> {
+        let rows = self.rows();
+        let mut all: Vec<Neighbor> = (0..self.codes.n_codes())
+            .filter(|&row| is_allowed(rows.doc_id(row)))
+            .map(|row| Neighbor {
+                distance: self.codes.get(row).distance(query).unwrap(),
+                address: ORDINAL + u64::from(rows.doc_id(row)),
+            })
+            .collect();
+        all.sort();
+        all
+    }
+}
+
+fn random_code(len: CodeLen, rng: &mut ChaCha8Rng) -> HashCode {
+    let words: Vec<u64> = (0..len.words()).map(|_| rng.random()).collect();
+    HashCode::from_words(len, &words).unwrap()
+}
+
+fn flipped(code: &HashCode, probability: f64, rng: &mut ChaCha8Rng) -> HashCode {
+    let mut code = code.clone();
+    for bit in 0..code.code_len().bits() {
+        if rng.random_bool(probability) {
+            code.set_bit(bit, !code.bit(bit));
+        }
+    }
+    code
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Data {
+    Uniform,
+    AllEqual,
+    FewValues,
+    Clustered,
+    Correlated,
+}
+
+const ALL_DATA: [Data; 5] = [
+    Data::Uniform,
+    Data::AllEqual,
+    Data::FewValues,
+    Data::Clustered,
+    Data::Correlated,
+];
+
+/// Codes, and a query like them.
+fn generate(data: Data, len: CodeLen, n_codes: usize, rng: &mut ChaCha8Rng) -> (Codes, HashCode) {
+    let centers: Vec<HashCode> = (0..1 + n_codes / 50)
+        .map(|_| random_code(len, rng))
+        .collect();
+    let one = |rng: &mut ChaCha8Rng| match data {
+        Data::Uniform => random_code(len, rng),
+        Data::AllEqual => centers[0].clone(),
+        Data::FewValues => centers[rng.random_range(0..centers.len().min(4))].clone(),
+        Data::Clustered => flipped(&centers[rng.random_range(0..centers.len())], 0.08, rng),
+        Data::Correlated => {
+            let mut code = HashCode::zeros(len);
+            let mut value = rng.random_bool(0.5);
+            for bit in 0..len.bits() {
+                value ^= rng.random_bool(0.1);
+                code.set_bit(bit, value);
+            }
+            code
+        }
+    };
+    let mut codes = Codes::new(len);
+    for _ in 0..n_codes {
+        codes.push(&one(rng)).unwrap();
+    }
+    let query = one(rng);
+    (codes, query)
+}
+
+/// Every way to search, by name.
+fn engines<'a>(
+    rows: &'a SegmentRows<'a>,
+    view: &'a MihView<'a>,
+) -> Vec<(String, Box<dyn Engine + 'a>)> {
+    let mut engines: Vec<(String, Box<dyn Engine + 'a>)> = Vec::new();
+    for kernel in Kernel::available() {
+        let scan = LinearScan::new(rows).with_kernel(kernel);
+        engines.push((format!("scan, {kernel:?}"), Box::new(scan)));
+    }
+    let mih = MultiIndex::new(rows, view);
+    engines.push(("mih".into(), Box::new(mih)));
+    engines.push(("mih, determined".into(), Box::new(mih.determined())));
+    engines.push(("mih to the end".into(), Box::new(mih.without_fallback())));
+    engines
+}
+
+/// Every engine and every choice against the naive answer.
+fn check_knn(segment: &Segment, query: &HashCode, k: usize, max_distance: u32, case: &str) {
+    check_knn_filtered(
+        segment,
+        query,
+        k,
+        max_distance,
+        &Allowed::All,
+        |_| true,
+        case,
+    );
+}
+
+fn check_knn_filtered(
+    segment: &Segment,
+    query: &HashCode,
+    k: usize,
+    max_distance: u32,
+    allowed: &Allowed<'_>,
+    is_allowed: impl Fn(u32) -> bool,
+    case: &str,
+) {
+    let mut expected = segment.naive(query, is_allowed);
+    expected.retain(|neighbor| neighbor.distance <= max_distance);
+    expected.truncate(k);
+    let (rows, view) = (segment.rows(), segment.view());
+    for (name, engine) in engines(&rows, &view) {
+        let mut top = TopK::new(k, max_distance);
+        let mut stats = SearchStats::default();
+        engine.knn(query, allowed, &mut top, &mut stats).unwrap();
+        let found = top.into_sorted();
+        assert_eq!(found, expected, "{name}, k {k}, {allowed:?}, {case}");
+        assert_eq!(stats.segments_mih + stats.segments_scan, 1);
+    }
+    for choice in [EngineChoice::Auto, EngineChoice::Scan, EngineChoice::Mih] {
+        let mut top = TopK::new(k, max_distance);
+        let mut stats = SearchStats::default();
+        engine::knn(&rows, choice, query, allowed, &mut top, &mut stats).unwrap();
+        assert_eq!(top.into_sorted(), expected, "{choice}, k {k}, {case}");
+        assert!(stats.exact && stats.segments == 1);
+    }
+}
+
+fn check_range(segment: &Segment, query: &HashCode, radius: u32, case: &str) {
+    check_range_filtered(segment, query, radius, &Allowed::All, |_| true, case);
+}
+
+fn check_range_filtered(
+    segment: &Segment,
+    query: &HashCode,
+    radius: u32,
+    allowed: &Allowed<'_>,
+    is_allowed: impl Fn(u32) -> bool,
+    case: &str,
+) {
+    let mut expected = segment.naive(query, is_allowed);
+    expected.retain(|neighbor| neighbor.distance <= radius);
+    expected.sort_by_key(|neighbor| neighbor.address);
+    let (rows, view) = (segment.rows(), segment.view());
+    // What an earlier segment found stays.
+    let earlier = Neighbor {
+        distance: 7,
+        address: 1,
+    };
+    expected.insert(0, earlier);
+    for (name, engine) in engines(&rows, &view) {
+        let mut found = vec![earlier];
+        let mut stats = SearchStats::default();
+        engine
+            .range(query, radius, allowed, &mut found, &mut stats)
+            .unwrap();
+        assert_eq!(
+            found, expected,
+            "{name}, radius {radius}, {allowed:?}, {case}"
+        );
+    }
+    for choice in [EngineChoice::Auto, EngineChoice::Scan, EngineChoice::Mih] {
+        let mut found = vec![earlier];
+        let mut stats = SearchStats::default();
+        engine::range(
+            &rows, choice, query, radius, allowed, &mut found, &mut stats,
+        )
+        .unwrap();
+        assert_eq!(found, expected, "{choice}, radius {radius}, {case}");
+    }
+}
+
+/// Substrings of any widths and any order of bits, to check that nothing rests on the chosen ones.
+fn random_params(len: CodeLen, rng: &mut ChaCha8Rng) -> MihParams {
+    let mut bits: Vec<u16> = (0..len.bits() as u16).collect();
+    bits.shuffle(rng);
+    let mut substrings = Vec::new();
+    while !bits.is_empty() {
+        let width = rng.random_range(1..=12.min(bits.len()));
+        substrings.push(bits.split_off(bits.len() - width));
+    }
+    MihParams::new(len, substrings).unwrap()
+}
+
+#[test]
+fn every_length_size_and_k() {
+    for bits in (16..=1024).step_by(8) {
+        let seed = bits as u64;
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let len = CodeLen::new(bits).unwrap();
+        let data = ALL_DATA[bits / 8 % 5];
+        for n_codes in [0, 1, 2, 60] {
+            let (codes, query) = generate(data, len, n_codes, &mut rng);
+            let case = format!("{bits} bits, {n_codes} codes, {data:?}, seed {seed}");
+            let params = MihParams::choose(len, n_codes);
+            let segment = Segment::new(codes, None, params);
+            for k in [0, 1, n_codes.div_ceil(2), n_codes + 5] {
+                check_knn(&segment, &query, k, u32::MAX, &case);
+            }
+            for radius in [0, bits as u32 / 8, bits as u32, u32::MAX] {
+                check_range(&segment, &query, radius, &case);
+            }
+        }
+    }
+}
+
+#[test]
+fn hard_data_at_common_lengths() {
+    for seed in 0..60 {
+        let mut rng = ChaCha8Rng::seed_from_u64(1000 + seed);
+        let bits = [16, 24, 32, 64, 96, 128, 256][rng.random_range(0..7)];
+        let len = CodeLen::new(bits).unwrap();
+        let data = ALL_DATA[seed as usize % 5];
+        let n_codes = rng.random_range(1..1500);
+        let (codes, query) = generate(data, len, n_codes, &mut rng);
+        let params = match seed % 3 {
+            0 => random_params(len, &mut rng),
+            1 => MihParams::choose(len, n_codes),
+            _ => MihParams::choose(len, 60_000),
+        };
+        let case = format!("{bits} bits, {n_codes} codes, {data:?}, seed {seed}");
+        let segment = Segment::new(codes, None, params);
+        for query in [query, random_code(len, &mut rng)] {
+            for k in [1, 10, 100, n_codes, n_codes * 2] {
+                check_knn(&segment, &query, k, u32::MAX, &case);
+            }
+            check_knn(
+                &segment,
+                &query,
+                10,
+                rng.random_range(0..bits as u32),
+                &case,
+            );
+            for _ in 0..3 {
+                let radius = rng.random_range(0..=bits as u32);
+                check_range(&segment, &query, radius, &case);
+                check_range(&segment, &query, radius / 4, &case);
+            }
+        }
+    }
+}
+
+#[test]
+fn filters_and_sparse_doc_ids() {
+    for seed in 0..60 {
+        let mut rng = ChaCha8Rng::seed_from_u64(2000 + seed);
+        let bits = [16, 64, 72, 256][seed as usize % 4];
+        let len = CodeLen::new(bits).unwrap();
+        let data = ALL_DATA[seed as usize % 5];
+        let n_codes = rng.random_range(1..800);
+        let (codes, query) = generate(data, len, n_codes, &mut rng);
+        let mut doc = 0;
+        let doc_ids: Vec<u32> = (0..n_codes)
+            .map(|_| {
+                doc += rng.random_range(1..5);
+                doc
+            })
+            .collect();
+        let doc_ids = (seed % 2 == 0).then_some(doc_ids);
+        let segment = Segment::new(codes, doc_ids, MihParams::choose(len, n_codes));
+        for share in [0.0, 0.01, 0.3, 0.9, 1.0] {
+            // Lists name documents past the last row and without a code, too.
+            let listed: Vec<u32> = (0..4 * n_codes as u32 + 9)
+                .filter(|_| rng.random_bool(share))
+                .collect();
+            let is_listed = |doc: u32| listed.binary_search(&doc).is_ok();
+            let case =
+                format!("{bits} bits, {n_codes} codes, {data:?}, share {share}, seed {seed}");
+            for allowed in [Allowed::Listed(&listed), Allowed::Where(&is_listed)] {
+                for k in [1, 10, n_codes + 1] {
+                    check_knn_filtered(&segment, &query, k, 1024, &allowed, is_listed, &case);
+                }
+                for radius in [0, bits as u32 / 4, bits as u32] {
+                    check_range_filtered(&segment, &query, radius, &allowed, is_listed, &case);
+                }
+            }
+        }
+    }
+}
+
+/// Large enough for a search to meet codes before it gives up and scans.
+#[test]
+fn giving_up_half_way_gives_nothing_twice() {
+    let mut fell_back = 0;
+    for seed in 0..12 {
+        let mut rng = ChaCha8Rng::seed_from_u64(3000 + seed);
+        let len = CodeLen::new([64, 128][seed as usize % 2]).unwrap();
+        let data = ALL_DATA[seed as usize % 5];
+        let n_codes = 20_000;
+        let (codes, query) = generate(data, len, n_codes, &mut rng);
+        let segment = Segment::new(codes, None, MihParams::choose(len, n_codes));
+        let case = format!("{len} bits, {data:?}, seed {seed}");
+        let (rows, view) = (segment.rows(), segment.view());
+        for k in [1, 10, 300] {
+            check_knn(&segment, &query, k, 1024, &case);
+            let mut stats = SearchStats::default();
+            MultiIndex::new(&rows, &view)
+                .determined()
+                .knn(&query, &Allowed::All, &mut TopK::new(k, 1024), &mut stats)
+                .unwrap();
+            fell_back += usize::from(stats.fell_back > 0 && stats.candidates > 0);
+        }
+        check_range(&segment, &query, 12, &case);
+    }
+    assert!(
+        fell_back > 0,
+        "no case of this test gave up after candidates"
+    );
+}
+
+#[test]
+fn segments_share_a_top() {
+    for seed in 0..20 {
+        let mut rng = ChaCha8Rng::seed_from_u64(4000 + seed);
+        let len = CodeLen::new(32).unwrap();
+        let data = ALL_DATA[seed as usize % 5];
+        let segments: Vec<Segment> = (0..4)
+            .map(|_| {
+                let (codes, _) = generate(data, len, 200, &mut rng);
+                Segment::new(codes, None, MihParams::choose(len, 200))
+            })
+            .collect();
+        let query = segments[2].codes.get(17);
+        let mut order: Vec<usize> = (0..4).collect();
+        order.shuffle(&mut rng);
+        let mut expected = Vec::new();
+        let mut top = TopK::new(25, 1024);
+        for ordinal in order {
+            let mut rows = segments[ordinal].rows();
+            rows.address_base = (ordinal as u64) << 32;
+            let view = segments[ordinal].view();
+            for mut neighbor in segments[ordinal].naive(&query, |_| true) {
+                neighbor.address = neighbor.address - ORDINAL + rows.address_base;
+                expected.push(neighbor);
+            }
+            let mut stats = SearchStats::default();
+            let mih = MultiIndex::new(&rows, &view).without_fallback();
+            if ordinal % 2 == 0 {
+                mih.knn(&query, &Allowed::All, &mut top, &mut stats)
+                    .unwrap();
+            } else {
+                LinearScan::new(&rows)
+                    .knn(&query, &Allowed::All, &mut top, &mut stats)
+                    .unwrap();
+            }
+        }
+        expected.sort();
+        expected.truncate(25);
+        assert_eq!(top.into_sorted(), expected, "{data:?}, seed {seed}");
+    }
+}
+
+#[test]
+fn without_tables_the_scan_answers_and_says_so() {
+    let len = CodeLen::new(64).unwrap();
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let (codes, query) = generate(Data::Uniform, len, 50, &mut rng);
+    let rows = SegmentRows {
+        codes: codes.as_ref(),
+        doc_ids: None,
+        mih: None,
+        address_base: 0,
+    };
+    let mut top = TopK::new(3, 64);
+    let mut stats = SearchStats::default();
+    let mih = EngineChoice::Mih;
+    engine::knn(&rows, mih, &query, &Allowed::All, &mut top, &mut stats).unwrap();
+    assert_eq!(top.len(), 3);
+    assert_eq!((stats.segments_without_tables, stats.segments_scan), (1, 1));
+}
+
+#[test]
+fn other_lengths_are_refused() {
+    let len = CodeLen::new(64).unwrap();
+    let mut rng = ChaCha8Rng::seed_from_u64(6);
+    let (codes, _) = generate(Data::Uniform, len, 50, &mut rng);
+    let mut segment = Segment::new(codes, None, MihParams::choose(len, 50));
+    let query = HashCode::zeros(CodeLen::new(72).unwrap());
+    let (mut top, mut stats) = (TopK::new(3, 64), SearchStats::default());
+    for choice in [EngineChoice::Auto, EngineChoice::Scan, EngineChoice::Mih] {
+        let rows = segment.rows();
+        let error = engine::knn(&rows, choice, &query, &Allowed::All, &mut top, &mut stats);
+        let expected = ErrorKind::CodeLenMismatch {
+            expected: 64,
+            got: 72,
+        };
+        assert_eq!(*error.unwrap_err().kind(), expected);
+    }
+    segment.doc_ids = Some(vec![1, 2, 3]);
+    let query = HashCode::zeros(len);
+    let auto = EngineChoice::Auto;
+    let error = engine::knn(
+        &segment.rows(),
+        auto,
+        &query,
+        &Allowed::All,
+        &mut top,
+        &mut stats,
+    );
+    assert!(matches!(
+        error.unwrap_err().kind(),
+        ErrorKind::Corrupt { .. }
+    ));
+}
+
+/// Tables lie in memory maps of files that may be damaged after they were verified.
+#[test]
+fn damaged_tables_give_errors_or_answers_but_no_panic() {
+    let len = CodeLen::new(32).unwrap();
+    let mut errors = 0;
+    for seed in 0..300 {
+        let mut rng = ChaCha8Rng::seed_from_u64(6000 + seed);
+        let (codes, query) = generate(Data::Clustered, len, 300, &mut rng);
+        let mut segment = Segment::new(codes, None, MihParams::choose(len, 300));
+        for substring_idx in 0..segment.params.n_substrings() {
+            let mut offsets = segment.tables[substring_idx].offsets().to_vec();
+            let mut ids = segment.tables[substring_idx].ids().to_vec();
+            for _ in 0..20 {
+                let last = offsets.len() - 1;
+                offsets[rng.random_range(0..last)] = rng.random::<u32>() >> rng.random_range(0..32);
+                ids[rng.random_range(0..300)] = rng.random::<u32>() >> rng.random_range(0..32);
+            }
+            let width = segment.params.width(substring_idx);
+            segment.tables[substring_idx] = MihTable::from_parts(offsets, ids, 300, width).unwrap();
+        }
+        let (rows, view) = (segment.rows(), segment.view());
+        for (_, engine) in engines(&rows, &view) {
+            let mut stats = SearchStats::default();
+            let mut top = TopK::new(20, 1024);
+            let knn = engine.knn(&query, &Allowed::All, &mut top, &mut stats);
+            let mut found = Vec::new();
+            let range = engine.range(&query, 9, &Allowed::All, &mut found, &mut stats);
+            for error in [knn.err(), range.err()].into_iter().flatten() {
+                assert!(matches!(error.kind(), ErrorKind::Corrupt { .. }));
+                errors += 1;
+            }
+        }
+    }
+    assert!(errors > 100, "damage went unseen: {errors} errors");
+}

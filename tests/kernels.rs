@@ -1,0 +1,174 @@
+//! Every kernel of this CPU equals the scalar one, and the scalar one equals `HashCode::distance`.
+//!
+//! Guards the tails: every length (the last word is partly used), every count of rows up to five
+//! blocks (the last block is partly used), every first row, and bounds that move while the scan runs.
+//! Padding rows are all zero, so a query of zeros would report them first of all.
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use tanhash::hamming::{self, Kernel};
+use tanhash::{CodeLen, Codes, HashCode};
+
+fn random_code(len: CodeLen, density: f64, rng: &mut ChaCha8Rng) -> HashCode {
+    let mut code = HashCode::zeros(len);
+    for bit in 0..len.bits() {
+        code.set_bit(bit, rng.random_bool(density));
+    }
+    code
+}
+
+fn random_codes(len: CodeLen, n_codes: usize, rng: &mut ChaCha8Rng) -> Codes {
+    let mut codes = Codes::with_capacity(len, n_codes);
+    for _ in 0..n_codes {
+        codes.push(&random_code(len, 0.5, rng)).unwrap();
+    }
+    codes
+}
+
+fn lens() -> impl Iterator<Item = CodeLen> {
+    (16..=1024)
+        .step_by(8)
+        .map(|bits| CodeLen::new(bits).unwrap())
+}
+
+#[test]
+fn distances_equal_the_naive_ones() {
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    for len in lens() {
+        for n_codes in [0, 1, 7, 8, 9, 31, 32, 33, 40] {
+            let codes = random_codes(len, n_codes, &mut rng);
+            let query = random_code(len, 0.5, &mut rng);
+            let expected: Vec<u32> = (0..n_codes)
+                .map(|row| codes.get(row).distance(&query).unwrap())
+                .collect();
+            for kernel in Kernel::available() {
+                let mut out = vec![u32::MAX; n_codes];
+                kernel.distances(codes.as_ref(), query.words(), &mut out);
+                assert_eq!(out, expected, "{kernel:?}, {len} bits, {n_codes} codes");
+            }
+        }
+    }
+}
+
+/// The rows a scan must report when each hit lowers the bound by `step`, stopping below zero.
+fn expected_hits(
+    distances: &[u32],
+    rows: std::ops::Range<usize>,
+    bound: u32,
+    step: u32,
+) -> Vec<(usize, u32)> {
+    let mut bound = Some(bound);
+    let mut hits = Vec::new();
+    for row in rows {
+        if bound.is_some_and(|bound| distances[row] <= bound) {
+            hits.push((row, distances[row]));
+            bound = bound.and_then(|bound| bound.checked_sub(step));
+        }
+    }
+    hits
+}
+
+#[test]
+fn scans_report_the_rows_within_every_bound() {
+    let mut rng = ChaCha8Rng::seed_from_u64(2);
+    for len in lens() {
+        let all = random_codes(len, 40, &mut rng);
+        let zeros = HashCode::zeros(len);
+        let queries = [zeros, random_code(len, 0.5, &mut rng), all.get(3)];
+        for n_codes in 0..=40 {
+            let mut codes = Codes::new(len);
+            (0..n_codes).for_each(|row| codes.push_row(&all, row));
+            let query = &queries[n_codes % 3];
+            let mut distances = vec![0; n_codes];
+            Kernel::SCALAR.distances(codes.as_ref(), query.words(), &mut distances);
+            let middle = len.bits() as u32 / 2;
+            let any = rng.random_range(0..=len.bits() as u32);
+            for bound in [0, middle - 3, middle, any, len.bits() as u32, u32::MAX] {
+                for step in [0, 1, 4] {
+                    let start = rng.random_range(0..=n_codes);
+                    for rows in [0..n_codes, start..n_codes, 0..start, start..start] {
+                        let expected = expected_hits(&distances, rows.clone(), bound, step);
+                        for kernel in Kernel::available() {
+                            let (mut found, mut bound) = (Vec::new(), bound);
+                            kernel.scan(
+                                codes.as_ref(),
+                                rows.clone(),
+                                query.words(),
+                                bound,
+                                &mut |row, distance| {
+                                    found.push((row, distance));
+                                    bound = bound.checked_sub(step)?;
+                                    Some(bound)
+                                },
+                            );
+                            assert_eq!(
+                                found, expected,
+                                "{kernel:?}, {len} bits, rows {rows:?} of {n_codes}, bound {bound}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_bound_at_common_lengths() {
+    let mut rng = ChaCha8Rng::seed_from_u64(3);
+    for bits in [16, 48, 64, 72, 128, 192, 256, 320] {
+        let len = CodeLen::new(bits).unwrap();
+        let codes = random_codes(len, 200, &mut rng);
+        let query = random_code(len, 0.3, &mut rng);
+        let mut distances = vec![0; 200];
+        Kernel::SCALAR.distances(codes.as_ref(), query.words(), &mut distances);
+        for bound in 0..=bits as u32 {
+            let expected = expected_hits(&distances, 0..200, bound, 0);
+            for kernel in Kernel::available() {
+                let mut found = Vec::new();
+                let mut sink = |row, distance| {
+                    found.push((row, distance));
+                    Some(bound)
+                };
+                kernel.scan(codes.as_ref(), 0..200, query.words(), bound, &mut sink);
+                assert_eq!(found, expected, "{kernel:?}, {bits} bits, bound {bound}");
+            }
+        }
+    }
+}
+
+#[test]
+fn gathers_are_exact_within_the_bound() {
+    let mut rng = ChaCha8Rng::seed_from_u64(4);
+    for len in lens() {
+        let codes = random_codes(len, 37, &mut rng);
+        let query = random_code(len, 0.5, &mut rng);
+        let rows: Vec<u32> = (0..20).map(|_| rng.random_range(0..37)).collect();
+        for bound in [0, len.bits() as u32 / 2, len.bits() as u32] {
+            for kernel in Kernel::available() {
+                let mut out = vec![0; rows.len()];
+                rows.iter()
+                    .for_each(|&row| hamming::prefetch(codes.as_ref(), row as usize));
+                kernel.gather(codes.as_ref(), &rows, query.words(), bound, &mut out);
+                for (&row, &distance) in rows.iter().zip(&out) {
+                    let exact = codes.distance(row as usize, query.words());
+                    let agrees = distance == exact || (distance > bound && exact > bound);
+                    assert!(
+                        agrees,
+                        "{kernel:?}, {len} bits, bound {bound}: {distance}, {exact}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn kernels_have_names_and_the_best_one_runs() {
+    let available = Kernel::available();
+    assert_eq!(available[0], Kernel::SCALAR);
+    assert!(available.contains(&Kernel::best()));
+    let mut names: Vec<&str> = available.iter().map(|kernel| kernel.name()).collect();
+    names.dedup();
+    assert_eq!(names.len(), available.len());
+}
