@@ -3,14 +3,10 @@
 //! The plugin sees only `dyn Encoder`. Encoders that need no network are in the submodules; the
 //! learned one is [`TorchEncoder`](crate::deep::TorchEncoder) behind the `torch` feature.
 
-mod service;
-pub use service::*;
 use std::sync::Arc;
 
 use crate::code::{CodeLen, HashCode};
 use crate::error::Result;
-
-pub use crate::error::{EncodeError, EncodeStage};
 
 /// What a document carries instead of a code until an encoder has seen it.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,6 +25,38 @@ impl Payload {
             Payload::Image(bytes) => bytes.len(),
             Payload::Vector(values) => std::mem::size_of_val(&values[..]),
         }
+    }
+}
+
+/// Why one payload has no code. Says nothing about the others of its batch.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{stage}: {reason}")]
+pub struct EncodeError {
+    /// Where it failed.
+    pub stage: EncodeStage,
+    /// What was expected and what was found.
+    pub reason: String,
+}
+
+/// The stages a payload goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum EncodeStage {
+    /// Bytes to pixels.
+    Decode,
+    /// Pixels or vectors to what the model reads.
+    Preprocess,
+    /// The model, or the packing of its output.
+    Encode,
+}
+
+impl std::fmt::Display for EncodeStage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            EncodeStage::Decode => "decode",
+            EncodeStage::Preprocess => "preprocess",
+            EncodeStage::Encode => "encode",
+        })
     }
 }
 
