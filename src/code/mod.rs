@@ -32,7 +32,7 @@ impl CodeLen {
     /// # Errors
     /// `InvalidArgument` unless `bits` is a multiple of 8 from 16 to 1024.
     pub fn new(bits: usize) -> Result<CodeLen> {
-        if bits % 8 != 0 || !(Self::MIN_BITS..=Self::MAX_BITS).contains(&bits) {
+        if !bits.is_multiple_of(8) || !(Self::MIN_BITS..=Self::MAX_BITS).contains(&bits) {
             return Err(Error::invalid(format!(
                 "a hash code has 16 to 1024 bits in steps of 8, got {bits}"
             )));
@@ -115,7 +115,7 @@ impl HashCode {
             len,
             words: SmallVec::from_slice(words),
         };
-        if len.bits() % 64 != 0 {
+        if !len.bits().is_multiple_of(64) {
             let last = code.words.len() - 1;
             code.words[last] &= (1 << (len.bits() % 64)) - 1;
         }

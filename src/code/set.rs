@@ -146,7 +146,7 @@ impl Codes<Vec<u64>> {
     /// # Errors
     /// `InvalidArgument` unless the bytes are whole rows.
     pub fn from_packed(len: CodeLen, bytes: &[u8]) -> Result<Codes> {
-        if bytes.len() % len.bytes() != 0 {
+        if !bytes.len().is_multiple_of(len.bytes()) {
             return Err(Error::invalid(format!(
                 "codes of {len} bits are {} bytes a row, got {} bytes, which is no whole number of rows",
                 len.bytes(),
@@ -189,7 +189,7 @@ impl Codes<Vec<u64>> {
     }
 
     fn push_words(&mut self, words: &[u64]) {
-        if self.n_codes % BLOCK_ROWS == 0 {
+        if self.n_codes.is_multiple_of(BLOCK_ROWS) {
             self.words
                 .resize(self.words.len() + BLOCK_ROWS * self.len.words(), 0);
         }
