@@ -1,7 +1,7 @@
 //! The encoder's contract: payloads in, one hash code or one reason per payload out.
 //!
 //! The plugin sees only `dyn Encoder`. Encoders that need no network are in the submodules; the
-//! learned one is [`TorchEncoder`](crate::deep::TorchEncoder) behind the `torch` feature.
+//! learned one is `deep::TorchEncoder` behind the `torch` feature.
 
 mod lsh;
 mod phash;
