@@ -12,8 +12,8 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 use tanhash::engine::{Allowed, EngineChoice, SearchStats, knn};
 use tanhash::plugin::{HashFieldOptions, HashValue, SchemaBuilderExt};
 use tanhash::segment::{
-    Column, ColumnSpec, FORMAT_VERSION, HashSegment, Integrity, MAGIC, OLDEST_READ_VERSION, SegmentWriter,
-    TablePolicy,
+    Column, ColumnSpec, FORMAT_VERSION, HashSegment, Integrity, MAGIC, OLDEST_READ_VERSION,
+    SegmentWriter, TablePolicy,
 };
 use tanhash::topk::TopK;
 use tanhash::{CodeLen, HashCode, Payload};
@@ -39,25 +39,55 @@ const GOLDEN: [Golden; 4] = [
     Golden {
         name: "dense-64",
         max_doc: 20,
-        fields: &[Field { id: 3, bits: 64, gap: 0, model_id: Some("model-a"), tables: TablePolicy::Always }],
+        fields: &[Field {
+            id: 3,
+            bits: 64,
+            gap: 0,
+            model_id: Some("model-a"),
+            tables: TablePolicy::Always,
+        }],
     },
     Golden {
         name: "sparse-24",
         max_doc: 50,
-        fields: &[Field { id: 0, bits: 24, gap: 3, model_id: None, tables: TablePolicy::Never }],
+        fields: &[Field {
+            id: 0,
+            bits: 24,
+            gap: 3,
+            model_id: None,
+            tables: TablePolicy::Never,
+        }],
     },
     Golden {
         name: "two-fields",
         max_doc: 12,
         fields: &[
-            Field { id: 1, bits: 16, gap: 0, model_id: None, tables: TablePolicy::Always },
-            Field { id: 7, bits: 128, gap: 2, model_id: Some("model-b"), tables: TablePolicy::Auto },
+            Field {
+                id: 1,
+                bits: 16,
+                gap: 0,
+                model_id: None,
+                tables: TablePolicy::Always,
+            },
+            Field {
+                id: 7,
+                bits: 128,
+                gap: 2,
+                model_id: Some("model-b"),
+                tables: TablePolicy::Auto,
+            },
         ],
     },
     Golden {
         name: "empty",
         max_doc: 0,
-        fields: &[Field { id: 0, bits: 64, gap: 0, model_id: None, tables: TablePolicy::Always }],
+        fields: &[Field {
+            id: 0,
+            bits: 64,
+            gap: 0,
+            model_id: None,
+            tables: TablePolicy::Always,
+        }],
     },
 ];
 
@@ -76,14 +106,17 @@ impl Field {
     fn codes(&self, max_doc: u32) -> (Vec<(u32, HashCode)>, HashCode) {
         let mut rng = ChaCha8Rng::seed_from_u64(u64::from(self.id) << 32 | self.bits as u64);
         let codes = (0..max_doc).map(|doc_id| (doc_id, random_code(&mut rng, self.bits)));
-        let codes = codes.filter(|(doc_id, _)| self.gap == 0 || doc_id % self.gap != 1).collect();
+        let codes = codes
+            .filter(|(doc_id, _)| self.gap == 0 || doc_id % self.gap != 1)
+            .collect();
         (codes, random_code(&mut rng, self.bits))
     }
 }
 
 impl Golden {
     fn write(&self) -> Vec<u8> {
-        let mut writer = SegmentWriter::new(Vec::new(), self.max_doc, self.fields.len() as u32).unwrap();
+        let mut writer =
+            SegmentWriter::new(Vec::new(), self.max_doc, self.fields.len() as u32).unwrap();
         for field in self.fields {
             let code_len = CodeLen::new(field.bits).unwrap();
             let mut column = Column::new(code_len);
@@ -91,7 +124,11 @@ impl Golden {
                 column.push(doc_id, &code).unwrap();
             }
             let model_id = field.model_id.map(str::to_owned);
-            let spec = ColumnSpec { field_id: field.id, code_len, model_id };
+            let spec = ColumnSpec {
+                field_id: field.id,
+                code_len,
+                model_id,
+            };
             writer.add_field(&spec, &column, field.tables).unwrap();
         }
         writer.finish().unwrap()
@@ -117,8 +154,12 @@ fn check_text(name: &str, text: &str) {
     if regenerating() {
         fs::write(&path, text).unwrap();
     }
-    let stored = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    assert_eq!(text, stored, "{name} changed; if the format was meant to change, see its README");
+    let stored =
+        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    assert_eq!(
+        text, stored,
+        "{name} changed; if the format was meant to change, see its README"
+    );
 }
 
 #[test]
@@ -148,23 +189,46 @@ fn golden_files_open_verify_and_answer() {
             let wants_tables = field.tables == TablePolicy::Always && !codes.is_empty();
             assert_eq!(column.mih_params().is_some(), wants_tables);
             for doc_id in 0..golden.max_doc {
-                let expected = codes.iter().find(|(of, _)| *of == doc_id).map(|(_, code)| code);
+                let expected = codes
+                    .iter()
+                    .find(|(of, _)| *of == doc_id)
+                    .map(|(_, code)| code);
                 assert_eq!(column.code(doc_id).unwrap().as_ref(), expected);
             }
 
-            let mut expected: Vec<(u32, u32)> =
-                codes.iter().map(|(doc_id, code)| (code.distance(&query).unwrap(), *doc_id)).collect();
+            let mut expected: Vec<(u32, u32)> = codes
+                .iter()
+                .map(|(doc_id, code)| (code.distance(&query).unwrap(), *doc_id))
+                .collect();
             expected.sort_unstable();
             expected.truncate(5);
             let rows = column.rows(0, true).unwrap();
             for engine in [EngineChoice::Auto, EngineChoice::Scan, EngineChoice::Mih] {
                 let mut top = TopK::new(5, field.bits as u32);
-                knn(&rows, engine, &query, &Allowed::All, &mut top, &mut SearchStats::default()).unwrap();
-                let found: Vec<(u32, u32)> =
-                    top.into_sorted().iter().map(|hit| (hit.distance, hit.address as u32)).collect();
+                knn(
+                    &rows,
+                    engine,
+                    &query,
+                    &Allowed::All,
+                    &mut top,
+                    &mut SearchStats::default(),
+                )
+                .unwrap();
+                let found: Vec<(u32, u32)> = top
+                    .into_sorted()
+                    .iter()
+                    .map(|hit| (hit.distance, hit.address as u32))
+                    .collect();
                 assert_eq!(found, expected, "{}, {engine}", golden.name);
             }
-            write!(answers, "{} field {} query {}:", golden.name, field.id, query.to_hex()).unwrap();
+            write!(
+                answers,
+                "{} field {} query {}:",
+                golden.name,
+                field.id,
+                query.to_hex()
+            )
+            .unwrap();
             for (distance, doc_id) in expected {
                 write!(answers, " {doc_id}:{distance}").unwrap();
             }
@@ -193,16 +257,36 @@ fn dump(name: &str, bytes: &[u8]) -> String {
     assert_eq!(&header[..8], b"TANHASH\0");
     assert_eq!(&trailer[32..], b"TANHASH\0");
     assert_eq!(crc32fast::hash(&header[..60]), u32_at(header, 60));
-    assert!(header[12..16].iter().chain(&header[24..60]).chain(&trailer[20..28]).all(|&byte| byte == 0));
+    assert!(
+        header[12..16]
+            .iter()
+            .chain(&header[24..60])
+            .chain(&trailer[20..28])
+            .all(|&byte| byte == 0)
+    );
     let (version, max_doc, n_fields) = (u32_at(header, 8), u32_at(header, 16), u32_at(header, 20));
-    writeln!(text, "  header: version {version}, {max_doc} documents, {n_fields} fields").unwrap();
+    writeln!(
+        text,
+        "  header: version {version}, {max_doc} documents, {n_fields} fields"
+    )
+    .unwrap();
 
-    let (table_at, file_len, n_sections) =
-        (usize_at(trailer, 0), usize_at(trailer, 8), u32_at(trailer, 16) as usize);
+    let (table_at, file_len, n_sections) = (
+        usize_at(trailer, 0),
+        usize_at(trailer, 8),
+        u32_at(trailer, 16) as usize,
+    );
     assert_eq!(file_len, bytes.len());
     assert_eq!(table_at + 40 * n_sections, bytes.len() - 40);
-    assert_eq!(crc32fast::hash(&bytes[table_at..bytes.len() - 12]), u32_at(trailer, 28));
-    writeln!(text, "  trailer: table at {table_at}, {n_sections} sections").unwrap();
+    assert_eq!(
+        crc32fast::hash(&bytes[table_at..bytes.len() - 12]),
+        u32_at(trailer, 28)
+    );
+    writeln!(
+        text,
+        "  trailer: table at {table_at}, {n_sections} sections"
+    )
+    .unwrap();
     let mut end = 64;
     for entry in bytes[table_at..bytes.len() - 40].chunks_exact(40) {
         let (field_id, kind, flags) = (u32_at(entry, 0), u16_at(entry, 4), u16_at(entry, 6));
@@ -213,7 +297,8 @@ fn dump(name: &str, bytes: &[u8]) -> String {
         assert!(bytes[end..offset].iter().all(|&byte| byte == 0), "padding");
         let section = &bytes[offset..offset + len];
         assert_eq!(crc32fast::hash(section), crc32);
-        let kind_name = ["meta", "codes", "document ids", "MIH offsets", "MIH ids"][usize::from(kind)];
+        let kind_name =
+            ["meta", "codes", "document ids", "MIH offsets", "MIH ids"][usize::from(kind)];
         writeln!(
             text,
             "  field {field_id}, kind {kind} ({kind_name}), param {param}, flags {flags}: \
@@ -231,7 +316,10 @@ fn dump(name: &str, bytes: &[u8]) -> String {
 
 #[test]
 fn section_tables_are_as_recorded() {
-    let dumps: Vec<String> = GOLDEN.iter().map(|golden| dump(golden.name, &golden.stored())).collect();
+    let dumps: Vec<String> = GOLDEN
+        .iter()
+        .map(|golden| dump(golden.name, &golden.stored()))
+        .collect();
     check_text("sections.txt", &dumps.join("\n"));
 }
 
@@ -243,8 +331,11 @@ fn codes_and_document_ids_lie_where_the_page_says() {
         let table_at = usize_at(&bytes, bytes.len() - 40);
         let section = |field_id: u32, kind: u16| {
             let entries = bytes[table_at..bytes.len() - 40].chunks_exact(40);
-            let mut found = entries.filter(|entry| u32_at(entry, 0) == field_id && u16_at(entry, 4) == kind);
-            found.next().map(|entry| &bytes[usize_at(entry, 16)..][..usize_at(entry, 24)])
+            let mut found =
+                entries.filter(|entry| u32_at(entry, 0) == field_id && u16_at(entry, 4) == kind);
+            found
+                .next()
+                .map(|entry| &bytes[usize_at(entry, 16)..][..usize_at(entry, 24)])
         };
         for field in golden.fields {
             let (codes, _) = field.codes(golden.max_doc);
@@ -261,7 +352,8 @@ fn codes_and_document_ids_lie_where_the_page_says() {
             match section(field.id, 2) {
                 None => assert_eq!(doc_ids.len(), golden.max_doc as usize),
                 Some(ids) => {
-                    let found: Vec<u32> = (0..ids.len() / 4).map(|row| u32_at(ids, row * 4)).collect();
+                    let found: Vec<u32> =
+                        (0..ids.len() / 4).map(|row| u32_at(ids, row * 4)).collect();
                     assert_eq!(found, doc_ids);
                 }
             }
@@ -283,7 +375,8 @@ fn other_versions_and_unknown_sections() {
         HashSegment::open(Arc::new(bytes), GOLDEN[0].max_doc, Integrity::FirstUse)
     };
     for version in [0, FORMAT_VERSION + 1] {
-        let error = resealed(&|bytes| bytes[8..12].copy_from_slice(&version.to_le_bytes())).unwrap_err();
+        let error =
+            resealed(&|bytes| bytes[8..12].copy_from_slice(&version.to_le_bytes())).unwrap_err();
         let expected = tanhash::ErrorKind::UnsupportedVersion {
             found: version,
             oldest: OLDEST_READ_VERSION,
@@ -297,10 +390,17 @@ fn other_versions_and_unknown_sections() {
         bytes[at + 4..at + 6].copy_from_slice(&99u16.to_le_bytes());
         bytes[at + 6..at + 8].copy_from_slice(&flags.to_le_bytes());
     };
-    let error = resealed(&|bytes| relabel(bytes, 1)).unwrap_err().to_string();
-    assert!(error.contains("kind 99") && error.contains("upgrade"), "{error}");
+    let error = resealed(&|bytes| relabel(bytes, 1))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("kind 99") && error.contains("upgrade"),
+        "{error}"
+    );
     // Passed over, so what is missed is the section that it was.
-    let error = resealed(&|bytes| relabel(bytes, 0)).unwrap_err().to_string();
+    let error = resealed(&|bytes| relabel(bytes, 0))
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("MIH ids section is missing"), "{error}");
     // Reserved bytes belong to later versions.
     let segment = resealed(&|bytes| {
@@ -323,8 +423,12 @@ fn values_and_schema_parameters_keep_their_bytes() {
     assert_eq!(vector.to_bytes(), [2, 0, 0, 0x80, 0x3f, 0, 0, 0x20, 0xc0]);
 
     let mut builder = Schema::builder();
-    builder.add_hash_field("named", HashFieldOptions::new(64).model_id("m")).unwrap();
-    builder.add_hash_field("plain", HashFieldOptions::new(1024)).unwrap();
+    builder
+        .add_hash_field("named", HashFieldOptions::new(64).model_id("m"))
+        .unwrap();
+    builder
+        .add_hash_field("plain", HashFieldOptions::new(1024))
+        .unwrap();
     let schema = serde_json::to_value(builder.build()).unwrap();
     let expected = serde_json::json!([
         {"name": "named", "type": "custom", "options":
