@@ -1,4 +1,61 @@
-//! tanhash: an embedded vector database plugin for tantivy.
+//! An embedded vector database plugin for tantivy: documents carry binary hash codes beside their text,
+//! and one query searches both.
+//!
+//! ```
+//! use tanhash::HashCode;
+//! use tanhash::plugin::{
+//!     HashDocumentExt, HashFieldOptions, HashIndex, HashPlugin, KnnQuery, SchemaBuilderExt, WriterOptions,
+//! };
+//! use tantivy::TantivyDocument;
+//! use tantivy::schema::Schema;
+//!
+//! # fn main() -> tanhash::Result<()> {
+//! let mut schema = Schema::builder();
+//! let image = schema.add_hash_field("image", HashFieldOptions::new(64))?;
+//! let index = HashIndex::create_in_ram(schema.build(), HashPlugin::new())?;
+//!
+//! let writer = index.writer(WriterOptions::default())?;
+//! let mut document = TantivyDocument::new();
+//! document.add_code(image, &HashCode::from_hex("0123456789abcdef")?);
+//! writer.add_document(document)?;
+//! writer.commit()?;
+//!
+//! let query = HashCode::from_hex("0123456789abcdee")?;
+//! let result = KnnQuery::new(image, query, 10).search(&index.searcher()?)?;
+//! assert_eq!(result.hits[0].distance, 1);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Words
+//!
+//! - A **hash code** is a packed binary vector of 16 to 1024 bits ([`HashCode`]); [`Codes`] are many of them.
+//! - The **distance** of two codes is the number of bits that differ; the **score** is
+//!   `(bits - distance) / bits`.
+//! - A **k-NN search** finds the `k` nearest codes ([`KnnQuery`](plugin::KnnQuery)), a **range search** all
+//!   within a radius ([`HammingQuery`](plugin::HammingQuery)). Both are exact, and ordinary tantivy queries.
+//! - An **engine** answers one segment: the [linear scan](scan) or [multi-index hashing](mih). The
+//!   [planner](plan) chooses; the answer never depends on the choice.
+//! - An **encoder** ([`Encoder`]) turns a **payload** (a picture, a vector) into a code.
+//!
+//! # Flow
+//!
+//! 1. A schema gets a hash field; the index is created with the [`HashPlugin`](plugin::HashPlugin) registered.
+//! 2. Documents are added with codes or payloads; [`HashIndexWriter`](plugin::HashIndexWriter) encodes payloads
+//!    in batches before tantivy's queue sees them.
+//! 3. A commit writes one [segment file](segment) beside tantivy's own; merges carry the codes over.
+//! 4. Queries read the codes in place from the memory map, every segment under one running bound.
+//!
+//! # Features
+//!
+//! | feature | adds | needs |
+//! |---|---|---|
+//! | (none) | codes, search, plugin, evaluation, encoders without a network | Rust alone |
+//! | `cli` | the program `tanhash` | |
+//! | `torch` | training and [`TorchEncoder`](https://docs.rs/tanhash) | libtorch 2.11, a C++ compiler |
+//!
+//! Modules are listed from the ground up: each uses only those above it.
+
 
 pub mod error;
 
@@ -28,6 +85,10 @@ pub mod deep;
 pub use code::{CodeLen, Codes, HashCode};
 pub use encode::{EncodeError, Encoder, Payload};
 pub use error::{Error, ErrorKind, Result};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}
 
 /// The guide's Rust blocks, compiled and run as tests.
 #[cfg(doctest)]

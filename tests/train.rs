@@ -1,0 +1,406 @@
+//! Training end to end on tiny synthetic pictures: it learns, it is a function of its seed, an
+//! interrupted run ends like an uninterrupted one, and only an exact model file is opened.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use tanhash::data::{Dataset, PictureSet, PictureShape};
+use tanhash::deep::checkpoint::state_path;
+use tanhash::deep::{Device, MethodConfig, TorchEncoder, TrainOptions, TrainSummary, train};
+use tanhash::encode::EncodeStage;
+use tanhash::{CodeLen, Codes, Encoder, ErrorKind, Payload};
+
+const SIDE: usize = 28;
+const N_CLASSES: usize = 4;
+
+/// Pictures of four kinds of stripes, with seeded noise.
+fn pictures(n_pictures: usize, seed: u32) -> PictureSet {
+    let mut state = seed.wrapping_mul(2654435761).wrapping_add(1);
+    let mut pixels = Vec::new();
+    let mut labels = Vec::new();
+    for picture in 0..n_pictures {
+        let class = picture % N_CLASSES;
+        labels.push(class as u32);
+        for y in 0..SIDE {
+            for x in 0..SIDE {
+                let along = [x, y, x + y, x + SIDE - y][class];
+                state = state.wrapping_mul(1664525).wrapping_add(1013904223);
+                let noise = (state >> 26) as u8;
+                pixels.push(
+                    if (along / 4).is_multiple_of(2) {
+                        60
+                    } else {
+                        180
+                    } + noise,
+                );
+            }
+        }
+    }
+    let shape = PictureShape {
+        side: SIDE,
+        channels: 1,
+    };
+    PictureSet {
+        shape,
+        pixels,
+        labels,
+    }
+}
+
+fn dataset() -> Dataset {
+    let train = Arc::new(pictures(64, 1));
+    Dataset {
+        name: "stripes".into(),
+        skipped: Vec::new(),
+        protocol: "64 pictures, the same in every split".into(),
+        class_names: ["columns", "rows", "rising", "falling"]
+            .map(String::from)
+            .into(),
+        database: train.clone(),
+        query: train.clone(),
+        train,
+    }
+}
+
+fn options(out: &Path) -> TrainOptions {
+    let method = MethodConfig::from_name("orthohash").unwrap();
+    TrainOptions {
+        epochs: 12,
+        batch: 16,
+        device: Device::Cpu,
+        ..TrainOptions::new(method, CodeLen::new(32).unwrap(), out)
+    }
+}
+
+fn run(options: &TrainOptions) -> TrainSummary {
+    train(&dataset(), options, &mut |_| {}).unwrap()
+}
+
+/// A folder with one trained model in it.
+fn trained() -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("model.safetensors");
+    let mut options = options(&out);
+    options.epochs = 1;
+    run(&options);
+    (dir, out)
+}
+
+fn encoder(path: &Path) -> TorchEncoder {
+    TorchEncoder::open(path, Device::Cpu).unwrap()
+}
+
+fn codes(path: &Path, set: &PictureSet) -> Codes {
+    encoder(path).encode_pixels(set, &mut |_| {}).unwrap()
+}
+
+fn png(set: &PictureSet, picture: usize) -> Payload {
+    let pixels = &set.pixels[picture * SIDE * SIDE..][..SIDE * SIDE];
+    let grey = image::GrayImage::from_raw(SIDE as u32, SIDE as u32, pixels.to_vec()).unwrap();
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    grey.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+    Payload::Image(bytes.into_inner().into())
+}
+
+#[test]
+fn overfits_64_pictures_to_perfect_retrieval() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = options(&dir.path().join("model.safetensors"));
+    options.log = Some(dir.path().join("log.jsonl"));
+    let mut seen = 0;
+    let summary = train(&dataset(), &options, &mut |entry| {
+        seen += 1;
+        assert!(entry.loss.is_finite() && entry.step == seen && entry.steps == 48);
+    })
+    .unwrap();
+    assert_eq!((seen, summary.steps, summary.epochs_done), (48, 48, 12));
+    assert_eq!(summary.device, "cpu");
+
+    // mAP@all = 1: seen from every picture, its whole class comes before all others.
+    let set = pictures(64, 1);
+    let codes = codes(&options.out, &set);
+    for a in 0..64 {
+        let query = codes.get(a);
+        let distance = |b: usize| codes.distance(b, query.words());
+        let of_class = |own: bool| (0..64).filter(move |b| (b % N_CLASSES == a % N_CLASSES) == own);
+        let farthest_own = of_class(true).map(distance).max().unwrap();
+        let nearest_other = of_class(false).map(distance).min().unwrap();
+        assert!(
+            farthest_own < nearest_other,
+            "{farthest_own} {nearest_other}"
+        );
+    }
+
+    let log = std::fs::read_to_string(options.log.unwrap()).unwrap();
+    assert_eq!(log.lines().count(), 48);
+    let line: serde_json::Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
+    for field in ["step", "loss", "classification", "lr", "pictures_per_s"] {
+        assert!(line[field].is_number(), "{field}: {line}");
+    }
+
+    let model = encoder(&options.out);
+    assert_eq!(model.model_id(), summary.model_id);
+    assert!(
+        summary.model_id.starts_with("orthohash-32-"),
+        "{}",
+        summary.model_id
+    );
+    assert_eq!(model.config().class_names.len(), N_CLASSES);
+    assert_eq!(model.config().dataset, "stripes");
+    assert_eq!(model.config().training["epochs"], 12);
+}
+
+#[test]
+fn a_run_is_a_function_of_its_seed() {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = |name: &str, seed: u64| {
+        let mut options = options(&dir.path().join(name));
+        (options.epochs, options.seed) = (2, seed);
+        run(&options);
+        std::fs::read(options.out).unwrap()
+    };
+    let first = bytes("a", 5);
+    assert!(first == bytes("b", 5), "the same seed gives the same file");
+    assert!(first != bytes("c", 6), "another seed gives another");
+}
+
+#[test]
+fn an_interrupted_run_ends_like_an_uninterrupted_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut whole = options(&dir.path().join("whole"));
+    whole.epochs = 4;
+    run(&whole);
+
+    let mut parts = whole.clone();
+    parts.out = dir.path().join("parts");
+    parts.log = Some(dir.path().join("log.jsonl"));
+    parts.resume = true; // With no state there, a run starts from nothing.
+    parts.stop_after = Some(1);
+    assert_eq!(run(&parts).epochs_done, 1);
+    // A run killed within an epoch leaves lines of steps that are to be repeated.
+    let log = parts.log.clone().unwrap();
+    let mut lines = std::fs::read_to_string(&log).unwrap();
+    lines.push_str(
+        &lines
+            .lines()
+            .last()
+            .unwrap()
+            .replace("\"step\":4", "\"step\":5"),
+    );
+    lines.push_str("\n{\"step\":6,\"lo");
+    std::fs::write(&log, lines).unwrap();
+
+    parts.stop_after = Some(3);
+    assert_eq!(run(&parts).epochs_done, 3);
+    parts.stop_after = None;
+    assert_eq!(run(&parts).epochs_done, 4);
+    let model = |options: &TrainOptions| std::fs::read(&options.out).unwrap();
+    assert!(model(&whole) == model(&parts), "bit for bit");
+    let state = |options: &TrainOptions| std::fs::read(state_path(&options.out)).unwrap();
+    assert!(state(&whole) == state(&parts), "bit for bit");
+
+    let lines = std::fs::read_to_string(&log).unwrap();
+    let steps = lines.lines().map(|line| {
+        let entry: serde_json::Value = serde_json::from_str(line).unwrap();
+        entry["step"].as_u64().unwrap()
+    });
+    assert_eq!(steps.collect::<Vec<_>>(), (1..=16).collect::<Vec<_>>());
+
+    // Nothing left to do is no error; other options are.
+    assert_eq!(run(&parts).loss, None);
+    parts.lr = 1e-4;
+    let error = train(&dataset(), &parts, &mut |_| {}).unwrap_err();
+    assert!(error.to_string().contains("has lr"), "{error}");
+}
+
+#[test]
+fn options_that_do_not_fit_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = options(&dir.path().join("model.safetensors"));
+    let refused = |change: &dyn Fn(&mut TrainOptions)| {
+        let mut options = good.clone();
+        change(&mut options);
+        train(&dataset(), &options, &mut |_| {})
+            .unwrap_err()
+            .to_string()
+    };
+    assert!(refused(&|o| o.batch = 65).contains("2 to 64"));
+    assert!(refused(&|o| o.lr = f64::NAN).contains("lr"));
+    assert!(refused(&|o| o.epochs = 0).contains("epochs"));
+    // A loss that is no longer finite stops the run with a reason.
+    let text = refused(&|o| (o.lr, o.epochs) = (1e30, 3));
+    assert!(
+        text.contains("the loss is") && text.contains("lower the rate"),
+        "{text}"
+    );
+}
+
+/// Rewrites the tensors of a model file.
+fn rewrite(path: &Path, change: impl Fn(&mut Vec<(String, Dtype, Vec<usize>, Vec<u8>)>)) {
+    let bytes = std::fs::read(path).unwrap();
+    let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+    let parsed = SafeTensors::deserialize(&bytes).unwrap();
+    let mut tensors: Vec<_> = parsed
+        .tensors()
+        .into_iter()
+        .map(|(name, view)| {
+            (
+                name,
+                view.dtype(),
+                view.shape().to_vec(),
+                view.data().to_vec(),
+            )
+        })
+        .collect();
+    change(&mut tensors);
+    let views = tensors.iter().map(|(name, dtype, shape, data)| {
+        let view = TensorView::new(*dtype, shape.clone(), data).unwrap();
+        (name.clone(), view)
+    });
+    let bytes = safetensors::serialize(views, header.metadata().clone()).unwrap();
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn only_an_exact_model_file_is_opened() {
+    const HEAD: &str = "head.linear.weight";
+    let (_dir, path) = trained();
+    let good = std::fs::read(&path).unwrap();
+    let check_refused = |expected: &[&str]| {
+        let error = TorchEncoder::open(&path, Device::Cpu)
+            .err()
+            .expect("refused");
+        let text = error.to_string();
+        assert!(
+            !text.contains('\n') && text.contains("model.safetensors"),
+            "{text}"
+        );
+        for part in expected {
+            assert!(text.contains(part), "{part:?} in {text:?}");
+        }
+        std::fs::write(&path, &good).unwrap();
+    };
+
+    rewrite(&path, |tensors| tensors.retain(|t| t.0 != HEAD));
+    check_refused(&["expected a tensor head.linear.weight, found none"]);
+
+    rewrite(&path, |tensors| {
+        tensors.push(("extra".into(), Dtype::F32, vec![1], vec![0; 4]));
+    });
+    check_refused(&["found 1 more, among them extra"]);
+
+    // Shapes that would broadcast, or hold as many values, are wrong all the same.
+    for (shape, found) in [
+        (vec![1, 128], "found F32 [1, 128]"),
+        (vec![128, 32], "found F32 [128, 32]"),
+        (vec![32, 128, 1], "found F32 [32, 128, 1]"),
+        (vec![1], "found F32 [1]"),
+    ] {
+        rewrite(&path, |tensors| {
+            let head = tensors.iter_mut().find(|t| t.0 == HEAD).unwrap();
+            head.2 = shape.clone();
+            head.3.truncate(shape.iter().product::<usize>() * 4);
+        });
+        check_refused(&[HEAD, "expected F32 [32, 128]", found]);
+    }
+
+    rewrite(&path, |tensors| {
+        let head = tensors.iter_mut().find(|t| t.0 == HEAD).unwrap();
+        (head.1, head.3) = (Dtype::F16, vec![0; 32 * 128 * 2]);
+    });
+    check_refused(&[HEAD, "expected F32 [32, 128]", "found F16 [32, 128]"]);
+
+    rewrite(&path, |tensors| {
+        let head = tensors.iter_mut().find(|t| t.0 == HEAD).unwrap();
+        head.3[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    });
+    check_refused(&[HEAD, "expected finite values, found NaN"]);
+
+    rewrite(&path, |tensors| {
+        let head = tensors.iter_mut().find(|t| t.0 == HEAD).unwrap();
+        head.3[0] ^= 1;
+    });
+    check_refused(&["expected weights of the model orthohash-32-"]);
+
+    for length in [0, 7, 8, 100, 5_000, good.len() / 2, good.len() - 1] {
+        std::fs::write(&path, &good[..length]).unwrap();
+        check_refused(&["expected a", "safetensors file, found"]);
+    }
+
+    // A pickle, as torch.save writes it, is a zip file.
+    std::fs::write(&path, b"PK\x03\x04 and the rest of an archive").unwrap();
+    check_refused(&["expected a safetensors file, found another format"]);
+
+    let views = [("a", TensorView::new(Dtype::F32, vec![1], &[0; 4]).unwrap())];
+    std::fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
+    check_refused(&["expected metadata", "found none"]);
+
+    assert!(TorchEncoder::open(&path, Device::Cpu).is_ok());
+    let missing = TorchEncoder::open(path.with_extension("gone"), Device::Cpu);
+    assert!(matches!(missing.err().unwrap().kind(), ErrorKind::Io(_)));
+}
+
+#[test]
+fn a_bad_payload_leaves_its_batch_alone() {
+    let (_dir, path) = trained();
+    let encoder = encoder(&path);
+    let set = pictures(8, 1);
+    let expected = encoder.encode_pixels(&set, &mut |_| {}).unwrap();
+    let mut batch: Vec<Payload> = (0..8).map(|picture| png(&set, picture)).collect();
+    batch[2] = Payload::Image(b"GIF89a, but not for long"[..].into());
+    batch[5] = Payload::Vector([1.0, 2.0][..].into());
+    let encoded = encoder.encode(&batch).unwrap();
+    assert_eq!(encoded.len(), 8);
+    for (picture, code) in encoded.iter().enumerate() {
+        match picture {
+            2 => assert_eq!(code.as_ref().unwrap_err().stage, EncodeStage::Decode),
+            5 => assert_eq!(code.as_ref().unwrap_err().stage, EncodeStage::Preprocess),
+            _ => assert_eq!(code.as_ref().unwrap(), &expected.get(picture)),
+        }
+    }
+    assert!(encoder.encode(&[]).unwrap().is_empty());
+    assert!(encoder.encode(&batch[5..6]).unwrap()[0].is_err());
+
+    let small = PictureSet {
+        shape: PictureShape {
+            side: 32,
+            channels: 3,
+        },
+        pixels: vec![0; 32 * 32 * 3],
+        labels: vec![0],
+    };
+    let error = encoder.encode_pixels(&small, &mut |_| {}).unwrap_err();
+    assert!(
+        error.to_string().contains("28 pixels with 1 channels"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_code_does_not_depend_on_the_batch() {
+    let (_dir, path) = trained();
+    let encoder = Arc::new(encoder(&path));
+    let set = pictures(300, 2);
+    let mut done = Vec::new();
+    let expected = encoder.encode_pixels(&set, &mut |n| done.push(n)).unwrap();
+    assert_eq!(done, [256, 300]);
+    let payloads: Arc<Vec<_>> = Arc::new((0..60).map(|picture| png(&set, picture)).collect());
+    // From several threads at once, in batches of different sizes.
+    let threads: Vec<_> = [1, 2, 7, 60]
+        .into_iter()
+        .map(|size| {
+            let (encoder, payloads) = (encoder.clone(), payloads.clone());
+            std::thread::spawn(move || {
+                let batches = payloads.chunks(size);
+                let codes = batches.flat_map(|batch| encoder.encode(batch).unwrap());
+                codes.map(|code| code.unwrap()).collect::<Vec<_>>()
+            })
+        })
+        .collect();
+    for thread in threads {
+        for (picture, code) in thread.join().unwrap().iter().enumerate() {
+            assert_eq!(code, &expected.get(picture), "picture {picture}");
+        }
+    }
+}

@@ -201,10 +201,12 @@ fn hadamard(n_classes: usize, bits: usize, rng: &mut impl Rng) -> Result<Vec<Vec
         .map(|row_idx| {
             let sign = if row_idx < bits { 1.0 } else { -1.0 };
             (0..bits)
-                .map(|column| match (row_idx % bits & column).count_ones() % 2 {
-                    0 => sign,
-                    _ => -sign,
-                })
+                .map(
+                    |column| match ((row_idx % bits) & column).count_ones() % 2 {
+                        0 => sign,
+                        _ => -sign,
+                    },
+                )
                 .collect()
         })
         .collect();

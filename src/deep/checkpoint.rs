@@ -46,7 +46,7 @@ pub struct ModelConfig {
     /// The version of this library that wrote the file.
     pub library: String,
     /// `METHOD-BITS-DIGEST`: the digest is the first 12 hexadecimal digits of the SHA-256 of the
-    /// weights. Set by [`Checkpoint::save`].
+    /// weights. Set when the file is written.
     pub model_id: String,
     /// The method and its settings.
     pub method: MethodConfig,

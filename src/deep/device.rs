@@ -9,7 +9,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::OnceLock;
+use std::sync::{Once, OnceLock};
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -35,6 +35,7 @@ impl Device {
     /// `Unsupported` where CUDA was asked for by name and libtorch has none, or has no device of that
     /// number; the text says why.
     pub(crate) fn resolve(self) -> Result<tch::Device> {
+        choose_threads();
         match self {
             Device::Cpu => Ok(tch::Device::Cpu),
             Device::Auto => Ok(match cuda_devices() {
@@ -162,12 +163,30 @@ pub(crate) fn rng(seed: u64, stream: Stream) -> ChaCha8Rng {
 /// Sets the number of threads that libtorch computes with, for the whole process. Sums are cut along
 /// threads, so the last bits of a trained weight depend on it.
 pub fn set_threads(n_threads: usize) {
+    THREADS_CHOSEN.call_once(|| {});
     tch::set_num_threads(i32::try_from(n_threads.max(1)).unwrap_or(i32::MAX));
 }
 
 /// The number of threads that libtorch computes with.
 pub fn threads() -> usize {
+    choose_threads();
     usize::try_from(tch::get_num_threads()).unwrap_or(1)
+}
+
+static THREADS_CHOSEN: Once = Once::new();
+
+/// Half of the cores, unless the caller or the environment chose. libtorch's threads spin while they
+/// wait for each other, so one core that is busy with something else (decoding pictures, another
+/// process) stalls all of them: on two shared cores, two threads trained five times slower than one.
+/// With `OMP_WAIT_POLICY=passive` they sleep instead, and all cores are a fair choice.
+fn choose_threads() {
+    THREADS_CHOSEN.call_once(|| {
+        if std::env::var_os("OMP_NUM_THREADS").is_none() {
+            let n_cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+            let n_threads = (n_cores / 2).max(1);
+            tch::set_num_threads(i32::try_from(n_threads).unwrap_or(i32::MAX));
+        }
+    });
 }
 
 #[cfg(test)]

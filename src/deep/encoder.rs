@@ -15,7 +15,7 @@ use crate::code::{CodeLen, Codes, HashCode, binarize};
 use crate::data::{PictureSet, PictureShape};
 use crate::deep::augment::bytes_tensor;
 use crate::deep::checkpoint::{Checkpoint, ModelConfig};
-use crate::deep::device::Device;
+use crate::deep::device::{self, Device};
 use crate::encode::{EncodeError, EncodeStage, Encoder, Payload};
 use crate::error::{Error, ErrorKind, Result};
 use crate::media::{self, Limits};
@@ -232,6 +232,8 @@ fn stopped() -> Error {
 /// The model's thread: answers requests until the encoder is dropped.
 fn serve(checkpoint: &Checkpoint, requests: &Receiver<Request>) {
     let _no_grad = tch::no_grad_guard();
+    // OpenMP counts threads per thread; asking makes libtorch apply the process's choice to this one.
+    let _ = device::threads();
     for request in requests {
         // Nobody waits any more if the caller gave up; that is its business.
         let _ = request.reply.send(logits(checkpoint, &request.pixels));

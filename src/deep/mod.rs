@@ -1,6 +1,6 @@
 //! Deep hashing: networks that turn pictures into hash codes, and how they are trained.
 //!
-//! The only folder that imports `tch`. A run is [`train`]: a [`Dataset`](crate::data::Dataset) and
+//! The only folder that imports `tch`. A run is [`train()`]: a [`Dataset`](crate::data::Dataset) and
 //! [`TrainOptions`] in, one checkpoint file out, which [`TorchEncoder`] opens.
 //!
 //! | method | paper | loss |

@@ -58,7 +58,8 @@ pub struct TrainOptions {
     /// Where to train.
     #[serde(skip)]
     pub device: Device,
-    /// Threads of libtorch; `None` leaves them as they are (all cores at first).
+    /// Threads of libtorch; `None` leaves them as they are, half of the cores at first (see
+    /// [`device::set_threads`]).
     #[serde(skip)]
     pub threads: Option<usize>,
     /// A JSON line a logged step goes here.

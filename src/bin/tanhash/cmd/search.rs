@@ -8,7 +8,7 @@ use serde_json::json;
 use tanhash::plugin::{Fusion, HammingQuery, HybridSearch, KnnQuery, Leg, LegHit};
 use tanhash::{HashCode, Payload};
 
-use crate::catalog::{Catalog, Stored, Use};
+use crate::catalog::{Catalog, EncoderSpec, Stored, Use};
 use crate::cmd::Common;
 use crate::output;
 
@@ -92,6 +92,12 @@ pub fn run(args: Args, common: Common) -> Result<()> {
         if let Some(problem) = report.problems.first() {
             bail!("{problem}; restore or rebuild {}", args.index.display());
         }
+    }
+    if let (Some(path), EncoderSpec::None { .. }) = (&args.image, &catalog.spec) {
+        bail!(
+            "{}: the index was made from ready codes, so it has no encoder for pictures; search by --code",
+            path.display()
+        );
     }
     let fields = catalog.fields;
     let code = match (&args.image, &args.code) {

@@ -1,0 +1,74 @@
+# Two commands do all the set-up on a fresh machine: `make demo` and `make test`. The rest is here too.
+# What they need: cargo (Rust 1.89 or later), a C++ compiler, python3 with venv, and for the demo's
+# pictures apt-get or DATA=DIR.
+
+CARGO ?= cargo
+FULL := --features cli,torch
+DEMO_OUT ?= .data/demo
+DATA_ARGS := $(if $(DATA),--data $(DATA))
+
+.PHONY: demo test test-pure lint bench libtorch build gpu-check clean
+.DEFAULT_GOAL := build
+
+## build: the program, with everything in it
+build: libtorch
+	$(CARGO) build --release $(FULL)
+
+## demo: train on Fashion-MNIST, measure, index, search, and write a page of the hits
+demo: build
+	target/release/tanhash demo --out $(DEMO_OUT) $(DATA_ARGS)
+
+## test: every test that needs no GPU, with and without libtorch
+test: test-pure libtorch
+	$(CARGO) test --profile $(TEST_PROFILE) $(FULL)
+
+## test-pure: the library alone, as an application without libtorch and C++ builds it
+test-pure:
+	$(CARGO) test --profile $(TEST_PROFILE)
+
+TEST_PROFILE ?= dev
+
+## lint: formatting, clippy and documentation, over the feature sets
+lint: libtorch
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) clippy --all-targets --features cli -- -D warnings
+	$(CARGO) clippy --all-targets $(FULL) -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --features torch
+
+## bench: kernels, engines and evaluation next to their baselines
+bench:
+	$(CARGO) bench --bench hamming
+	$(CARGO) bench --bench eval
+
+## gpu-check: correctness and throughput on a GPU; says so and passes where there is none
+gpu-check: libtorch
+	$(CARGO) test --release --features cli,torch,cuda-tests --test cuda -- --nocapture
+
+# A CPU libtorch of the version that `tch` binds to, in .libtorch, unless the caller has one: set
+# LIBTORCH=DIR or LIBTORCH_USE_PYTORCH=1. The wheel's CUDA half is left out of the folder on purpose:
+# torch-sys would link it, and the program opens it at run time where it is installed.
+TORCH_VERSION := 2.11.0
+ifeq ($(LIBTORCH)$(LIBTORCH_USE_PYTORCH),)
+libtorch: .libtorch/build-version
+else
+libtorch:
+endif
+
+.libtorch/build-version:
+	rm -rf .libtorch
+	python3 -m venv .libtorch/venv
+	.libtorch/venv/bin/pip install --quiet --disable-pip-version-check --no-deps torch==$(TORCH_VERSION) \
+		"nvidia-cuda-runtime==13.0.*" "nvidia-cuda-cupti==13.0.*"
+	mkdir -p .libtorch/lib
+	site=$$(.libtorch/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	for file in libtorch_cpu.so libtorch.so libc10.so libgomp.so.1; do \
+		ln -s $$site/torch/lib/$$file .libtorch/lib/$$file || exit 1; done && \
+	for file in libcudart.so.13 libcupti.so.13; do \
+		ln -s $$site/nvidia/cu13/lib/$$file .libtorch/lib/$$file || exit 1; done && \
+	ln -s $$site/torch/include .libtorch/include
+	echo $(TORCH_VERSION) > $@
+
+clean:
+	$(CARGO) clean
