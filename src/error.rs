@@ -59,6 +59,17 @@ pub enum ErrorKind {
     /// The encoder failed as a whole; no item of the batch has a code.
     #[error("encoder: {0}")]
     Encoder(String),
+    /// An encoder service gave up after so many calls in a row failed on single payloads.
+    #[error(
+        "the encoder failed {failures} times in a row and was stopped, the last time by: {last}; \
+         repair it, then reset the service"
+    )]
+    EncoderStopped {
+        /// Failed calls in a row.
+        failures: usize,
+        /// The last failure.
+        last: String,
+    },
     /// The caller asked to stop.
     #[error("cancelled")]
     Cancelled,
@@ -163,6 +174,8 @@ pub enum EncodeStage {
     Preprocess,
     /// The model, or the packing of its output.
     Encode,
+    /// None: the payload was not tried, because the service was stopped. It may be submitted again.
+    Stopped,
 }
 
 impl std::fmt::Display for EncodeStage {
@@ -171,6 +184,7 @@ impl std::fmt::Display for EncodeStage {
             EncodeStage::Decode => "decode",
             EncodeStage::Preprocess => "preprocess",
             EncodeStage::Encode => "encode",
+            EncodeStage::Stopped => "stopped",
         })
     }
 }

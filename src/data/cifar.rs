@@ -109,7 +109,7 @@ fn append_file(
     let bytes = std::fs::read(path).map_err(|error| Error::io(path, error))?;
     let record = label_bytes + 3 * PLANE;
     let corrupt = |reason| Error::corrupt(path.display().to_string(), reason);
-    if bytes.is_empty() || bytes.len() % record != 0 {
+    if bytes.is_empty() || !bytes.len().is_multiple_of(record) {
         return Err(corrupt(format!(
             "expected whole records of {record} bytes, got {} bytes",
             bytes.len()

@@ -27,15 +27,28 @@ struct Order {
     rows: Vec<u32>,
     /// The labels of `rows`, so that they are read in sequence.
     labels: Vec<u32>,
+    /// Where each row stands in `rows`.
+    ranks: Vec<u32>,
+}
+
+impl Order {
+    fn new(rows: Vec<u32>, database_labels: &[u32]) -> Order {
+        let mut ranks = vec![0; rows.len()];
+        for (&row, rank) in rows.iter().zip(0..) {
+            ranks[row as usize] = rank;
+        }
+        Order {
+            labels: rows.iter().map(|&r| database_labels[r as usize]).collect(),
+            rows,
+            ranks,
+        }
+    }
 }
 
 impl Ranker {
     pub(super) fn new(database_labels: &[u32], protocol: &Protocol) -> Ranker {
         let n = database_labels.len();
-        let order = |rows: Vec<u32>| Order {
-            labels: rows.iter().map(|&r| database_labels[r as usize]).collect(),
-            rows,
-        };
+        let order = |rows| Order::new(rows, database_labels);
         let ties = match protocol.ties {
             Ties::Expected => TieRule::Expected {
                 harmonic: std::iter::once(0.0)
@@ -63,60 +76,121 @@ impl Ranker {
         }
     }
 
-    /// The average precision at R of one query under tie order `order`, or none if nothing relevant
-    /// is among the first R (in expectation mode: nothing relevant is in the database).
-    pub(super) fn average_precision(
-        &self,
-        scratch: &Scratch,
-        label: u32,
-        order: usize,
-    ) -> Option<f64> {
+    /// The average precision at R of one query under each tie order (one figure in expectation mode):
+    /// none where nothing relevant is among the first R (in expectation mode: in the database).
+    pub(super) fn average_precisions(&self, scratch: &Scratch, label: u32) -> Vec<Option<f64>> {
         let m: u64 = scratch.relevant.iter().map(|&n| u64::from(n)).sum();
-        if m == 0 {
-            return None;
-        }
+        let m_at_most_r = m.min(self.r as u64);
         match &self.ties {
             TieRule::Expected { harmonic } => {
                 let sum = expected_sum(&scratch.all, &scratch.relevant, self.r, harmonic);
-                Some(sum / m.min(self.r as u64) as f64)
+                vec![(m > 0).then(|| sum / m_at_most_r as f64)]
             }
+            TieRule::Orders(orders) if m == 0 => vec![None; orders.len()],
             TieRule::Orders(orders) => {
-                let ranking = top_r(scratch, label, &orders[order], self.r);
-                let (sum, n_relevant) = precision_sum(&ranking);
-                let denominator = match self.denominator {
-                    Denominator::RelevantInTopR => n_relevant as u64,
-                    Denominator::MinRelevantR => m.min(self.r as u64),
-                };
-                (n_relevant > 0).then(|| sum / denominator as f64)
+                let top = TopR::new(scratch, label, self.r);
+                orders
+                    .iter()
+                    .map(|order| {
+                        let (sum, n_relevant) = precision_sum(&top.ranking(order));
+                        let denominator = match self.denominator {
+                            Denominator::RelevantInTopR => n_relevant as u64,
+                            Denominator::MinRelevantR => m_at_most_r,
+                        };
+                        (n_relevant > 0).then(|| sum / denominator as f64)
+                    })
+                    .collect()
             }
         }
     }
 }
 
-/// Relevance of the first `r` items: a stable counting sort by distance of the database in `order`.
-fn top_r(scratch: &Scratch, label: u32, order: &Order, r: usize) -> Vec<bool> {
-    let mut next = Vec::with_capacity(scratch.all.len());
-    let mut start = 0;
-    for &count in &scratch.all {
-        // Past R nothing is placed.
-        if start >= r {
-            break;
-        }
-        next.push(start);
-        start += count as usize;
-    }
-    let distances = scratch.rows();
-    let mut relevant = vec![false; r];
-    for (&row, &item) in order.rows.iter().zip(&order.labels) {
-        let distance = usize::from(distances[row as usize]);
-        if let Some(position) = next.get_mut(distance) {
-            if let Some(slot) = relevant.get_mut(*position) {
-                *slot = item == label;
+/// The first R of one query, under any tie order.
+struct TopR<'a> {
+    scratch: &'a Scratch,
+    label: u32,
+    r: usize,
+    /// Where each distance starts in the ranking, as far as R.
+    starts: Vec<usize>,
+    /// Rows near enough to be among the first R, if they are few.
+    candidates: Option<Vec<u32>>,
+}
+
+impl<'a> TopR<'a> {
+    fn new(scratch: &'a Scratch, label: u32, r: usize) -> TopR<'a> {
+        let mut starts = Vec::with_capacity(scratch.all.len());
+        let mut n_near = 0;
+        for &count in &scratch.all {
+            if n_near >= r {
+                break;
             }
-            *position += 1;
+            starts.push(n_near);
+            n_near += count as usize;
+        }
+        // Sorting a candidate costs about as much as scanning ten rows.
+        let distances = scratch.rows();
+        let candidates = (n_near < distances.len() / 10).then(|| {
+            let mut rows = Vec::with_capacity(n_near);
+            for (distance, row) in distances.iter().zip(0..) {
+                if usize::from(*distance) < starts.len() {
+                    rows.push(row);
+                }
+            }
+            rows
+        });
+        TopR {
+            scratch,
+            label,
+            r,
+            starts,
+            candidates,
         }
     }
-    relevant
+
+    /// Relevance of the first R.
+    fn ranking(&self, order: &Order) -> Vec<bool> {
+        match &self.candidates {
+            Some(candidates) => self.sort(candidates, order),
+            None => self.counting_sort(order),
+        }
+    }
+
+    /// A stable counting sort by distance of the whole database in `order`.
+    fn counting_sort(&self, order: &Order) -> Vec<bool> {
+        let mut next = self.starts.clone();
+        let distances = self.scratch.rows();
+        let mut relevant = vec![false; self.r];
+        for (&row, &item) in order.rows.iter().zip(&order.labels) {
+            let distance = usize::from(distances[row as usize]);
+            if let Some(position) = next.get_mut(distance) {
+                if let Some(slot) = relevant.get_mut(*position) {
+                    *slot = item == self.label;
+                }
+                *position += 1;
+            }
+        }
+        relevant
+    }
+
+    /// The same ranking from the candidates alone.
+    fn sort(&self, candidates: &[u32], order: &Order) -> Vec<bool> {
+        let distances = self.scratch.rows();
+        let mut keys: Vec<u64> = candidates
+            .iter()
+            .map(|&row| {
+                let distance = u64::from(distances[row as usize]);
+                distance << 32 | u64::from(order.ranks[row as usize])
+            })
+            .collect();
+        if self.r < keys.len() {
+            keys.select_nth_unstable(self.r);
+            keys.truncate(self.r);
+        }
+        keys.sort_unstable();
+        keys.iter()
+            .map(|&key| order.labels[key as u32 as usize] == self.label)
+            .collect()
+    }
 }
 
 /// The sum of P(k) rel(k) over a ranking, and its relevant items.

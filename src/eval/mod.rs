@@ -391,8 +391,8 @@ impl Sums {
         let class = self.classes.entry(label).or_default();
         class.0 += 1;
         let mut empty = false;
-        for (order, (sum, n)) in self.map.iter_mut().enumerate() {
-            let precision = ranker.average_precision(scratch, label, order);
+        let precisions = ranker.average_precisions(scratch, label);
+        for ((sum, n), precision) in self.map.iter_mut().zip(precisions) {
             empty |= precision.is_none();
             if precision.is_none() && protocol.empty_queries == EmptyQueries::Skip {
                 continue;

@@ -190,6 +190,7 @@ fn agrees_with_a_plain_sort_at_every_width() {
         let (database, database_labels) = codes(333);
         for (cutoff, denominator) in [
             (Cutoff::All, LITERATURE),
+            (Cutoff::At(2), LITERATURE),
             (Cutoff::At(50), LITERATURE),
             (Cutoff::At(50), Denominator::MinRelevantR),
             (Cutoff::At(5000), LITERATURE),
@@ -209,12 +210,11 @@ fn agrees_with_a_plain_sort_at_every_width() {
             for (stream, &map) in report.map_per_order.iter().enumerate() {
                 let order = random::permutation(333, 5, stream as u64);
                 let mut sum = 0.0;
-                for row in 0..37 {
+                for (row, &label) in query_labels.iter().enumerate() {
                     let code = query.get(row);
                     let distance = |item: u32| database.get(item as usize).distance(&code).unwrap();
                     let mut ranking = order.clone();
                     ranking.sort_by_key(|&item| distance(item));
-                    let label = query_labels[row];
                     let relevant: Vec<u32> = ranking
                         .iter()
                         .map(|&item| u32::from(database_labels[item as usize] == label))
@@ -251,7 +251,7 @@ fn what_cannot_be_measured_is_refused() {
     let none = at_distances(&[]);
     let all = Protocol::new(Cutoff::All);
     let run = |query: &Codes, query_labels: &[u32], database_labels: &[u32], rule: &Protocol| {
-        evaluate(&query, query_labels, &two, database_labels, rule)
+        evaluate(query, query_labels, &two, database_labels, rule)
             .unwrap_err()
             .to_string()
     };

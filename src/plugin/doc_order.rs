@@ -92,6 +92,10 @@ pub(crate) fn flush_order(max_doc: u32, mapping: &DocIdMapping) -> tantivy::Resu
     let mut bytes = Vec::new();
     writer.serialize(&mut bytes, Some(mapping))?;
     let old_ids = read_column(FileSlice::from(bytes))?;
+    if old_ids.len() != max_doc as usize || old_ids.iter().any(|&old_id| old_id >= u64::from(max_doc)) {
+        let reason = format!("{} sorted documents of {max_doc}", old_ids.len());
+        return Err(TantivyError::InternalError(reason));
+    }
     Ok(old_ids.into_iter().map(|old_id| old_id as u32).collect())
 }
 
@@ -105,5 +109,10 @@ fn read_column(file: FileSlice) -> tantivy::Result<Vec<u64>> {
         }
         return Err(TantivyError::InternalError("the scratch column of addresses is missing".to_owned()));
     };
-    Ok((0..columnar.num_docs()).filter_map(|row| column.first(row)).collect())
+    let values: Vec<u64> = (0..columnar.num_docs()).filter_map(|row| column.first(row)).collect();
+    if values.len() != columnar.num_docs() as usize {
+        let reason = format!("{} addresses for {} documents", values.len(), columnar.num_docs());
+        return Err(TantivyError::InternalError(reason));
+    }
+    Ok(values)
 }

@@ -333,7 +333,9 @@ impl HybridSearch {
         match &leg.query {
             LegQuery::Text(query) => {
                 let query = self.filtered(query.box_clone());
-                let top = TopDocs::with_limit(self.rank_window).order_by_score();
+                // tantivy allocates by the limit, and no list is longer than the index.
+                let window = self.rank_window.min(searcher.num_docs().max(1) as usize);
+                let top = TopDocs::with_limit(window).order_by_score();
                 let hits = searcher.search(&query, &top)?;
                 Ok((hits.into_iter().map(|(score, address)| (address, score, None)).collect(), None))
             }

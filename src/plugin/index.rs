@@ -6,9 +6,10 @@
 
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Serialize;
-use tantivy::directory::MmapDirectory;
+use tantivy::directory::{DirectoryLock, META_LOCK, MmapDirectory};
 use tantivy::index::{Index, IndexSettings, SegmentComponent, SegmentReader};
 use tantivy::schema::{Field, Schema};
 use tantivy::{Directory, DocAddress, IndexReader, Searcher};
@@ -18,7 +19,7 @@ use crate::encode::Payload;
 use crate::error::{Error, Result};
 use crate::plugin::field::HashFieldOptions;
 use crate::plugin::index_writer::{HashIndexWriter, WriterOptions};
-use crate::plugin::{HashPlugin, OpenColumn, check_footer_fits, plugin_of};
+use crate::plugin::{HashPlugin, OpenColumn, contained, in_file, plugin_of};
 use crate::segment::{EXTENSION, HEADER_BYTES, read_header};
 
 /// A tantivy index whose hash fields are written, merged and searched. Derefs to [`Index`].
@@ -100,7 +101,14 @@ impl HashIndex {
     /// # Errors
     /// As [`open_in_dir`](Self::open_in_dir).
     pub fn open(directory: impl Into<Box<dyn Directory>>, plugin: HashPlugin) -> Result<HashIndex> {
-        HashIndex::from_index(Index::open(directory)?, plugin)
+        let directory: Box<dyn Directory> = directory.into();
+        let raw = directory.box_clone();
+        let index = contained("meta.json", || Ok(Index::open(directory)?))?;
+        {
+            let _lock = lock_files(&index)?;
+            check_lengths(&index, &*raw)?;
+        }
+        HashIndex::from_index(index, plugin)
     }
 
     /// Registers the plugin with an index that was opened by tantivy.
@@ -117,8 +125,23 @@ impl HashIndex {
                 "expected an index created with the hash plugin registered, found one that drops its codes; rebuild it",
             ));
         }
-        check_files(&index)?;
-        index.register_plugin(plugin.segment_plugin());
+        {
+            // Other processes collect garbage under this lock, as tantivy's own readers know.
+            let _lock = lock_files(&index)?;
+            check_counts(&index)?;
+        }
+        let registered = plugin.segment_plugin();
+        let claimed = index.custom_plugins().iter().find(|other| other.extensions().contains(&EXTENSION));
+        match claimed {
+            None => index.register_plugin(registered),
+            Some(other) if std::ptr::addr_eq(Arc::as_ptr(other), Arc::as_ptr(&registered)) => {}
+            Some(_) => {
+                return Err(Error::invalid(format!(
+                    "expected an index without a plugin for .{EXTENSION} files, found another one registered; \
+                     open the index anew"
+                )));
+            }
+        }
         Ok(HashIndex { index, plugin })
     }
 
@@ -152,7 +175,7 @@ impl HashIndex {
     /// # Errors
     /// `Corrupt`, `Io`, `Tantivy`.
     pub fn reader(&self) -> Result<IndexReader> {
-        Ok(self.index.reader()?)
+        contained("index", || Ok(self.index.reader()?))
     }
 
     /// A searcher over the last commit.
@@ -181,7 +204,8 @@ impl HashIndex {
         let reader = reader.filter(|reader| address.doc_id < reader.max_doc()).ok_or_else(|| {
             Error::invalid(format!("expected a document of this searcher, got {address:?}"))
         })?;
-        OpenColumn::open(Some(self.plugin.state()), reader, field, &options)?.code(address.doc_id)
+        let column = OpenColumn::open(Some(self.plugin.state()), reader, field, &options)?;
+        column.code(address.doc_id).map_err(OpenColumn::about(reader))
     }
 
     /// What the segments hold, field by field. Opens every segment file, and reads no codes.
@@ -227,23 +251,41 @@ fn open_directory(path: &Path) -> Result<MmapDirectory> {
     MmapDirectory::open(path).map_err(|error| Error::invalid(error.to_string()))
 }
 
-/// Looks at the files of an index before tantivy does: 0.27 panics on some lengths of a truncated file
-/// and on some wrong document counts in `meta.json`, which has no checksum.
-fn check_files(index: &Index) -> Result<()> {
-    let meta = index.load_metas()?;
+/// Holds off garbage collection, by this process and others, while files are listed and opened.
+fn lock_files(index: &Index) -> Result<DirectoryLock> {
+    index.directory().acquire_lock(&META_LOCK).map_err(|error| Error::from(tantivy::TantivyError::from(error)))
+}
+
+/// The shortest file that can carry tantivy's footer.
+const FOOTER_BYTES_MIN: usize = 8;
+
+/// Looks at the lengths of files before tantivy does: 0.27 panics on those of 4 to 7 bytes.
+fn check_lengths(index: &Index, raw: &dyn Directory) -> Result<()> {
     for path in files_of(index)? {
-        check_footer_fits(index.directory(), &path)?;
+        let handle = raw
+            .get_file_handle(&path)
+            .map_err(|error| Error::corrupt(path.display().to_string(), error.to_string()))?;
+        let len = handle.len();
+        if len < FOOTER_BYTES_MIN {
+            let reason = format!("expected at least {FOOTER_BYTES_MIN} bytes, found {len}: it is truncated");
+            return Err(Error::corrupt(path.display().to_string(), reason));
+        }
     }
+    Ok(())
+}
+
+/// Compares `meta.json`, which has no checksum, with the segment files: tantivy panics on some wrong
+/// document counts.
+fn check_counts(index: &Index) -> Result<()> {
+    let meta = index.load_metas()?;
     for segment in &meta.segments {
         let path = segment.relative_path(SegmentComponent::Custom(EXTENSION.to_owned()));
         let name = path.display().to_string();
-        let handle = index
-            .directory()
-            .get_file_handle(&path)
+        let handle = contained(&name, || Ok(index.directory().get_file_handle(&path)))?
             .map_err(|error| Error::corrupt(name.clone(), error.to_string()))?;
-        let len = tantivy::HasLen::len(&*handle);
+        let len = handle.len();
         let header = handle.read_bytes(0..len.min(HEADER_BYTES)).map_err(|error| Error::io(&path, error))?;
-        let (max_doc, _) = read_header(&header)?;
+        let (max_doc, _) = read_header(&header).map_err(|error| in_file(&name, error))?;
         if max_doc != segment.max_doc() {
             let reason =
                 format!("meta.json says {} documents, the segment has {max_doc}", segment.max_doc());
@@ -329,13 +371,24 @@ impl VerifyReport {
 
 fn verify(index: &Index) -> Result<VerifyReport> {
     let mut report = VerifyReport::default();
+    // Once open, a file stays readable and its name resolves to it, whatever is merged meanwhile.
+    let (files, segments, _open) = {
+        let _lock = lock_files(index)?;
+        let files = files_of(index)?;
+        let open: Vec<_> = files
+            .iter()
+            .map(|path| contained("file", || Ok(index.directory().get_file_handle(path).ok())))
+            .collect();
+        (files, index.searchable_segments()?, open)
+    };
     // tantivy's own `validate_checksum` passes over files that `.managed.json` does not name.
-    for path in files_of(index)? {
+    for path in files {
         report.files += 1;
-        let outcome = check_footer_fits(index.directory(), &path)
-            .and_then(|()| index.directory().validate_checksum(&path).map_err(|error| {
-                Error::corrupt(path.display().to_string(), error.to_string())
-            }));
+        let name = path.display().to_string();
+        let outcome = contained(&name, || {
+            let checked = index.directory().validate_checksum(&path);
+            checked.map_err(|error| Error::corrupt(name.clone(), error.to_string()))
+        });
         match outcome {
             Ok(true) => {}
             Ok(false) => report.problems.push(format!("corrupt {}: its checksum does not match", path.display())),
@@ -349,9 +402,9 @@ fn verify(index: &Index) -> Result<VerifyReport> {
         return Ok(report);
     }
     let plugin = plugin_of(index);
-    for segment in index.searchable_segments()? {
+    for segment in segments {
         report.segments += 1;
-        let reader = match SegmentReader::open(&segment) {
+        let reader = match contained("segment", || Ok(SegmentReader::open(&segment)?)) {
             Ok(reader) => reader,
             Err(error) => {
                 report.problems.push(format!("segment {}: {error}", segment.id()));
@@ -369,9 +422,10 @@ fn verify(index: &Index) -> Result<VerifyReport> {
         }
         for ((field, options), (_, codes)) in fields.iter().zip(&mut report.codes) {
             let column = OpenColumn::open(plugin.as_deref(), &reader, *field, options);
-            match column.and_then(|column| column.verify().map(|()| column.n_codes())) {
+            let checked = column.and_then(|column| column.verify().map(|()| column.n_codes()));
+            match checked.map_err(OpenColumn::about(&reader)) {
                 Ok(n_codes) => *codes += n_codes as u64,
-                Err(error) => report.problems.push(format!("segment {}: {error}", segment.id())),
+                Err(error) => report.problems.push(error.to_string()),
             }
         }
     }
@@ -400,7 +454,13 @@ pub fn merge_indices(
             )));
         }
     }
-    let merged = tantivy::indexer::merge_indices(indexes, directory)?;
-    merged.directory().sync_directory().map_err(|error| Error::io(".", error))?;
-    HashIndex::from_index(merged, plugin)
+    let directory: Box<dyn Directory> = directory.into();
+    if Index::exists(&*directory).map_err(tantivy::TantivyError::from)? {
+        return Err(Error::invalid("expected a directory without an index to merge into, found one there"));
+    }
+    // The merged handle carries the sources' plugin; the one given belongs to the index opened anew.
+    let merged = tantivy::indexer::merge_indices(indexes, directory.box_clone())?;
+    merged.directory().sync_directory().map_err(|error| Error::io("merged index", error))?;
+    drop(merged);
+    HashIndex::open(directory, plugin)
 }

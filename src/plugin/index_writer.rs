@@ -4,19 +4,23 @@
 //! each document, eight bytes wait in the queue instead of a picture, a failed commit is rolled back
 //! instead of silently losing what follows, and a commit is on disk, directory included, when it returns.
 
-use parking_lot::RwLock;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, RwLock, RwLockUpgradableReadGuard};
 use tantivy::indexer::UserOperation;
 use tantivy::query::Query;
 use tantivy::schema::document::{OwnedValue, Value};
-use tantivy::schema::{Facet, Field, FieldType, Schema};
-use tantivy::{Directory, IndexWriter, Opstamp, TantivyDocument, Term};
+use tantivy::merge_policy::{MergeCandidate, MergePolicy, NoMergePolicy};
+use tantivy::schema::{Field, FieldEntry, FieldType, Schema};
+use tantivy::{Directory, IndexWriter, Opstamp, SegmentMeta, TantivyDocument, Term};
 
 use crate::code::HashCode;
 use crate::encode::{Payload, Ticket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plugin::field::HashFieldOptions;
 use crate::plugin::index::HashIndex;
-use crate::plugin::value::{HashDocumentExt, HashValue};
+use crate::plugin::value::{HashDocumentExt, HashValue, encoded_bytes};
 use crate::plugin::{HashPlugin, payload_sha256, refusal, sha256_hex};
 
 /// Threads, memory and what to do with bad documents.
@@ -114,6 +118,10 @@ enum State {
 /// that began before it.
 pub struct HashIndexWriter {
     state: RwLock<State>,
+    /// tantivy takes its stamps before it queues a deletion, and applies queued deletions in their order:
+    /// two threads between those steps could delete what was added after. One call at a time keeps the
+    /// order of stamps and queue the same.
+    order: Mutex<()>,
     schema: Schema,
     plugin: HashPlugin,
     fields: Vec<(Field, HashFieldOptions)>,
@@ -161,6 +169,7 @@ impl HashIndexWriter {
             index.writer_with_num_threads(num_threads, options.memory_budget_bytes)?;
         Ok(HashIndexWriter {
             state: RwLock::new(State::Open(writer)),
+            order: Mutex::new(()),
             schema,
             plugin: index.plugin().clone(),
             fields,
@@ -181,8 +190,9 @@ impl HashIndexWriter {
     /// another document.
     ///
     /// # Errors
-    /// `InvalidArgument` if a value needs an encoder that the plugin lacks; `Payload` under
-    /// [`OnBadDocument::Fail`], in both cases with nothing indexed; `Tantivy` or `Io` if tantivy lost
+    /// `InvalidArgument` if a value needs an encoder that the plugin lacks or an ordinary field gets a value
+    /// of another type; `Payload` under [`OnBadDocument::Fail`]; in all three cases nothing is indexed.
+    /// `Tantivy` or `Io` if tantivy lost
     /// documents, after which the writer refuses calls until [`rollback`](Self::rollback).
     pub fn add_documents(&self, documents: Vec<TantivyDocument>) -> Result<BatchOutcome> {
         self.add(documents, None)
@@ -200,6 +210,12 @@ impl HashIndexWriter {
     }
 
     fn add(&self, documents: Vec<TantivyDocument>, key: Option<Field>) -> Result<BatchOutcome> {
+        if let Some((idx, reason)) = (documents.iter().enumerate())
+            .find_map(|(idx, document)| Some((idx, self.mistyped(document)?)))
+        {
+            let message = format!("document {idx} of {}: {reason}; nothing was added", documents.len());
+            return Err(Error::invalid(message));
+        }
         let keys = match key {
             None => vec![None; documents.len()],
             Some(key) => {
@@ -249,11 +265,12 @@ impl HashIndexWriter {
                             }
                         }
                     };
-                    if let Some(code) = code {
-                        document.add_code(field, &code);
-                    }
-                    if outcome == CodeOutcome::Encoded {
-                        self.plugin.state().report.lock().encoded += 1;
+                    match (code, &outcome) {
+                        (Some(code), CodeOutcome::Encoded) => {
+                            document.add_custom(field, &encoded_bytes(&code));
+                        }
+                        (Some(code), _) => document.add_code(field, &code),
+                        (None, _) => {}
                     }
                     outcomes.push((field, outcome));
                 }
@@ -261,38 +278,65 @@ impl HashIndexWriter {
             })
             .collect();
 
-        let failed = |outcomes: &[(Field, CodeOutcome)]| {
-            outcomes.iter().find_map(|(_, outcome)| match outcome {
-                CodeOutcome::Failed(reason) => Some(reason.clone()),
-                _ => None,
-            })
-        };
         if self.on_bad_document == OnBadDocument::Fail {
-            let bad = finished.iter().enumerate().find_map(|(idx, (_, codes))| Some((idx, failed(codes)?)));
+            let reason = |codes: &[(Field, CodeOutcome)]| {
+                codes.iter().find_map(|(_, outcome)| match outcome {
+                    CodeOutcome::Failed(reason) => Some(reason.clone()),
+                    _ => None,
+                })
+            };
+            let bad = finished.iter().enumerate().find_map(|(idx, (_, codes))| Some((idx, reason(codes)?)));
             if let Some((idx, reason)) = bad {
                 let message = format!("document {idx} of {}: {reason}; nothing was added", finished.len());
                 return Err(ErrorKind::Payload(message).into());
             }
         }
+        let skip_bad = self.on_bad_document == OnBadDocument::Skip;
         let mut batch = BatchOutcome { documents: Vec::with_capacity(finished.len()) };
-        let mut operations = Vec::with_capacity(finished.len());
-        let mut indexed = Vec::with_capacity(finished.len());
-        for ((document, codes), term) in finished.into_iter().zip(keys) {
-            let skip = self.on_bad_document == OnBadDocument::Skip && failed(&codes).is_some();
-            batch.documents.push(DocumentOutcome { opstamp: None, codes });
-            if skip {
-                continue;
+        self.with_writer(|writer| {
+            for ((document, codes), term) in finished.into_iter().zip(keys) {
+                let mut outcome = DocumentOutcome { opstamp: None, codes };
+                if !skip_bad || outcome.failure().is_none() {
+                    // A document a call: tantivy bounds its queue by the number of calls.
+                    outcome.opstamp = Some(match term {
+                        None => writer.add_document(document)?,
+                        Some(term) => writer.run([UserOperation::Delete(term), UserOperation::Add(document)])?,
+                    });
+                }
+                batch.documents.push(outcome);
             }
-            indexed.push(batch.documents.len() - 1);
-            operations.extend(term.map(UserOperation::Delete));
-            operations.push(UserOperation::Add(document));
-        }
-        if operations.is_empty() {
-            return Ok(batch);
-        }
-        let opstamp = self.with_writer(|writer| writer.run(operations))?;
-        indexed.into_iter().for_each(|idx| batch.documents[idx].opstamp = Some(opstamp));
+            Ok(())
+        })?;
         Ok(batch)
+    }
+
+    /// A value of another type than its field would kill tantivy's indexing thread, and with it every
+    /// document since the last commit, so it is refused before tantivy sees it.
+    fn mistyped(&self, document: &TantivyDocument) -> Option<String> {
+        document.field_values().find_map(|(field, value)| {
+            if field.field_id() as usize >= self.schema.num_fields() {
+                return Some(format!("expected fields of the schema, got field {}", field.field_id()));
+            }
+            let entry = self.schema.get_field_entry(field);
+            let fits = match entry.field_type() {
+                FieldType::Str(_) => value.as_str().is_some() || value.as_pre_tokenized_text().is_some(),
+                FieldType::U64(_) => value.as_u64().is_some(),
+                FieldType::I64(_) => value.as_i64().is_some(),
+                FieldType::F64(_) => value.as_f64().is_some(),
+                FieldType::Bool(_) => value.as_bool().is_some(),
+                FieldType::Date(_) => value.as_datetime().is_some(),
+                FieldType::Facet(_) => value.as_facet().is_some(),
+                FieldType::Bytes(_) => value.as_bytes().is_some(),
+                FieldType::IpAddr(_) => value.as_ip_addr().is_some(),
+                FieldType::JsonObject(_) => value.as_object().is_some(),
+                FieldType::Custom(_) => value.as_custom().is_some(),
+                _ => true,
+            };
+            (!fits).then(|| {
+                let (name, expected) = (entry.name(), entry.field_type().value_type());
+                format!("field `{name}`: expected a value of type {expected:?}, got {:?}", OwnedValue::from(value.as_value()))
+            })
+        })
     }
 
     fn field_options(&self, field: Field) -> Result<&(Field, HashFieldOptions)> {
@@ -371,16 +415,15 @@ impl HashIndexWriter {
             FieldType::Str(options) => {
                 options.get_indexing_options().is_some_and(|indexing| indexing.tokenizer() == "raw")
             }
-            FieldType::U64(_) | FieldType::I64(_) | FieldType::Facet(_) | FieldType::Bytes(_) => {
-                entry.is_indexed()
-            }
+            FieldType::U64(_) | FieldType::I64(_) | FieldType::Bytes(_) => entry.is_indexed(),
+            // A facet is found by its ancestors too, so it names no single document.
             _ => false,
         };
         if exact {
             return Ok(());
         }
         Err(Error::invalid(format!(
-            "field `{}`: expected a key, that is an indexed u64, i64, bytes, facet or untokenized (STRING) field",
+            "field `{}`: expected a key, that is an indexed u64, i64, bytes or untokenized (STRING) field",
             entry.name()
         )))
     }
@@ -393,15 +436,15 @@ impl HashIndexWriter {
         };
         let value: OwnedValue = value.as_value().into();
         match value {
+            // tantivy drops longer terms in silence.
+            OwnedValue::Str(text) if text.len() > KEY_BYTES_MAX => Err(Error::invalid(format!(
+                "field `{name}`: expected a key of at most {KEY_BYTES_MAX} bytes, got {}",
+                text.len()
+            ))),
             OwnedValue::Str(text) => Ok(Term::from_field_text(key, &text)),
             OwnedValue::U64(value) => Ok(Term::from_field_u64(key, value)),
             OwnedValue::I64(value) => Ok(Term::from_field_i64(key, value)),
             OwnedValue::Bytes(bytes) => Ok(Term::from_field_bytes(key, &bytes)),
-            OwnedValue::Facet(facet) => {
-                let facet = Facet::from_encoded(facet.encoded_str().as_bytes().to_vec())
-                    .map_err(|error| Error::invalid(format!("field `{name}`: {error}")))?;
-                Ok(Term::from_facet(key, &facet))
-            }
             other => Err(Error::invalid(format!("field `{name}`: {other:?} cannot be a key"))),
         }
     }
@@ -409,8 +452,14 @@ impl HashIndexWriter {
     /// Deletes the documents with a term.
     ///
     /// # Errors
+    /// `InvalidArgument` for a field whose terms are not indexed, where tantivy would delete nothing;
     /// `Tantivy` if the writer must be rolled back first.
     pub fn delete_term(&self, term: Term) -> Result<Opstamp> {
+        let entry = (self.schema.fields()).find(|(field, _)| *field == term.field()).map(|(_, entry)| entry);
+        if !entry.is_some_and(FieldEntry::is_indexed) {
+            let name = entry.map_or("of another schema", FieldEntry::name);
+            return Err(Error::invalid(format!("expected a term of an indexed field, got field `{name}`")));
+        }
         self.with_writer(|writer| Ok(writer.delete_term(term)))
     }
 
@@ -422,7 +471,10 @@ impl HashIndexWriter {
     pub fn delete_query(&self, query: Box<dyn Query>) -> Result<Opstamp> {
         let state = self.state.read();
         match &*state {
-            State::Open(writer) => Ok(writer.delete_query(query)?),
+            State::Open(writer) => {
+                let _order = self.order.lock();
+                Ok(writer.delete_query(query)?)
+            }
             State::Failed(_, reason) | State::Closed(reason) => Err(failed(reason)),
         }
     }
@@ -430,17 +482,19 @@ impl HashIndexWriter {
     /// Runs a call on the open writer. If tantivy fails there, it has lost documents, and the writer is
     /// closed for everything but a rollback.
     fn with_writer<T>(&self, call: impl FnOnce(&IndexWriter) -> tantivy::Result<T>) -> Result<T> {
-        let error = {
-            let state = self.state.read();
-            match &*state {
-                State::Open(writer) => match call(writer) {
+        // Upgradable, so that nobody rolls back between the failure and the mark it leaves.
+        let state = self.state.upgradable_read();
+        let error = match &*state {
+            State::Open(writer) => {
+                let _order = self.order.lock();
+                match call(writer) {
                     Ok(value) => return Ok(value),
                     Err(error) => error,
-                },
-                State::Failed(_, reason) | State::Closed(reason) => return Err(failed(reason)),
+                }
             }
+            State::Failed(_, reason) | State::Closed(reason) => return Err(failed(reason)),
         };
-        let mut state = self.state.write();
+        let mut state = RwLockUpgradableReadGuard::upgrade(state);
         *state = match std::mem::replace(&mut *state, State::Closed(error.to_string())) {
             State::Open(writer) => State::Failed(writer, error.to_string()),
             other => other,
@@ -517,7 +571,7 @@ impl HashIndexWriter {
     ///
     /// # Errors
     /// `Tantivy` if the writer must be rolled back first.
-    pub fn set_merge_policy(&self, policy: Box<dyn tantivy::merge_policy::MergePolicy>) -> Result<()> {
+    pub fn set_merge_policy(&self, policy: Box<dyn MergePolicy>) -> Result<()> {
         self.with_writer(|writer| {
             writer.set_merge_policy(policy);
             Ok(())
@@ -532,15 +586,35 @@ impl HashIndexWriter {
         let mut state = self.state.write();
         match &mut *state {
             State::Open(writer) => {
-                let segments = writer.index().searchable_segment_ids()?;
-                if segments.len() > 1 || Self::has_deletes(writer)? {
-                    writer.merge(&segments).wait()?;
-                }
+                let policy = writer.get_merge_policy();
+                writer.set_merge_policy(Box::new(NoMergePolicy));
+                let merged = Self::merge_into_one(writer);
+                writer.set_merge_policy(Box::new(SharedPolicy(policy)));
+                merged?;
                 writer.garbage_collect_files().wait()?;
                 let directory = writer.index().directory();
                 directory.sync_directory().map_err(|error| Error::io("index directory", error))
             }
             State::Failed(_, reason) | State::Closed(reason) => Err(failed(reason)),
+        }
+    }
+
+    /// A merge in the background may hold some of the segments; then this one fails at its end, and is
+    /// tried again once the other has changed what there is to merge.
+    fn merge_into_one(writer: &mut IndexWriter) -> Result<()> {
+        loop {
+            let segments = writer.index().searchable_segment_ids()?;
+            if segments.len() <= 1 && !Self::has_deletes(writer)? {
+                return Ok(());
+            }
+            let Err(error) = writer.merge(&segments).wait() else { return Ok(()) };
+            let failed_at = Instant::now();
+            while writer.index().searchable_segment_ids()? == segments {
+                if failed_at.elapsed() > BACKGROUND_MERGE_MAX {
+                    return Err(error.into());
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
         }
     }
 
@@ -557,6 +631,22 @@ impl HashIndexWriter {
             State::Open(writer) | State::Failed(writer, _) => Ok(writer.wait_merging_threads()?),
             State::Closed(_) => Ok(()),
         }
+    }
+}
+
+/// How long a failed merge waits for one in the background before it gives up.
+const BACKGROUND_MERGE_MAX: Duration = Duration::from_secs(5);
+
+/// The longest text that tantivy indexes as one term.
+const KEY_BYTES_MAX: usize = 65_530;
+
+/// Puts a policy back that tantivy lends out as an `Arc`.
+#[derive(Debug)]
+struct SharedPolicy(Arc<dyn MergePolicy>);
+
+impl MergePolicy for SharedPolicy {
+    fn compute_merge_candidates(&self, segments: &[SegmentMeta]) -> Vec<MergeCandidate> {
+        self.0.compute_merge_candidates(segments)
     }
 }
 

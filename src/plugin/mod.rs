@@ -16,7 +16,7 @@ mod value;
 
 pub use field::{FIELD_TYPE, HashFieldOptions, SchemaBuilderExt};
 pub use hybrid::{
-    Fusion, HybridHit, HybridResult, HybridSearch, Leg, LegHit, LegReport, Missing, Normalizer, fuse,
+    Fused, Fusion, HybridHit, HybridResult, HybridSearch, Leg, LegHit, LegReport, Missing, Normalizer, fuse,
 };
 pub use index::{ColumnInfo, HashIndex, VerifyReport, merge_indices};
 pub use index_writer::{
@@ -34,7 +34,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 use tantivy::index::{Index, SegmentComponent, SegmentId, SegmentReader};
 use tantivy::schema::{Field, Schema};
-use tantivy::{Directory, SegmentPlugin};
+use tantivy::SegmentPlugin;
 
 use crate::encode::{EncodeError, Encoder, EncoderService, Payload, ServiceOptions};
 use crate::error::{Error, Result};
@@ -110,6 +110,14 @@ impl HashPluginBuilder {
         live.push(Arc::downgrade(&state));
         HashPlugin(state)
     }
+}
+
+/// Whether an opened segment file stays open.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Keep {
+    Cached,
+    /// For the sources of a merge: their files are about to go, and holding them would keep the disk full.
+    Once,
 }
 
 pub(crate) struct EncoderEntry {
@@ -242,19 +250,21 @@ impl PluginState {
     }
 
     /// The open segment file of a reader, from the cache or the directory.
-    pub(crate) fn segment(&self, reader: &SegmentReader) -> Result<Arc<HashSegment>> {
+    fn segment(&self, reader: &SegmentReader, keep: Keep) -> Result<Arc<HashSegment>> {
         if let Some(segment) = self.segments.lock().get(&reader.segment_id()) {
             return Ok(segment.clone());
         }
         let segment = Arc::new(open_segment(reader, self.integrity)?);
-        self.segments.lock().insert(reader.segment_id(), segment.clone());
+        if keep == Keep::Cached {
+            self.segments.lock().insert(reader.segment_id(), segment.clone());
+        }
         Ok(segment)
     }
 
     /// Drops cached segments when they outnumber those in use, so that merged-away files are let go.
     pub(crate) fn prune(&self, in_use: &[SegmentReader]) {
         let mut segments = self.segments.lock();
-        if segments.len() > 2 * in_use.len() + 16 {
+        if segments.len() > 2 * in_use.len() + 64 {
             segments.retain(|id, _| in_use.iter().any(|reader| reader.segment_id() == *id));
         }
     }
@@ -263,29 +273,27 @@ impl PluginState {
 fn open_segment(reader: &SegmentReader, integrity: Integrity) -> Result<HashSegment> {
     let component = SegmentComponent::Custom(EXTENSION.to_owned());
     let name = format!("{}.{EXTENSION}", reader.segment_id().uuid_string());
-    let about = |error: Error| match error.kind() {
-        crate::ErrorKind::Corrupt { section, reason } => {
+    let file = contained(&name, || Ok(reader.open_read(component)))?
+        .map_err(|error| Error::corrupt(name.clone(), error.to_string()))?;
+    let bytes = file.read_bytes().map_err(|error| Error::io(&name, error))?;
+    HashSegment::open(Arc::new(bytes), reader.max_doc(), integrity).map_err(|error| in_file(&name, error))
+}
+
+/// Puts the file's name before the section of a `Corrupt` error.
+pub(crate) fn in_file(name: &str, error: Error) -> Error {
+    match error.kind() {
+        crate::ErrorKind::Corrupt { section, reason } if !section.starts_with(name) => {
             Error::corrupt(format!("{name}, {section}"), reason.clone())
         }
         _ => error,
-    };
-    check_footer_fits(reader.index().directory(), std::path::Path::new(&name))?;
-    let file = reader.open_read(component).map_err(|error| Error::corrupt(name.clone(), error.to_string()))?;
-    let bytes = file.read_bytes().map_err(|error| Error::io(&name, error))?;
-    HashSegment::open(Arc::new(bytes), reader.max_doc(), integrity).map_err(about)
+    }
 }
 
-/// tantivy 0.27 panics on files of 4 to 7 bytes while it looks for its footer.
-pub(crate) fn check_footer_fits(directory: &dyn Directory, path: &std::path::Path) -> Result<()> {
-    let handle = directory
-        .get_file_handle(path)
-        .map_err(|error| Error::corrupt(path.display().to_string(), error.to_string()))?;
-    let len = tantivy::HasLen::len(&*handle);
-    if len < 8 {
-        let reason = format!("expected a file with tantivy's footer, found {len} bytes: it is truncated");
-        return Err(Error::corrupt(path.display().to_string(), reason));
-    }
-    Ok(())
+/// Runs a call into tantivy that reads files. tantivy 0.27 panics on some damaged ones, such as a file cut
+/// to 4 to 7 bytes; here that is an error like any other damage.
+pub(crate) fn contained<T>(what: &str, call: impl FnOnce() -> Result<T>) -> Result<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(call))
+        .unwrap_or_else(|_| Err(Error::corrupt(what, "tantivy gave up on reading it; restore or rebuild it")))
 }
 
 /// A segment's hash field, checked against the schema that asks for it.
@@ -302,9 +310,28 @@ impl OpenColumn {
         options: &HashFieldOptions,
     ) -> Result<OpenColumn> {
         let segment = match plugin {
-            Some(plugin) => plugin.segment(reader)?,
+            Some(plugin) => plugin.segment(reader, Keep::Cached)?,
             None => Arc::new(open_segment(reader, Integrity::default())?),
         };
+        OpenColumn::of(segment, reader, field, options)
+    }
+
+    /// For a merge: does not keep the source open afterwards.
+    pub(crate) fn open_once(
+        plugin: &PluginState,
+        reader: &SegmentReader,
+        field: Field,
+        options: &HashFieldOptions,
+    ) -> Result<OpenColumn> {
+        OpenColumn::of(plugin.segment(reader, Keep::Once)?, reader, field, options)
+    }
+
+    fn of(
+        segment: Arc<HashSegment>,
+        reader: &SegmentReader,
+        field: Field,
+        options: &HashFieldOptions,
+    ) -> Result<OpenColumn> {
         let field_id = field.field_id();
         let section = || format!("{}.{EXTENSION}, meta of field {field_id}", reader.segment_id().uuid_string());
         let column = segment
@@ -321,6 +348,14 @@ impl OpenColumn {
             return Err(Error::corrupt(section(), reason));
         }
         Ok(OpenColumn { segment, field_id })
+    }
+}
+
+impl OpenColumn {
+    /// Says in an error of this column which file it is about.
+    pub(crate) fn about(reader: &SegmentReader) -> impl Fn(Error) -> Error {
+        let name = format!("{}.{EXTENSION}", reader.segment_id().uuid_string());
+        move |error| in_file(&name, error)
     }
 }
 

@@ -20,7 +20,7 @@ use crate::encode::{EncodeError, Payload, Ticket};
 use crate::error::Result;
 use crate::plugin::doc_order::{flush_order, merge_order};
 use crate::plugin::field::HashFieldOptions;
-use crate::plugin::value::HashValue;
+use crate::plugin::value::{HashValue, TAG_ENCODED};
 use crate::plugin::{OpenColumn, PluginState, payload_sha256, plugin_of, refusal, sha256_hex};
 use crate::segment::{Column, ColumnSpec, EXTENSION, SegmentWriter};
 
@@ -49,7 +49,7 @@ impl SegmentPlugin for PluginState {
             let sources = ctx
                 .readers
                 .iter()
-                .map(|reader| OpenColumn::open(Some(self), reader, field, &options))
+                .map(|reader| OpenColumn::open_once(self, reader, field, &options))
                 .collect::<Result<Vec<_>>>()?;
             let rows = sources.iter().map(|source| source.source()).collect::<Result<Vec<_>>>()?;
             let mut column = Column::new(options.code_len()?);
@@ -144,6 +144,7 @@ impl FieldWriter {
         match HashValue::from_bytes(bytes) {
             Err(error) => fail(error.to_string()),
             Ok(HashValue::Code(code)) => match self.column.push(doc_id, &code) {
+                Ok(()) if bytes.first() == Some(&TAG_ENCODED) => plugin.report.lock().encoded += 1,
                 Ok(()) => plugin.report.lock().ready += 1,
                 Err(error) => fail(error.to_string()),
             },

@@ -12,6 +12,8 @@ use crate::error::{Error, Result};
 const TAG_CODE: u8 = 0;
 const TAG_IMAGE: u8 = 1;
 const TAG_VECTOR: u8 = 2;
+/// A code that the writer's encoder made, told apart for the report alone.
+pub(crate) const TAG_ENCODED: u8 = 3;
 
 /// A value of a hash field.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,7 +46,7 @@ impl HashValue {
     /// `InvalidArgument` for bytes that [`HashDocumentExt`] never writes.
     pub fn from_bytes(bytes: &[u8]) -> Result<HashValue> {
         match bytes.split_first() {
-            Some((&TAG_CODE, body)) => Ok(HashValue::Code(HashCode::from_bytes(body)?)),
+            Some((&(TAG_CODE | TAG_ENCODED), body)) => Ok(HashValue::Code(HashCode::from_bytes(body)?)),
             Some((&TAG_IMAGE, body)) => Ok(HashValue::Payload(Payload::Image(body.into()))),
             Some((&TAG_VECTOR, body)) if body.len() % 4 == 0 => {
                 let (values, _) = body.as_chunks::<4>();
@@ -58,6 +60,13 @@ impl HashValue {
             ))),
         }
     }
+}
+
+/// The bytes of a code that the writer has encoded.
+pub(crate) fn encoded_bytes(code: &HashCode) -> Vec<u8> {
+    let mut bytes = vec![TAG_ENCODED];
+    bytes.extend_from_slice(&code.to_bytes());
+    bytes
 }
 
 /// Adds values of hash fields to documents.

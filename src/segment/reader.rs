@@ -309,7 +309,12 @@ impl HashColumn {
     pub fn doc_ids(&self) -> Result<Option<&[u32]>> {
         let Some(doc_ids) = &self.doc_ids else { return Ok(None) };
         self.checked(doc_ids)?;
-        Ok(Some(self.words(doc_ids)))
+        let found = self.words(doc_ids);
+        if found.last().is_some_and(|&last| last >= self.max_doc) {
+            let reason = format!("expected document ids below {}", self.max_doc);
+            return Err(Error::corrupt(doc_ids.section.name(), reason));
+        }
+        Ok(Some(found))
     }
 
     /// Codes and documents, as merges read them.

@@ -130,10 +130,11 @@ impl KnnQuery {
                 continue;
             }
             let allowed = SegmentFilter::evaluate(filter.as_deref(), reader)?;
-            let rows = column.rows(address_base(segment_ord), self.engine != EngineChoice::Scan)?;
+            let rows = column.rows(address_base(segment_ord), self.engine != EngineChoice::Scan).map_err(OpenColumn::about(reader))?;
             allowed.with_allowed(reader, |allowed| {
                 engine::knn(&rows, self.engine, &self.code, allowed, &mut top, &mut stats)
-            })?;
+            })
+            .map_err(OpenColumn::about(reader))?;
         }
         tracing::debug!(k = self.k, ?stats, "k-NN search");
         Ok((top.into_sorted(), stats))

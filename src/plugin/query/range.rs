@@ -109,10 +109,11 @@ impl HammingWeight {
         if column.n_codes() == 0 {
             return Ok(());
         }
-        let rows = column.rows(address_base, self.engine != EngineChoice::Scan)?;
+        let rows = column.rows(address_base, self.engine != EngineChoice::Scan).map_err(OpenColumn::about(reader))?;
         allowed.with_allowed(reader, |allowed| {
             engine::range(&rows, self.engine, &self.code, self.radius, allowed, found, stats)
         })
+        .map_err(OpenColumn::about(reader))
     }
 
     fn code_len(&self) -> CodeLen {

@@ -37,6 +37,9 @@ pub struct Args {
     /// Bits of each code, for --codes and --encoder
     #[arg(long)]
     bits: Option<usize>,
+    /// Length of the vectors of a manifest, for --encoder lsh
+    #[arg(long)]
+    dim: Option<usize>,
     /// The directory to make the index in
     #[arg(long)]
     index: PathBuf,
@@ -52,6 +55,8 @@ pub struct Args {
 pub enum EncoderKind {
     /// Perceptual hash of the picture: finds near duplicates
     Phash,
+    /// Signs of random hyperplanes, for the float vectors of a manifest
+    Lsh,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -77,8 +82,12 @@ pub fn run(args: Args, common: Common) -> Result<()> {
             EncoderSpec::Model { file: model.clone(), model_id }
         }
         (None, Some(EncoderKind::Phash), _, bits) => EncoderSpec::Phash { bits: bits.unwrap_or(64) },
+        (None, Some(EncoderKind::Lsh), _, bits) => {
+            let dim = args.dim.context("expected --dim, the length of the vectors, beside --encoder lsh")?;
+            EncoderSpec::Lsh { bits: bits.unwrap_or(64), dim, seed: common.seed }
+        }
         (None, None, Some(_), Some(bits)) => EncoderSpec::None { bits },
-        _ => bail!("expected a source of codes: give --model F, --encoder phash, or --codes F --bits B"),
+        _ => bail!("expected a source of codes: give --model F, --encoder phash, --encoder lsh, or --codes F --bits B"),
     };
     let records: Records = match (&args.codes, args.bits) {
         (Some(path), Some(bits)) => {

@@ -1,16 +1,23 @@
 //! The encoder's contract: payloads in, one hash code or one reason per payload out.
 //!
 //! The plugin sees only `dyn Encoder`. Encoders that need no network are in the submodules; the
-//! learned one is [`TorchEncoder`](crate::deep::TorchEncoder) behind the `torch` feature.
+//! learned one is `deep::TorchEncoder` behind the `torch` feature.
 
+mod lsh;
+mod phash;
+mod precomputed;
 mod service;
-pub use service::*;
+
 use std::sync::Arc;
 
 use crate::code::{CodeLen, HashCode};
 use crate::error::Result;
 
 pub use crate::error::{EncodeError, EncodeStage};
+pub use lsh::SignLsh;
+pub use phash::PerceptualHash;
+pub use precomputed::LogitsEncoder;
+pub use service::{EncoderService, ServiceOptions, ServiceStats, Ticket};
 
 /// What a document carries instead of a code until an encoder has seen it.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,4 +58,46 @@ pub trait Encoder: Send + Sync {
 
     /// Encodes a batch.
     fn encode(&self, batch: &[Payload]) -> Result<Vec<Result<HashCode, EncodeError>>>;
+}
+
+impl Payload {
+    /// What kind of payload this is, for messages.
+    fn kind(&self) -> &'static str {
+        match self {
+            Payload::Image(_) => "a picture",
+            Payload::Vector(_) => "a vector",
+        }
+    }
+
+    /// The vector, or the reason why there is none of `dim` finite numbers.
+    fn finite_vector(&self, dim: usize) -> Result<&[f32], EncodeError> {
+        let failed = |reason| EncodeError {
+            stage: EncodeStage::Preprocess,
+            reason,
+        };
+        let Payload::Vector(values) = self else {
+            return Err(failed(format!("expected a vector, got {}", self.kind())));
+        };
+        if values.len() != dim {
+            return Err(failed(format!(
+                "expected a vector of {dim} numbers, got {}",
+                values.len()
+            )));
+        }
+        match values.iter().position(|value| !value.is_finite()) {
+            None => Ok(values),
+            Some(at) => Err(failed(format!(
+                "expected finite numbers, number {at} is {}",
+                values[at]
+            ))),
+        }
+    }
+}
+
+/// Packs code logits; what cannot be packed is the item's failure.
+fn pack(len: CodeLen, logits: &[f32]) -> Result<HashCode, EncodeError> {
+    crate::code::binarize(len, logits).map_err(|error| EncodeError {
+        stage: EncodeStage::Encode,
+        reason: error.to_string(),
+    })
 }

@@ -1,0 +1,160 @@
+//! Sign hashing by random hyperplanes: a code for any float vector, without training.
+//!
+//! Bit j is the side of hyperplane j that the vector lies on, so the expected share of differing bits is
+//! the angle between two vectors over pi (Charikar, STOC 2002). The hyperplanes follow from the seed
+//! alone, by integer arithmetic, and sums are taken in one fixed order: every machine and every
+//! release makes the same codes.
+
+use rand_chacha::rand_core::RngCore;
+use rayon::prelude::*;
+
+use super::{EncodeError, Encoder, Payload, pack};
+use crate::code::{CodeLen, HashCode};
+use crate::error::{Error, Result};
+use crate::random;
+
+/// Vectors longer than this are a mistake of units rather than a model's output.
+const MAX_DIM: usize = 1 << 16;
+
+/// Encodes [`Payload::Vector`] of one dimension by random hyperplanes through the origin.
+#[derive(Clone, Debug)]
+pub struct SignLsh {
+    len: CodeLen,
+    dim: usize,
+    model_id: String,
+    /// `bits x dim`, a row a hyperplane's normal.
+    normals: Vec<f32>,
+}
+
+impl SignLsh {
+    /// Draws the hyperplanes for vectors of `dim` numbers. The model is named `lsh-<bits>-<dim>-<seed>`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` unless `dim` is 1 to 65536.
+    pub fn new(len: CodeLen, dim: usize, seed: u64) -> Result<SignLsh> {
+        if !(1..=MAX_DIM).contains(&dim) {
+            return Err(Error::invalid(format!(
+                "sign hashing takes vectors of 1 to {MAX_DIM} numbers, got {dim}"
+            )));
+        }
+        let mut rng = random::generator(seed, 0);
+        // The sum of twelve uniform numbers is normal to within what hashing can notice, and exact in
+        // integers, where a logarithm would differ from one mathematics library to the next.
+        let mut normal = || {
+            let sum: i64 = (0..12).map(|_| i64::from(rng.next_u32() >> 12)).sum();
+            (sum - 6 * ((1 << 20) - 1)) as f32 / (1 << 20) as f32
+        };
+        Ok(SignLsh {
+            len,
+            dim,
+            model_id: format!("lsh-{len}-{dim}-{seed}"),
+            normals: (0..len.bits() * dim).map(|_| normal()).collect(),
+        })
+    }
+
+    fn code(&self, payload: &Payload) -> Result<HashCode, EncodeError> {
+        let values = payload.finite_vector(self.dim)?;
+        let logits: Vec<f32> = self
+            .normals
+            .chunks_exact(self.dim)
+            .map(|normal| dot(normal, values))
+            .collect();
+        pack(self.len, &logits)
+    }
+}
+
+impl Encoder for SignLsh {
+    fn code_len(&self) -> CodeLen {
+        self.len
+    }
+
+    fn model_id(&self) -> &str {
+        &self.model_id
+    }
+
+    fn encode(&self, batch: &[Payload]) -> Result<Vec<Result<HashCode, EncodeError>>> {
+        Ok(batch.par_iter().map(|payload| self.code(payload)).collect())
+    }
+}
+
+/// The inner product, in eight sums that a vector unit can hold and that are added up in order.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let (a, a_rest) = a.as_chunks::<8>();
+    let (b, b_rest) = b.as_chunks::<8>();
+    let mut sums = [0.0f32; 8];
+    for (a, b) in a.iter().zip(b) {
+        for lane in 0..8 {
+            sums[lane] += a[lane] * b[lane];
+        }
+    }
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    sums.iter().sum::<f32>() + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::EncodeStage;
+
+    fn vector(values: &[f32]) -> Payload {
+        Payload::Vector(values.into())
+    }
+
+    #[test]
+    fn distance_follows_the_angle() {
+        let len = CodeLen::new(1024).unwrap();
+        let encoder = SignLsh::new(len, 2, 42).unwrap();
+        assert_eq!(encoder.model_id(), "lsh-1024-2-42");
+        let at = |degrees: f32| {
+            let (y, x) = degrees.to_radians().sin_cos();
+            vector(&[x, y])
+        };
+        let batch = [at(0.0), at(45.0), at(90.0), at(180.0), vector(&[9.0, 0.0])];
+        let codes: Vec<HashCode> = encoder
+            .encode(&batch)
+            .unwrap()
+            .into_iter()
+            .map(Result::unwrap)
+            .collect();
+        let distance = |i: usize| codes[0].distance(&codes[i]).unwrap();
+        assert!(distance(1).abs_diff(256) < 60, "{}", distance(1));
+        assert!(distance(2).abs_diff(512) < 70, "{}", distance(2));
+        assert_eq!((distance(3), distance(4)), (1024, 0));
+    }
+
+    #[test]
+    fn codes_are_the_same_for_ever() {
+        let encoder = SignLsh::new(CodeLen::new(64).unwrap(), 19, 7).unwrap();
+        let values: Vec<f32> = (0..19).map(|i| (i as f32) - 8.5).collect();
+        let code = encoder.encode(&[vector(&values)]).unwrap().remove(0);
+        assert_eq!(code.unwrap().to_hex(), "21ce5aa22b8de66a");
+    }
+
+    #[test]
+    fn one_bad_vector_leaves_the_others_alone() {
+        let encoder = SignLsh::new(CodeLen::new(16).unwrap(), 3, 0).unwrap();
+        let batch = [
+            vector(&[1.0, 2.0, 3.0]),
+            vector(&[1.0, f32::NAN, 3.0]),
+            vector(&[1.0, 2.0]),
+            Payload::Image(Vec::new().into()),
+            vector(&[f32::MAX, f32::MAX, f32::MAX]),
+        ];
+        let codes = encoder.encode(&batch).unwrap();
+        assert!(codes[0].is_ok());
+        let reason = |i: usize| codes[i].as_ref().unwrap_err().to_string();
+        assert_eq!(
+            reason(1),
+            "preprocess: expected finite numbers, number 1 is NaN"
+        );
+        assert_eq!(
+            reason(2),
+            "preprocess: expected a vector of 3 numbers, got 2"
+        );
+        assert_eq!(reason(3), "preprocess: expected a vector, got a picture");
+        if let Err(error) = &codes[4] {
+            assert_eq!(error.stage, EncodeStage::Encode);
+        }
+        assert!(SignLsh::new(CodeLen::new(16).unwrap(), 0, 0).is_err());
+    }
+}

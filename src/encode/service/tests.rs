@@ -1,0 +1,379 @@
+//! The service under an encoder that fails in every way it can.
+
+use super::*;
+use crate::code::CodeLen;
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+
+/// Fails in the whole call, as long as the batch holds one of these values.
+#[derive(Clone, Copy, PartialEq)]
+enum Fault {
+    Error,
+    Panic,
+    Short,
+    Long,
+}
+
+/// Encodes a vector of one number as that number; fails on the values it is told to.
+#[derive(Default)]
+struct Faulty {
+    faults: Vec<(u16, Fault)>,
+    /// Answered with an error of the item.
+    bad_items: BTreeSet<u16>,
+    wrong_len: BTreeSet<u16>,
+    all_fail: std::sync::atomic::AtomicBool,
+    delay: Duration,
+    /// Batches larger than this do not fit, as on a small device.
+    capacity: Option<usize>,
+    n_calls: AtomicUsize,
+    /// Payload bytes of the largest call.
+    max_bytes: AtomicUsize,
+}
+
+fn len() -> CodeLen {
+    CodeLen::new(16).unwrap()
+}
+
+fn code(value: u16) -> HashCode {
+    HashCode::from_words(len(), &[u64::from(value)]).unwrap()
+}
+
+impl Encoder for Faulty {
+    fn code_len(&self) -> CodeLen {
+        len()
+    }
+
+    fn model_id(&self) -> &str {
+        "faulty"
+    }
+
+    fn encode(&self, batch: &[Payload]) -> Result<Vec<Answer>> {
+        self.n_calls.fetch_add(1, Ordering::Relaxed);
+        std::thread::sleep(self.delay);
+        let bytes = batch.iter().map(Payload::size_bytes).sum();
+        self.max_bytes.fetch_max(bytes, Ordering::Relaxed);
+        if self.all_fail.load(Ordering::Relaxed) || self.capacity.is_some_and(|c| batch.len() > c) {
+            return Err(ErrorKind::Encoder("out of memory".to_owned()).into());
+        }
+        let values: Vec<u16> = batch
+            .iter()
+            .map(|payload| match payload {
+                Payload::Vector(values) => values[0] as u16,
+                Payload::Image(_) => unreachable!(),
+            })
+            .collect();
+        let mut answers: Vec<Answer> = values
+            .iter()
+            .map(|&value| {
+                if self.bad_items.contains(&value) {
+                    Err(EncodeError {
+                        stage: EncodeStage::Decode,
+                        reason: "bad item".to_owned(),
+                    })
+                } else if self.wrong_len.contains(&value) {
+                    Ok(HashCode::zeros(CodeLen::new(32).unwrap()))
+                } else {
+                    Ok(code(value))
+                }
+            })
+            .collect();
+        match self.faults.iter().find(|fault| values.contains(&fault.0)) {
+            None => {}
+            Some((_, Fault::Error)) => {
+                return Err(ErrorKind::Encoder("device lost".to_owned()).into());
+            }
+            Some((_, Fault::Panic)) => panic!("a bug in the model"),
+            Some((_, Fault::Short)) => drop(answers.pop()),
+            Some((_, Fault::Long)) => answers.push(Ok(code(0))),
+        }
+        Ok(answers)
+    }
+}
+
+fn payloads(values: std::ops::Range<u16>) -> Vec<Payload> {
+    values
+        .map(|value| Payload::Vector([f32::from(value)][..].into()))
+        .collect()
+}
+
+fn service(encoder: Faulty, options: ServiceOptions) -> EncoderService {
+    EncoderService::new(Arc::new(encoder), options).unwrap()
+}
+
+/// Runs on another thread; panics instead of hanging when it does not end.
+fn within_seconds<T: Send + 'static>(seconds: u64, run: impl FnOnce() -> T + Send + 'static) -> T {
+    let (sender, receiver) = mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        let _ = sender.send(run());
+    });
+    match receiver.recv_timeout(Duration::from_secs(seconds)) {
+        Ok(value) => value,
+        Err(mpsc::RecvTimeoutError::Timeout) => panic!("no end after {seconds} s"),
+        Err(mpsc::RecvTimeoutError::Disconnected) => {
+            std::panic::resume_unwind(thread.join().unwrap_err())
+        }
+    }
+}
+
+#[test]
+fn order_is_kept_and_batches_are_shared_among_threads() {
+    within_seconds(60, || {
+        let service = Arc::new(service(
+            Faulty {
+                delay: Duration::from_millis(2),
+                ..Faulty::default()
+            },
+            ServiceOptions {
+                max_batch: 64,
+                max_delay: Duration::from_millis(20),
+                ..ServiceOptions::default()
+            },
+        ));
+        std::thread::scope(|scope| {
+            for thread in 0..4u16 {
+                let service = Arc::clone(&service);
+                scope.spawn(move || {
+                    for call in 0..50u16 {
+                        let start = thread * 1000 + call * 10;
+                        let ticket = service.submit(payloads(start..start + 10)).unwrap();
+                        let codes: Vec<HashCode> =
+                            ticket.wait().into_iter().map(Result::unwrap).collect();
+                        assert_eq!(codes, (start..start + 10).map(code).collect::<Vec<_>>());
+                    }
+                });
+            }
+        });
+        let stats = service.stats();
+        assert_eq!(
+            (stats.n_submitted, stats.n_encoded, stats.n_failed),
+            (2000, 2000, 0)
+        );
+        assert_eq!(stats.held_bytes, 0);
+        assert!(stats.max_batch > 10 && stats.max_batch <= 64, "{stats:?}");
+        assert!(stats.n_calls < 200, "{stats:?}");
+    });
+}
+
+#[test]
+fn a_poisonous_payload_never_harms_its_neighbours() {
+    within_seconds(60, || {
+        for fault in [Fault::Error, Fault::Panic, Fault::Short, Fault::Long] {
+            for at in [0, 1, 63, 99] {
+                let service = service(
+                    Faulty {
+                        faults: vec![(at, fault)],
+                        ..Faulty::default()
+                    },
+                    ServiceOptions::default(),
+                );
+                let answers = service.submit(payloads(0..100)).unwrap().wait();
+                assert_eq!(answers.len(), 100);
+                for (value, answer) in (0..).zip(&answers) {
+                    if value == at {
+                        let error = answer.as_ref().unwrap_err();
+                        assert_eq!(error.stage, EncodeStage::Encode);
+                        let expected = match fault {
+                            Fault::Error => "encoder: device lost",
+                            Fault::Panic => "the encoder panicked: a bug in the model",
+                            Fault::Short => "expected 1 answers from the encoder, got 0",
+                            Fault::Long => "expected 1 answers from the encoder, got 2",
+                        };
+                        assert_eq!(error.reason, expected);
+                    } else {
+                        assert_eq!(answer.as_ref().unwrap(), &code(value));
+                    }
+                }
+                // The service lives on.
+                let answers = service.submit(payloads(200..201)).unwrap().wait();
+                assert_eq!(answers, [Ok(code(200))]);
+                let stats = service.stats();
+                assert_eq!(stats.n_panics > 0, fault == Fault::Panic);
+                assert!(stats.n_calls < 24, "{stats:?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_batch_too_large_for_the_device_is_halved() {
+    within_seconds(60, || {
+        let service = service(
+            Faulty {
+                capacity: Some(7),
+                ..Faulty::default()
+            },
+            ServiceOptions::default(),
+        );
+        let answers = service.submit(payloads(0..100)).unwrap().wait();
+        assert_eq!(answers, (0..100).map(|v| Ok(code(v))).collect::<Vec<_>>());
+        assert!(!service.stats().stopped);
+    });
+}
+
+#[test]
+fn failures_of_items_pass_through_and_stop_nothing() {
+    within_seconds(60, || {
+        let service = service(
+            Faulty {
+                bad_items: (0..500).collect(),
+                wrong_len: [600].into(),
+                ..Faulty::default()
+            },
+            ServiceOptions {
+                max_failures: 2,
+                ..ServiceOptions::default()
+            },
+        );
+        let answers = service.submit(payloads(0..601)).unwrap().wait();
+        assert_eq!(answers.iter().filter(|answer| answer.is_err()).count(), 501);
+        let error = answers[600].as_ref().unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "encode: expected a hash code of 16 bits, got 32 bits"
+        );
+        let stats = service.stats();
+        assert!(!stats.stopped && stats.n_failed_calls == 0, "{stats:?}");
+        assert_eq!((stats.n_encoded, stats.n_failed), (100, 501));
+    });
+}
+
+#[test]
+fn a_dead_encoder_stops_the_service_until_it_is_reset() {
+    within_seconds(60, || {
+        let encoder = Arc::new(Faulty::default());
+        encoder.all_fail.store(true, Ordering::Relaxed);
+        let service = EncoderService::new(
+            Arc::clone(&encoder) as Arc<dyn Encoder>,
+            ServiceOptions::default(),
+        )
+        .unwrap();
+        let answers = service.submit(payloads(0..200)).unwrap().wait();
+        let tried = answers
+            .iter()
+            .filter(|answer| answer.as_ref().unwrap_err().stage == EncodeStage::Encode)
+            .count();
+        assert_eq!(tried, 64);
+        assert_eq!(
+            answers[199].as_ref().unwrap_err().stage,
+            EncodeStage::Stopped
+        );
+        let n_calls = encoder.n_calls.load(Ordering::Relaxed);
+        let error = service.submit(payloads(0..1)).err().unwrap();
+        assert_eq!(
+            error.kind(),
+            &ErrorKind::EncoderStopped {
+                failures: 64,
+                last: "encoder: out of memory".to_owned()
+            }
+        );
+        assert!(service.submit(Vec::new()).is_err());
+        assert_eq!(encoder.n_calls.load(Ordering::Relaxed), n_calls);
+        assert!(service.stats().stopped);
+
+        encoder.all_fail.store(false, Ordering::Relaxed);
+        service.reset();
+        let answers = service.submit(payloads(0..3)).unwrap().wait();
+        assert!(answers.iter().all(Result::is_ok));
+
+        // Never, if so told.
+        encoder.all_fail.store(true, Ordering::Relaxed);
+        let options = ServiceOptions {
+            max_failures: 0,
+            ..ServiceOptions::default()
+        };
+        let service = EncoderService::new(encoder, options).unwrap();
+        let answers = service.submit(payloads(0..300)).unwrap().wait();
+        assert!(
+            answers
+                .iter()
+                .all(|a| a.as_ref().unwrap_err().stage == EncodeStage::Encode)
+        );
+    });
+}
+
+#[test]
+fn memory_stays_within_the_queue() {
+    within_seconds(60, || {
+        let encoder = Arc::new(Faulty {
+            delay: Duration::from_millis(1),
+            ..Faulty::default()
+        });
+        let options = ServiceOptions {
+            // Nothing but the crowd makes a batch due.
+            max_delay: Duration::from_secs(3600),
+            queue_bytes: 1000,
+            ..ServiceOptions::default()
+        };
+        let service =
+            EncoderService::new(Arc::clone(&encoder) as Arc<dyn Encoder>, options).unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..4u16 {
+                let service = &service;
+                scope.spawn(move || {
+                    let tickets: Vec<Ticket> = (0..100)
+                        .map(|i| {
+                            // 40 bytes mostly, and now and then more than fits the queue.
+                            let n = if i % 50 == 7 { 600 } else { 10 };
+                            let vector = vec![f32::from(thread * 100 + i); n];
+                            service
+                                .submit(vec![Payload::Vector(vector.into())])
+                                .unwrap()
+                        })
+                        .collect();
+                    service.flush();
+                    for (i, ticket) in (0..).zip(tickets) {
+                        assert!(ticket.is_ready());
+                        assert_eq!(ticket.wait(), [Ok(code(thread * 100 + i))]);
+                    }
+                });
+            }
+        });
+        let stats = service.stats();
+        // A large one comes in alone.
+        assert_eq!(stats.max_held_bytes, 2400);
+        assert_eq!(encoder.max_bytes.load(Ordering::Relaxed), 2400);
+        assert_eq!((stats.n_encoded, stats.held_bytes), (400, 0));
+    });
+}
+
+#[test]
+fn one_submission_may_be_larger_than_the_queue() {
+    within_seconds(60, || {
+        let options = ServiceOptions {
+            max_delay: Duration::from_secs(3600),
+            queue_bytes: 64,
+            ..ServiceOptions::default()
+        };
+        let service = service(Faulty::default(), options);
+        let ticket = service.submit(payloads(0..500)).unwrap();
+        service.flush();
+        assert_eq!(ticket.wait().len(), 500);
+        assert!(service.stats().max_held_bytes <= 64);
+    });
+}
+
+#[test]
+fn dropping_the_service_answers_what_is_pending() {
+    within_seconds(60, || {
+        let options = ServiceOptions {
+            max_delay: Duration::MAX,
+            ..ServiceOptions::default()
+        };
+        let service = service(Faulty::default(), options.clone());
+        let ticket = service.submit(payloads(0..10)).unwrap();
+        assert!(!ticket.is_ready());
+        assert!(service.submit(Vec::new()).unwrap().wait().is_empty());
+        drop(service);
+        assert_eq!(
+            ticket.wait(),
+            (0..10).map(|v| Ok(code(v))).collect::<Vec<_>>()
+        );
+
+        let none = ServiceOptions {
+            max_batch: 0,
+            ..options
+        };
+        assert!(EncoderService::new(Arc::new(Faulty::default()), none).is_err());
+    });
+}
