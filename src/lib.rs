@@ -89,3 +89,20 @@ pub use error::{Error, ErrorKind, Result};
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 mod readme {}
+
+/// The guide's Rust blocks, compiled and run as tests.
+#[cfg(doctest)]
+mod guide {
+    #[doc = include_str!("../docs/guide/searching.md")]
+    mod searching {}
+    #[doc = include_str!("../docs/guide/hybrid.md")]
+    mod hybrid {}
+    #[doc = include_str!("../docs/guide/indexing.md")]
+    mod indexing {}
+    #[doc = include_str!("../docs/guide/training.md")]
+    mod training {}
+    #[doc = include_str!("../docs/guide/cli.md")]
+    mod cli {}
+    #[doc = include_str!("../docs/guide/install-libtorch.md")]
+    mod install_libtorch {}
+}

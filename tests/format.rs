@@ -1,0 +1,440 @@
+//! The file format. Guards that today's writer gives the bytes of the golden files, that today's reader
+//! reads them, and that both agree with `docs/FORMAT.md`: the decoder below follows that page and shares
+//! no code with the crate.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+use tanhash::engine::{Allowed, EngineChoice, SearchStats, knn};
+use tanhash::plugin::{HashFieldOptions, HashValue, SchemaBuilderExt};
+use tanhash::segment::{
+    Column, ColumnSpec, FORMAT_VERSION, HashSegment, Integrity, MAGIC, OLDEST_READ_VERSION,
+    SegmentWriter, TablePolicy,
+};
+use tanhash::topk::TopK;
+use tanhash::{CodeLen, HashCode, Payload};
+use tantivy::schema::Schema;
+
+/// A golden file: how it is made again.
+struct Golden {
+    name: &'static str,
+    max_doc: u32,
+    fields: &'static [Field],
+}
+
+struct Field {
+    id: u32,
+    bits: usize,
+    /// One document in this many has no code; 0 for none.
+    gap: u32,
+    model_id: Option<&'static str>,
+    tables: TablePolicy,
+}
+
+const GOLDEN: [Golden; 4] = [
+    Golden {
+        name: "dense-64",
+        max_doc: 20,
+        fields: &[Field {
+            id: 3,
+            bits: 64,
+            gap: 0,
+            model_id: Some("model-a"),
+            tables: TablePolicy::Always,
+        }],
+    },
+    Golden {
+        name: "sparse-24",
+        max_doc: 50,
+        fields: &[Field {
+            id: 0,
+            bits: 24,
+            gap: 3,
+            model_id: None,
+            tables: TablePolicy::Never,
+        }],
+    },
+    Golden {
+        name: "two-fields",
+        max_doc: 12,
+        fields: &[
+            Field {
+                id: 1,
+                bits: 16,
+                gap: 0,
+                model_id: None,
+                tables: TablePolicy::Always,
+            },
+            Field {
+                id: 7,
+                bits: 128,
+                gap: 2,
+                model_id: Some("model-b"),
+                tables: TablePolicy::Auto,
+            },
+        ],
+    },
+    Golden {
+        name: "empty",
+        max_doc: 0,
+        fields: &[Field {
+            id: 0,
+            bits: 64,
+            gap: 0,
+            model_id: None,
+            tables: TablePolicy::Always,
+        }],
+    },
+];
+
+fn folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/format/v1")
+}
+
+fn random_code(rng: &mut ChaCha8Rng, bits: usize) -> HashCode {
+    let mut bytes = vec![0; bits / 8];
+    rng.fill_bytes(&mut bytes);
+    HashCode::from_bytes(&bytes).unwrap()
+}
+
+impl Field {
+    /// The codes of the field with their documents, and a query.
+    fn codes(&self, max_doc: u32) -> (Vec<(u32, HashCode)>, HashCode) {
+        let mut rng = ChaCha8Rng::seed_from_u64(u64::from(self.id) << 32 | self.bits as u64);
+        let codes = (0..max_doc).map(|doc_id| (doc_id, random_code(&mut rng, self.bits)));
+        let codes = codes
+            .filter(|(doc_id, _)| self.gap == 0 || doc_id % self.gap != 1)
+            .collect();
+        (codes, random_code(&mut rng, self.bits))
+    }
+}
+
+impl Golden {
+    fn write(&self) -> Vec<u8> {
+        let mut writer =
+            SegmentWriter::new(Vec::new(), self.max_doc, self.fields.len() as u32).unwrap();
+        for field in self.fields {
+            let code_len = CodeLen::new(field.bits).unwrap();
+            let mut column = Column::new(code_len);
+            for (doc_id, code) in field.codes(self.max_doc).0 {
+                column.push(doc_id, &code).unwrap();
+            }
+            let model_id = field.model_id.map(str::to_owned);
+            let spec = ColumnSpec {
+                field_id: field.id,
+                code_len,
+                model_id,
+            };
+            writer.add_field(&spec, &column, field.tables).unwrap();
+        }
+        writer.finish().unwrap()
+    }
+
+    /// The stored bytes, written first if that was asked for.
+    fn stored(&self) -> Vec<u8> {
+        let path = folder().join(format!("{}.hcode", self.name));
+        if regenerating() {
+            fs::write(&path, self.write()).unwrap();
+        }
+        fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    }
+}
+
+fn regenerating() -> bool {
+    std::env::var("TANHASH_REGENERATE_FIXTURES").is_ok_and(|value| value == "1")
+}
+
+/// Compares text with a stored file, which is written first if that was asked for.
+fn check_text(name: &str, text: &str) {
+    let path = folder().join(name);
+    if regenerating() {
+        fs::write(&path, text).unwrap();
+    }
+    let stored =
+        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    assert_eq!(
+        text, stored,
+        "{name} changed; if the format was meant to change, see its README"
+    );
+}
+
+#[test]
+fn todays_writer_gives_the_golden_bytes() {
+    for golden in &GOLDEN {
+        let (written, stored) = (golden.write(), golden.stored());
+        let differs = written.iter().zip(&stored).position(|(a, b)| a != b);
+        assert_eq!(differs, None, "{}: the first other byte", golden.name);
+        assert_eq!(written.len(), stored.len(), "{}: length", golden.name);
+    }
+}
+
+#[test]
+fn golden_files_open_verify_and_answer() {
+    let mut answers = String::new();
+    for golden in &GOLDEN {
+        let bytes = Arc::new(golden.stored());
+        let segment = HashSegment::open(bytes, golden.max_doc, Integrity::FirstUse).unwrap();
+        segment.verify().unwrap();
+        assert_eq!(segment.columns().len(), golden.fields.len());
+        for field in golden.fields {
+            let (codes, query) = field.codes(golden.max_doc);
+            let column = segment.column(field.id).unwrap();
+            assert_eq!(column.code_len().bits(), field.bits);
+            assert_eq!(column.model_id(), field.model_id);
+            assert_eq!(column.n_codes(), codes.len());
+            let wants_tables = field.tables == TablePolicy::Always && !codes.is_empty();
+            assert_eq!(column.mih_params().is_some(), wants_tables);
+            for doc_id in 0..golden.max_doc {
+                let expected = codes
+                    .iter()
+                    .find(|(of, _)| *of == doc_id)
+                    .map(|(_, code)| code);
+                assert_eq!(column.code(doc_id).unwrap().as_ref(), expected);
+            }
+
+            let mut expected: Vec<(u32, u32)> = codes
+                .iter()
+                .map(|(doc_id, code)| (code.distance(&query).unwrap(), *doc_id))
+                .collect();
+            expected.sort_unstable();
+            expected.truncate(5);
+            let rows = column.rows(0, true).unwrap();
+            for engine in [EngineChoice::Auto, EngineChoice::Scan, EngineChoice::Mih] {
+                let mut top = TopK::new(5, field.bits as u32);
+                knn(
+                    &rows,
+                    engine,
+                    &query,
+                    &Allowed::All,
+                    &mut top,
+                    &mut SearchStats::default(),
+                )
+                .unwrap();
+                let found: Vec<(u32, u32)> = top
+                    .into_sorted()
+                    .iter()
+                    .map(|hit| (hit.distance, hit.address as u32))
+                    .collect();
+                assert_eq!(found, expected, "{}, {engine}", golden.name);
+            }
+            write!(
+                answers,
+                "{} field {} query {}:",
+                golden.name,
+                field.id,
+                query.to_hex()
+            )
+            .unwrap();
+            for (distance, doc_id) in expected {
+                write!(answers, " {doc_id}:{distance}").unwrap();
+            }
+            answers.push('\n');
+        }
+    }
+    check_text("answers.txt", &answers);
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes(bytes[at..at + 2].try_into().unwrap())
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
+}
+
+fn usize_at(bytes: &[u8], at: usize) -> usize {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize
+}
+
+/// The fixed parts of a file in words, decoded as `docs/FORMAT.md` says and checked against it.
+fn dump(name: &str, bytes: &[u8]) -> String {
+    let mut text = format!("{name}: {} bytes\n", bytes.len());
+    let (header, trailer) = (&bytes[..64], &bytes[bytes.len() - 40..]);
+    assert_eq!(&header[..8], b"TANHASH\0");
+    assert_eq!(&trailer[32..], b"TANHASH\0");
+    assert_eq!(crc32fast::hash(&header[..60]), u32_at(header, 60));
+    assert!(
+        header[12..16]
+            .iter()
+            .chain(&header[24..60])
+            .chain(&trailer[20..28])
+            .all(|&byte| byte == 0)
+    );
+    let (version, max_doc, n_fields) = (u32_at(header, 8), u32_at(header, 16), u32_at(header, 20));
+    writeln!(
+        text,
+        "  header: version {version}, {max_doc} documents, {n_fields} fields"
+    )
+    .unwrap();
+
+    let (table_at, file_len, n_sections) = (
+        usize_at(trailer, 0),
+        usize_at(trailer, 8),
+        u32_at(trailer, 16) as usize,
+    );
+    assert_eq!(file_len, bytes.len());
+    assert_eq!(table_at + 40 * n_sections, bytes.len() - 40);
+    assert_eq!(
+        crc32fast::hash(&bytes[table_at..bytes.len() - 12]),
+        u32_at(trailer, 28)
+    );
+    writeln!(
+        text,
+        "  trailer: table at {table_at}, {n_sections} sections"
+    )
+    .unwrap();
+    let mut end = 64;
+    for entry in bytes[table_at..bytes.len() - 40].chunks_exact(40) {
+        let (field_id, kind, flags) = (u32_at(entry, 0), u16_at(entry, 4), u16_at(entry, 6));
+        let (param, crc32) = (u32_at(entry, 8), u32_at(entry, 12));
+        let (offset, len) = (usize_at(entry, 16), usize_at(entry, 24));
+        assert!(entry[32..].iter().all(|&byte| byte == 0));
+        assert_eq!(offset, usize::next_multiple_of(end, 64));
+        assert!(bytes[end..offset].iter().all(|&byte| byte == 0), "padding");
+        let section = &bytes[offset..offset + len];
+        assert_eq!(crc32fast::hash(section), crc32);
+        let kind_name =
+            ["meta", "codes", "document ids", "MIH offsets", "MIH ids"][usize::from(kind)];
+        writeln!(
+            text,
+            "  field {field_id}, kind {kind} ({kind_name}), param {param}, flags {flags}: \
+             {len} bytes at {offset}, CRC {crc32:08x}"
+        )
+        .unwrap();
+        if kind == 0 {
+            writeln!(text, "    {}", std::str::from_utf8(section).unwrap()).unwrap();
+        }
+        end = offset + len;
+    }
+    assert_eq!(usize::next_multiple_of(end, 64), table_at);
+    text
+}
+
+#[test]
+fn section_tables_are_as_recorded() {
+    let dumps: Vec<String> = GOLDEN
+        .iter()
+        .map(|golden| dump(golden.name, &golden.stored()))
+        .collect();
+    check_text("sections.txt", &dumps.join("\n"));
+}
+
+/// Word `w` of row `r` stands where FORMAT.md says, and document ids where a document has no code.
+#[test]
+fn codes_and_document_ids_lie_where_the_page_says() {
+    for golden in &GOLDEN {
+        let bytes = golden.stored();
+        let table_at = usize_at(&bytes, bytes.len() - 40);
+        let section = |field_id: u32, kind: u16| {
+            let entries = bytes[table_at..bytes.len() - 40].chunks_exact(40);
+            let mut found =
+                entries.filter(|entry| u32_at(entry, 0) == field_id && u16_at(entry, 4) == kind);
+            found
+                .next()
+                .map(|entry| &bytes[usize_at(entry, 16)..][..usize_at(entry, 24)])
+        };
+        for field in golden.fields {
+            let (codes, _) = field.codes(golden.max_doc);
+            let words = field.bits.div_ceil(64);
+            let blocks = section(field.id, 1).unwrap();
+            assert_eq!(blocks.len(), codes.len().div_ceil(8) * 8 * words * 8);
+            for (row, (_, code)) in codes.iter().enumerate() {
+                for (word_idx, &word) in code.words().iter().enumerate() {
+                    let at = 8 * ((row / 8) * 8 * words + word_idx * 8 + row % 8);
+                    assert_eq!(usize_at(blocks, at) as u64, word);
+                }
+            }
+            let doc_ids: Vec<u32> = codes.iter().map(|(doc_id, _)| *doc_id).collect();
+            match section(field.id, 2) {
+                None => assert_eq!(doc_ids.len(), golden.max_doc as usize),
+                Some(ids) => {
+                    let found: Vec<u32> =
+                        (0..ids.len() / 4).map(|row| u32_at(ids, row * 4)).collect();
+                    assert_eq!(found, doc_ids);
+                }
+            }
+        }
+    }
+}
+
+/// A file as a later version might write it: read past where it may be, refused by name where not.
+#[test]
+fn other_versions_and_unknown_sections() {
+    let resealed = |edit: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = GOLDEN[0].stored();
+        edit(&mut bytes);
+        let crc = crc32fast::hash(&bytes[..60]);
+        bytes[60..64].copy_from_slice(&crc.to_le_bytes());
+        let (end, table_at) = (bytes.len(), usize_at(&bytes, bytes.len() - 40));
+        let crc = crc32fast::hash(&bytes[table_at..end - 12]);
+        bytes[end - 12..end - 8].copy_from_slice(&crc.to_le_bytes());
+        HashSegment::open(Arc::new(bytes), GOLDEN[0].max_doc, Integrity::FirstUse)
+    };
+    for version in [0, FORMAT_VERSION + 1] {
+        let error =
+            resealed(&|bytes| bytes[8..12].copy_from_slice(&version.to_le_bytes())).unwrap_err();
+        let expected = tanhash::ErrorKind::UnsupportedVersion {
+            found: version,
+            oldest: OLDEST_READ_VERSION,
+            newest: FORMAT_VERSION,
+        };
+        assert_eq!(*error.kind(), expected);
+    }
+    // The last section, an MIH id list, becomes one of an unknown kind.
+    let relabel = |bytes: &mut Vec<u8>, flags: u16| {
+        let at = bytes.len() - 80;
+        bytes[at + 4..at + 6].copy_from_slice(&99u16.to_le_bytes());
+        bytes[at + 6..at + 8].copy_from_slice(&flags.to_le_bytes());
+    };
+    let error = resealed(&|bytes| relabel(bytes, 1))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("kind 99") && error.contains("upgrade"),
+        "{error}"
+    );
+    // Passed over, so what is missed is the section that it was.
+    let error = resealed(&|bytes| relabel(bytes, 0))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("MIH ids section is missing"), "{error}");
+    // Reserved bytes belong to later versions.
+    let segment = resealed(&|bytes| {
+        let end = bytes.len();
+        bytes[24] = 1;
+        bytes[end - 20] = 1;
+        bytes[end - 48] = 1;
+    });
+    segment.unwrap().verify().unwrap();
+}
+
+#[test]
+fn values_and_schema_parameters_keep_their_bytes() {
+    assert_eq!(MAGIC, *b"TANHASH\0");
+    let code = HashValue::Code(HashCode::from_hex("0180ff").unwrap());
+    assert_eq!(code.to_bytes(), [0, 0x01, 0x80, 0xff]);
+    let image = HashValue::Payload(Payload::Image([9, 8].as_slice().into()));
+    assert_eq!(image.to_bytes(), [1, 9, 8]);
+    let vector = HashValue::Payload(Payload::Vector([1.0, -2.5].as_slice().into()));
+    assert_eq!(vector.to_bytes(), [2, 0, 0, 0x80, 0x3f, 0, 0, 0x20, 0xc0]);
+
+    let mut builder = Schema::builder();
+    builder
+        .add_hash_field("named", HashFieldOptions::new(64).model_id("m"))
+        .unwrap();
+    builder
+        .add_hash_field("plain", HashFieldOptions::new(1024))
+        .unwrap();
+    let schema = serde_json::to_value(builder.build()).unwrap();
+    let expected = serde_json::json!([
+        {"name": "named", "type": "custom", "options":
+            {"type_name": "hash_code", "params": {"v": 1, "bits": 64, "model_id": "m"}}},
+        {"name": "plain", "type": "custom", "options":
+            {"type_name": "hash_code", "params": {"v": 1, "bits": 1024}}},
+    ]);
+    assert_eq!(schema, expected);
+}
