@@ -56,7 +56,6 @@
 //!
 //! Modules are listed from the ground up: each uses only those above it.
 
-
 pub mod error;
 
 pub mod code;

@@ -12,7 +12,10 @@ use rand::Rng;
 use serde_json::Value;
 
 fn tanhash(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_tanhash")).args(args).output().unwrap()
+    Command::new(env!("CARGO_BIN_EXE_tanhash"))
+        .args(args)
+        .output()
+        .unwrap()
 }
 
 fn text(path: &Path) -> &str {
@@ -33,17 +36,28 @@ fn refuse(args: &[&str], expected: &str) {
     assert_eq!(output.status.code(), Some(1), "{args:?}: {stderr}");
     assert!(output.stdout.is_empty(), "{args:?}");
     assert_eq!(stderr.lines().count(), 1, "{args:?}: {stderr}");
-    assert!(stderr.contains(expected), "{args:?}: expected {expected:?} in {stderr}");
-    assert!(!stderr.contains("panicked") && !stderr.contains("internal error"), "{args:?}: {stderr}");
+    assert!(
+        stderr.contains(expected),
+        "{args:?}: expected {expected:?} in {stderr}"
+    );
+    assert!(
+        !stderr.contains("panicked") && !stderr.contains("internal error"),
+        "{args:?}: {stderr}"
+    );
 }
 
 fn json_lines(stdout: &str) -> Vec<Value> {
-    stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
 }
 
 /// Packed random rows round a few centers, with copies.
 fn packed(rng: &mut impl Rng, n: usize, bytes: usize) -> Vec<u8> {
-    let centers: Vec<Vec<u8>> = (0..4).map(|_| (0..bytes).map(|_| rng.random()).collect()).collect();
+    let centers: Vec<Vec<u8>> = (0..4)
+        .map(|_| (0..bytes).map(|_| rng.random()).collect())
+        .collect();
     let mut rows = Vec::with_capacity(n * bytes);
     for _ in 0..n {
         let center = &centers[rng.random_range(0..4)];
@@ -51,7 +65,13 @@ fn packed(rng: &mut impl Rng, n: usize, bytes: usize) -> Vec<u8> {
             0 => (0..bytes).map(|_| rng.random()).collect(),
             1 => center.clone(),
             _ => {
-                let mut flip = |byte: &u8| byte ^ if rng.random_bool(0.5) { 0 } else { 1 << rng.random_range(0..8) };
+                let mut flip = |byte: &u8| {
+                    byte ^ if rng.random_bool(0.5) {
+                        0
+                    } else {
+                        1 << rng.random_range(0..8)
+                    }
+                };
                 center.iter().map(&mut flip).collect()
             }
         };
@@ -62,9 +82,16 @@ fn packed(rng: &mut impl Rng, n: usize, bytes: usize) -> Vec<u8> {
 
 /// (distance, row) of every row, nearest first: the definition, byte by byte.
 fn brute_force(rows: &[u8], query: &[u8]) -> Vec<(u32, u64)> {
-    let distance = |row: &[u8]| row.iter().zip(query).map(|(a, b)| (a ^ b).count_ones()).sum();
-    let mut all: Vec<(u32, u64)> =
-        (0..).zip(rows.chunks(query.len())).map(|(row, bytes)| (distance(bytes), row)).collect();
+    let distance = |row: &[u8]| {
+        row.iter()
+            .zip(query)
+            .map(|(a, b)| (a ^ b).count_ones())
+            .sum()
+    };
+    let mut all: Vec<(u32, u64)> = (0..)
+        .zip(rows.chunks(query.len()))
+        .map(|(row, bytes)| (distance(bytes), row))
+        .collect();
     all.sort_unstable();
     all
 }
@@ -76,7 +103,13 @@ fn allowed(row: u64, multiplier: u64, share: f64) -> bool {
 #[test]
 fn bench_answers_equal_a_brute_force() {
     let mut rng = seeded("bench_answers", 31);
-    for (bits, n, segments) in [(16, 3_000, 1), (64, 5_000, 1), (72, 900, 3), (256, 2_000, 1), (1024, 300, 2)] {
+    for (bits, n, segments) in [
+        (16, 3_000, 1),
+        (64, 5_000, 1),
+        (72, 900, 3),
+        (256, 2_000, 1),
+        (1024, 300, 2),
+    ] {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         let (codes, queries, answers) = (at("codes.bin"), at("queries.bin"), at("answers.jsonl"));
@@ -85,12 +118,35 @@ fn bench_answers_equal_a_brute_force() {
         let wanted = [&rows[..5 * bits / 8], &packed(&mut rng, 5, bits / 8)].concat();
         std::fs::write(&queries, &wanted).unwrap();
         let (bits_text, segments_text) = (bits.to_string(), segments.to_string());
-        for (filter, delete) in [(None, None), (Some(0.3), None), (Some(0.01), Some(0.2)), (None, Some(0.5))] {
-            let shares: Vec<String> = [filter, delete].iter().flatten().map(|share: &f64| share.to_string()).collect();
+        for (filter, delete) in [
+            (None, None),
+            (Some(0.3), None),
+            (Some(0.01), Some(0.2)),
+            (None, Some(0.5)),
+        ] {
+            let shares: Vec<String> = [filter, delete]
+                .iter()
+                .flatten()
+                .map(|share: &f64| share.to_string())
+                .collect();
             let mut args = vec![
-                "bench", "--codes", text(&codes), "--queries", text(&queries), "--bits", &bits_text, "--k", "1,10,100",
-                "--radius", "0,5,16", "--engine", "auto,scan,mih", "--segments", &segments_text,
-                "--out-distances", text(&answers),
+                "bench",
+                "--codes",
+                text(&codes),
+                "--queries",
+                text(&queries),
+                "--bits",
+                &bits_text,
+                "--k",
+                "1,10,100",
+                "--radius",
+                "0,5,16",
+                "--engine",
+                "auto,scan,mih",
+                "--segments",
+                &segments_text,
+                "--out-distances",
+                text(&answers),
             ];
             let mut shares = shares.iter();
             if filter.is_some() {
@@ -103,34 +159,60 @@ fn bench_answers_equal_a_brute_force() {
             assert_eq!(lines.len(), 6 * 3);
             for line in &lines {
                 assert_eq!(line["exact"], true);
-                assert_eq!((&line["n"], &line["queries"]), (&Value::from(n), &Value::from(10)));
-                assert!(line["ms_p50"].as_f64().unwrap() > 0.0 && line["index_bytes"].as_u64().unwrap() > 0);
+                assert_eq!(
+                    (&line["n"], &line["queries"]),
+                    (&Value::from(n), &Value::from(10))
+                );
+                assert!(
+                    line["ms_p50"].as_f64().unwrap() > 0.0
+                        && line["index_bytes"].as_u64().unwrap() > 0
+                );
             }
             let lines = json_lines(&std::fs::read_to_string(&answers).unwrap());
             assert_eq!(lines.len(), 6 * 3 * 10);
             for line in lines {
-                let query = &wanted[line["query"].as_u64().unwrap() as usize * bits / 8..][..bits / 8];
+                let query =
+                    &wanted[line["query"].as_u64().unwrap() as usize * bits / 8..][..bits / 8];
                 let mut expected: Vec<(u32, u64)> = brute_force(&rows, query)
                     .into_iter()
-                    .filter(|&(_, row)| filter.is_none_or(|share| allowed(row, 2_654_435_761, share)))
-                    .filter(|&(_, row)| delete.is_none_or(|share| !allowed(row, 2_246_822_519, share)))
+                    .filter(|&(_, row)| {
+                        filter.is_none_or(|share| allowed(row, 2_654_435_761, share))
+                    })
+                    .filter(|&(_, row)| {
+                        delete.is_none_or(|share| !allowed(row, 2_246_822_519, share))
+                    })
                     .collect();
                 match line["op"].as_str().unwrap() {
                     "knn" => expected.truncate(line["k"].as_u64().unwrap() as usize),
-                    _ => expected.retain(|&(distance, _)| u64::from(distance) <= line["radius"].as_u64().unwrap()),
+                    _ => expected.retain(|&(distance, _)| {
+                        u64::from(distance) <= line["radius"].as_u64().unwrap()
+                    }),
                 }
                 let numbers = |name: &str| -> Vec<u64> {
-                    line[name].as_array().unwrap().iter().map(|number| number.as_u64().unwrap()).collect()
+                    line[name]
+                        .as_array()
+                        .unwrap()
+                        .iter()
+                        .map(|number| number.as_u64().unwrap())
+                        .collect()
                 };
                 let distances: Vec<u64> = expected.iter().map(|hit| u64::from(hit.0)).collect();
                 assert_eq!(numbers("distances"), distances, "{bits} bits: {line}");
                 let ids = numbers("ids");
                 if segments == 1 {
-                    assert_eq!(ids, expected.iter().map(|hit| hit.1).collect::<Vec<_>>(), "{bits} bits: {line}");
+                    assert_eq!(
+                        ids,
+                        expected.iter().map(|hit| hit.1).collect::<Vec<_>>(),
+                        "{bits} bits: {line}"
+                    );
                 }
                 for (id, distance) in ids.iter().zip(numbers("distances")) {
                     let row = &rows[*id as usize * bits / 8..][..bits / 8];
-                    assert_eq!(u64::from(brute_force(row, query)[0].0), distance, "{bits} bits, row {id}");
+                    assert_eq!(
+                        u64::from(brute_force(row, query)[0].0),
+                        distance,
+                        "{bits} bits, row {id}"
+                    );
                 }
             }
         }
@@ -152,7 +234,9 @@ fn photos(dir: &Path) {
                 pixel[class as usize] = value;
                 Rgb(pixel)
             });
-            picture.save(dir.join(name).join(format!("{number}.png"))).unwrap();
+            picture
+                .save(dir.join(name).join(format!("{number}.png")))
+                .unwrap();
         }
     }
     std::fs::write(dir.join("red_stripes/broken.jpg"), b"this is no picture").unwrap();
@@ -165,17 +249,33 @@ fn a_photo_folder_becomes_a_searchable_index() {
     let (input, index) = (dir.path().join("photos"), dir.path().join("index"));
     photos(&input);
     let index = text(&index);
-    let built = succeed(&["index", "--encoder", "phash", "--input", text(&input), "--index", index, "--json"]);
+    let built = succeed(&[
+        "index",
+        "--encoder",
+        "phash",
+        "--input",
+        text(&input),
+        "--index",
+        index,
+        "--json",
+    ]);
     let built: Value = serde_json::from_str(&built).unwrap();
-    assert_eq!((&built["documents"], &built["codes"], &built["failed"]), (&32.into(), &30.into(), &2.into()));
-    let quarantine = std::fs::read_to_string(PathBuf::from(index).join("quarantine.jsonl")).unwrap();
-    let mut keys: Vec<String> =
-        json_lines(&quarantine).iter().map(|line| line["key"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(
+        (&built["documents"], &built["codes"], &built["failed"]),
+        (&32.into(), &30.into(), &2.into())
+    );
+    let quarantine =
+        std::fs::read_to_string(PathBuf::from(index).join("quarantine.jsonl")).unwrap();
+    let mut keys: Vec<String> = json_lines(&quarantine)
+        .iter()
+        .map(|line| line["key"].as_str().unwrap().to_owned())
+        .collect();
     keys.sort();
     assert_eq!(keys, ["green_waves/empty.png", "red_stripes/broken.jpg"]);
 
     assert!(succeed(&["verify", "--index", index]).contains("sound"));
-    let inspected: Value = serde_json::from_str(&succeed(&["inspect", "--index", index, "--json"])).unwrap();
+    let inspected: Value =
+        serde_json::from_str(&succeed(&["inspect", "--index", index, "--json"])).unwrap();
     assert_eq!(inspected["documents"], 32);
     assert_eq!(inspected["columns"][0]["n_codes"], 30);
 
@@ -187,37 +287,109 @@ fn a_photo_folder_becomes_a_searchable_index() {
     };
     let found = search(&["--image", text(&picture), "--k", "5"]);
     assert_eq!(found["hits"][0]["key"], "blue_spots/4.png");
-    assert_eq!((&found["hits"][0]["distance"], &found["hits"][0]["score"]), (&0.into(), &1.0.into()));
+    assert_eq!(
+        (&found["hits"][0]["distance"], &found["hits"][0]["score"]),
+        (&0.into(), &1.0.into())
+    );
     assert_eq!(found["hits"].as_array().unwrap().len(), 5);
     let code = found["code"].as_str().unwrap().to_owned();
-    assert_eq!(search(&["--code", &code, "--k", "5"])["hits"], found["hits"]);
+    assert_eq!(
+        search(&["--code", &code, "--k", "5"])["hits"],
+        found["hits"]
+    );
     let near = search(&["--code", &code, "--radius", "0"]);
-    assert!(near["hits"].as_array().unwrap().iter().all(|hit| hit["distance"] == 0));
+    assert!(
+        near["hits"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|hit| hit["distance"] == 0)
+    );
     let words = search(&["--text", "broken"]);
-    assert_eq!(words["hits"][0]["key"], "red_stripes/broken.jpg", "found by its name, without a code");
-    let filtered = search(&["--image", text(&picture), "--filter", "label:green_waves", "--k", "20"]);
+    assert_eq!(
+        words["hits"][0]["key"], "red_stripes/broken.jpg",
+        "found by its name, without a code"
+    );
+    let filtered = search(&[
+        "--image",
+        text(&picture),
+        "--filter",
+        "label:green_waves",
+        "--k",
+        "20",
+    ]);
     let filtered = filtered["hits"].as_array().unwrap();
     assert_eq!(filtered.len(), 10);
     assert!(filtered.iter().all(|hit| hit["label"] == "green_waves"));
-    let both = search(&["--image", text(&picture), "--text", "waves", "--explain", "--fusion", "linear"]);
+    let both = search(&[
+        "--image",
+        text(&picture),
+        "--text",
+        "waves",
+        "--explain",
+        "--fusion",
+        "linear",
+    ]);
     assert_eq!(both["legs"].as_array().unwrap().len(), 2);
     assert!(both["hits"][0]["legs"].is_array());
     let plain = succeed(&["search", "--index", index, "--text", "spots", "--explain"]);
     assert!(plain.lines().count() > 10, "{plain}");
 
-    refuse(&["index", "--encoder", "phash", "--input", text(&input), "--index", index], "found one in");
-    refuse(&["search", "--index", index, "--image", text(&input.join("red_stripes/broken.jpg"))], "broken.jpg");
-    refuse(&["search", "--index", index, "--code", "0011"], "64 bits, got 16");
+    refuse(
+        &[
+            "index",
+            "--encoder",
+            "phash",
+            "--input",
+            text(&input),
+            "--index",
+            index,
+        ],
+        "found one in",
+    );
+    refuse(
+        &[
+            "search",
+            "--index",
+            index,
+            "--image",
+            text(&input.join("red_stripes/broken.jpg")),
+        ],
+        "broken.jpg",
+    );
+    refuse(
+        &["search", "--index", index, "--code", "0011"],
+        "64 bits, got 16",
+    );
     refuse(&["search", "--index", index, "--code", "zz"], "hexadecimal");
-    refuse(&["search", "--index", index, "--code", &code, "--radius", "65"], "got 65");
-    refuse(&["search", "--index", index, "--text", "a", "--k", "0"], "at least 1");
-    refuse(&["search", "--index", index, "--text", "nofield:x"], "nofield");
+    refuse(
+        &[
+            "search", "--index", index, "--code", &code, "--radius", "65",
+        ],
+        "got 65",
+    );
+    refuse(
+        &["search", "--index", index, "--text", "a", "--k", "0"],
+        "at least 1",
+    );
+    refuse(
+        &["search", "--index", index, "--text", "nofield:x"],
+        "nofield",
+    );
     refuse(&["search", "--index", index], "--text");
-    refuse(&["search", "--index", text(dir.path()), "--text", "a"], "found none");
+    refuse(
+        &["search", "--index", text(dir.path()), "--text", "a"],
+        "found none",
+    );
 
     // A flipped bit in the codes is named, and nothing is answered.
-    let codes = std::fs::read_dir(index).unwrap().map(|entry| entry.unwrap().path());
-    let codes = codes.into_iter().find(|path| path.extension().is_some_and(|ext| ext == "hcode")).unwrap();
+    let codes = std::fs::read_dir(index)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let codes = codes
+        .into_iter()
+        .find(|path| path.extension().is_some_and(|ext| ext == "hcode"))
+        .unwrap();
     let mut bytes = std::fs::read(&codes).unwrap();
     let at = bytes.len() / 2;
     bytes[at] ^= 4;
@@ -243,17 +415,52 @@ fn manifests_and_tar_shards_are_read() {
     ];
     std::fs::write(&manifest, lines.join("\n")).unwrap();
     let index = at("index");
-    let built = succeed(&["index", "--encoder", "phash", "--input", text(&manifest), "--index", text(&index), "--json"]);
+    let built = succeed(&[
+        "index",
+        "--encoder",
+        "phash",
+        "--input",
+        text(&manifest),
+        "--index",
+        text(&index),
+        "--json",
+    ]);
     let built: Value = serde_json::from_str(&built).unwrap();
-    assert_eq!((&built["documents"], &built["codes"], &built["failed"]), (&4.into(), &2.into(), &1.into()));
+    assert_eq!(
+        (&built["documents"], &built["codes"], &built["failed"]),
+        (&4.into(), &2.into(), &1.into())
+    );
     let picture = input.join("red_stripes/1.png");
-    let args = ["search", "--index", text(&index), "--json", "--image", text(&picture), "--filter", "meta.price:[10 TO 20]"];
+    let args = [
+        "search",
+        "--index",
+        text(&index),
+        "--json",
+        "--image",
+        text(&picture),
+        "--filter",
+        "meta.price:[10 TO 20]",
+    ];
     let found: Value = serde_json::from_str(&succeed(&args)).unwrap();
     assert_eq!(found["hits"].as_array().unwrap().len(), 1);
-    assert_eq!((&found["hits"][0]["key"], &found["hits"][0]["meta"]["price"]), (&"a".into(), &12.into()));
+    assert_eq!(
+        (&found["hits"][0]["key"], &found["hits"][0]["meta"]["price"]),
+        (&"a".into(), &12.into())
+    );
 
     std::fs::write(&manifest, [lines[0], "{\"image\": "].join("\n")).unwrap();
-    refuse(&["index", "--encoder", "phash", "--input", text(&manifest), "--index", text(&at("other"))], "line 2");
+    refuse(
+        &[
+            "index",
+            "--encoder",
+            "phash",
+            "--input",
+            text(&manifest),
+            "--index",
+            text(&at("other")),
+        ],
+        "line 2",
+    );
 
     let shard = at("shard-000.tar");
     let mut tar = tar::Builder::new(std::fs::File::create(&shard).unwrap());
@@ -267,14 +474,29 @@ fn manifests_and_tar_shards_are_read() {
         };
         let picture = std::fs::read(input.join(format!("blue_spots/{number}.png"))).unwrap();
         add(format!("{number:05}.png"), &picture);
-        add(format!("{number:05}.txt"), format!("spots number {number}").as_bytes());
+        add(
+            format!("{number:05}.txt"),
+            format!("spots number {number}").as_bytes(),
+        );
         add(format!("{number:05}.json"), br#"{"width": 48}"#);
     }
     tar.into_inner().unwrap();
     let index = at("tar-index");
-    let built = succeed(&["index", "--encoder", "phash", "--input", text(&shard), "--index", text(&index), "--json"]);
+    let built = succeed(&[
+        "index",
+        "--encoder",
+        "phash",
+        "--input",
+        text(&shard),
+        "--index",
+        text(&index),
+        "--json",
+    ]);
     let built: Value = serde_json::from_str(&built).unwrap();
-    assert_eq!((&built["documents"], &built["codes"]), (&5.into(), &5.into()));
+    assert_eq!(
+        (&built["documents"], &built["codes"]),
+        (&5.into(), &5.into())
+    );
 }
 
 #[test]
@@ -285,14 +507,46 @@ fn codes_files_are_indexed_and_bad_ones_refused() {
     let codes = at("codes.bin");
     std::fs::write(&codes, packed(&mut rng, 100, 8)).unwrap();
     let index = at("index");
-    succeed(&["index", "--codes", text(&codes), "--bits", "64", "--index", text(&index)]);
-    let found = succeed(&["search", "--index", text(&index), "--code", "0000000000000000", "--k", "200", "--json"]);
+    succeed(&[
+        "index",
+        "--codes",
+        text(&codes),
+        "--bits",
+        "64",
+        "--index",
+        text(&index),
+    ]);
+    let found = succeed(&[
+        "search",
+        "--index",
+        text(&index),
+        "--code",
+        "0000000000000000",
+        "--k",
+        "200",
+        "--json",
+    ]);
     let found: Value = serde_json::from_str(&found).unwrap();
-    assert_eq!(found["hits"].as_array().unwrap().len(), 100, "k past the number of documents");
-    refuse(&["search", "--index", text(&index), "--image", text(&codes)], "no encoder");
+    assert_eq!(
+        found["hits"].as_array().unwrap().len(),
+        100,
+        "k past the number of documents"
+    );
+    refuse(
+        &["search", "--index", text(&index), "--image", text(&codes)],
+        "no encoder",
+    );
 
     let bench = |bits: &'static str, more: &[&'static str]| -> Vec<String> {
-        let mut args = vec!["bench", "--codes", text(&codes), "--queries", text(&codes), "--bits", bits];
+        let mut args = vec![
+            "bench",
+            "--codes",
+            text(&codes),
+            "--queries",
+            text(&codes),
+            "--bits",
+            bits,
+        ];
         args.extend(more);
         args.into_iter().map(str::to_owned).collect()
     };
@@ -304,12 +558,38 @@ fn codes_files_are_indexed_and_bad_ones_refused() {
         (bench("64", &[]), "--k"),
         (bench("64", &["--k", "1", "--filter-share", "2"]), "got 2"),
     ] {
-        refuse(&args.iter().map(String::as_str).collect::<Vec<_>>(), expected);
+        refuse(
+            &args.iter().map(String::as_str).collect::<Vec<_>>(),
+            expected,
+        );
     }
-    refuse(&["bench", "--codes", "none.bin", "--queries", "none.bin", "--bits", "64", "--k", "1"], "none.bin");
+    refuse(
+        &[
+            "bench",
+            "--codes",
+            "none.bin",
+            "--queries",
+            "none.bin",
+            "--bits",
+            "64",
+            "--k",
+            "1",
+        ],
+        "none.bin",
+    );
     let usage = tanhash(&["bench", "--codes"]);
     assert_eq!(usage.status.code(), Some(2));
-    let usage = tanhash(&["bench", "--codes", "a", "--queries", "b", "--bits", "64", "--engine", "magic"]);
+    let usage = tanhash(&[
+        "bench",
+        "--codes",
+        "a",
+        "--queries",
+        "b",
+        "--bits",
+        "64",
+        "--engine",
+        "magic",
+    ]);
     assert_eq!(usage.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&usage.stderr).contains("magic"));
 }

@@ -30,8 +30,14 @@ fn segment_bytes() -> Vec<u8> {
                 column.push(doc_id, &random_code(&mut rng, bits)).unwrap();
             }
         }
-        let spec = ColumnSpec { field_id, code_len, model_id: Some("m".to_owned()) };
-        writer.add_field(&spec, &column, TablePolicy::Always).unwrap();
+        let spec = ColumnSpec {
+            field_id,
+            code_len,
+            model_id: Some("m".to_owned()),
+        };
+        writer
+            .add_field(&spec, &column, TablePolicy::Always)
+            .unwrap();
     }
     writer.finish().unwrap()
 }
@@ -49,7 +55,15 @@ fn answers(bytes: &[u8], integrity: Integrity) -> Result<Vec<Vec<Neighbor>>> {
             knn(&rows, choice, &query, &Allowed::All, &mut top, &mut stats)?;
             answers.push(top.into_sorted());
             let mut found = Vec::new();
-            range(&rows, choice, &query, 6, &Allowed::All, &mut found, &mut stats)?;
+            range(
+                &rows,
+                choice,
+                &query,
+                6,
+                &Allowed::All,
+                &mut found,
+                &mut stats,
+            )?;
             answers.push(found);
         }
         for doc_id in 0..DOCS {
@@ -63,7 +77,10 @@ fn answers(bytes: &[u8], integrity: Integrity) -> Result<Vec<Vec<Neighbor>>> {
 fn every_flip_of_a_segment_file_is_seen_or_harmless() {
     let bytes = segment_bytes();
     let sound = answers(&bytes, Integrity::FirstUse).unwrap();
-    HashSegment::open(Arc::new(bytes.clone()), DOCS, Integrity::FirstUse).unwrap().verify().unwrap();
+    HashSegment::open(Arc::new(bytes.clone()), DOCS, Integrity::FirstUse)
+        .unwrap()
+        .verify()
+        .unwrap();
     let (mut seen, mut harmless) = (0, 0);
     for at in 0..bytes.len() {
         for flip in [0x01, 0x80, 0xff] {
@@ -71,7 +88,10 @@ fn every_flip_of_a_segment_file_is_seen_or_harmless() {
             damaged[at] ^= flip;
             match answers(&damaged, Integrity::FirstUse) {
                 Ok(found) => {
-                    assert_eq!(found, sound, "byte {at} ^ {flip:#x} changed an answer in silence");
+                    assert_eq!(
+                        found, sound,
+                        "byte {at} ^ {flip:#x} changed an answer in silence"
+                    );
                     harmless += 1;
                 }
                 Err(error) => {
@@ -89,22 +109,37 @@ fn every_flip_of_a_segment_file_is_seen_or_harmless() {
         }
     }
     // Only padding between sections may change unseen; tantivy's checksum of the file covers it.
-    println!("{seen} flips seen, {harmless} in padding, of a file of {} bytes", bytes.len());
-    assert!(harmless < bytes.len(), "{harmless} of {} flips unseen", 3 * bytes.len());
+    println!(
+        "{seen} flips seen, {harmless} in padding, of a file of {} bytes",
+        bytes.len()
+    );
+    assert!(
+        harmless < bytes.len(),
+        "{harmless} of {} flips unseen",
+        3 * bytes.len()
+    );
 }
 
 #[test]
 fn every_truncation_and_extension_is_seen() {
     let bytes = segment_bytes();
     for len in 0..bytes.len() {
-        assert!(answers(&bytes[..len], Integrity::FirstUse).is_err(), "{len} bytes");
+        assert!(
+            answers(&bytes[..len], Integrity::FirstUse).is_err(),
+            "{len} bytes"
+        );
     }
     for extra in [1, 8, 64] {
         let mut longer = bytes.clone();
         longer.extend(vec![0; extra]);
-        assert!(answers(&longer, Integrity::FirstUse).is_err(), "{extra} bytes more");
+        assert!(
+            answers(&longer, Integrity::FirstUse).is_err(),
+            "{extra} bytes more"
+        );
     }
-    let error = HashSegment::open(Arc::new(bytes), DOCS + 1, Integrity::FirstUse).unwrap_err().to_string();
+    let error = HashSegment::open(Arc::new(bytes), DOCS + 1, Integrity::FirstUse)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("61") && error.contains("60"), "{error}");
 }
 
@@ -133,23 +168,44 @@ fn on_disk() -> OnDisk {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().to_owned();
     let (schema, fields) = schema(64, None);
-    let plugin = HashPlugin::builder().tables(TablePolicy::Always).build().unwrap();
+    let plugin = HashPlugin::builder()
+        .tables(TablePolicy::Always)
+        .build()
+        .unwrap();
     let index = HashIndex::create_in_dir(&path, schema, plugin).unwrap();
     let mut rng = seeded("on_disk", 12);
-    let writer = index.writer(WriterOptions { num_threads: 1, ..Default::default() }).unwrap();
+    let writer = index
+        .writer(WriterOptions {
+            num_threads: 1,
+            ..Default::default()
+        })
+        .unwrap();
     for key in 0..80 {
-        writer.add_document(Doc::random(&mut rng, key, 64).to_tantivy(&fields)).unwrap();
+        writer
+            .add_document(Doc::random(&mut rng, key, 64).to_tantivy(&fields))
+            .unwrap();
         if key == 40 {
             writer.commit().unwrap();
         }
     }
-    writer.delete_term(tantivy::Term::from_field_u64(fields.key, 3)).unwrap();
+    writer
+        .delete_term(tantivy::Term::from_field_u64(fields.key, 3))
+        .unwrap();
     writer.commit().unwrap();
     writer.close().unwrap();
-    let files = std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path());
+    let files = std::fs::read_dir(&path)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
     let files = files.filter(|path| !path.to_string_lossy().ends_with(".lock"));
-    let files = files.map(|path| (path.clone(), std::fs::read(&path).unwrap())).collect();
-    OnDisk { _dir: dir, path, files, query: random_code(&mut rng, 64) }
+    let files = files
+        .map(|path| (path.clone(), std::fs::read(&path).unwrap()))
+        .collect();
+    OnDisk {
+        _dir: dir,
+        path,
+        files,
+        query: random_code(&mut rng, 64),
+    }
 }
 
 /// Opens the index anew and asks for codes and documents.
@@ -157,10 +213,17 @@ fn ask(path: &Path, query: &HashCode) -> Result<(Vec<u32>, Vec<u32>, usize)> {
     let index = HashIndex::open_in_dir(path, HashPlugin::new())?;
     let searcher = index.searcher()?;
     let field = index.field("image")?;
-    let knn = KnnQuery::new(field, query.clone(), 20).filter(Box::new(AllQuery)).search(&searcher)?;
+    let knn = KnnQuery::new(field, query.clone(), 20)
+        .filter(Box::new(AllQuery))
+        .search(&searcher)?;
     let range = HammingQuery::new(field, query.clone(), 28).search(&searcher, None)?;
-    let distances = |hits: &[tanhash::plugin::HammingHit]| hits.iter().map(|hit| hit.distance).collect();
-    Ok((distances(&knn.hits), distances(&range.hits), searcher.num_docs() as usize))
+    let distances =
+        |hits: &[tanhash::plugin::HammingHit]| hits.iter().map(|hit| hit.distance).collect();
+    Ok((
+        distances(&knn.hits),
+        distances(&range.hits),
+        searcher.num_docs() as usize,
+    ))
 }
 
 #[test]
@@ -194,13 +257,31 @@ fn damaged_files_of_an_index_give_errors_not_panics() {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         let codes = name.ends_with(".hcode");
         let segment_file = !name.ends_with(".json");
-        let lens = [0, 1, 3, 4, 5, 6, 7, 8, bytes.len() / 2, bytes.len().saturating_sub(1)];
-        for len in lens.into_iter().filter(|&len| segment_file && len < bytes.len()) {
+        let lens = [
+            0,
+            1,
+            3,
+            4,
+            5,
+            6,
+            7,
+            8,
+            bytes.len() / 2,
+            bytes.len().saturating_sub(1),
+        ];
+        for len in lens
+            .into_iter()
+            .filter(|&len| segment_file && len < bytes.len())
+        {
             attempt(path, &bytes[..len], format!("{name} cut to {len}"), codes);
         }
         for _ in 0..if codes { 60 } else { 6 } {
             // tantivy's footer ends the file; its version digits are checked by nobody.
-            let len = if codes { bytes.len() - 120 } else { bytes.len() };
+            let len = if codes {
+                bytes.len() - 120
+            } else {
+                bytes.len()
+            };
             let at = rng.random_range(0..len);
             let mut damaged = bytes.clone();
             damaged[at] ^= 1 << rng.random_range(0..8);
@@ -214,7 +295,12 @@ fn damaged_files_of_an_index_give_errors_not_panics() {
             let moved = path.with_extension("gone");
             std::fs::rename(path, &moved).unwrap();
             let outcome = catch_unwind(AssertUnwindSafe(|| ask(&disk.path, &disk.query)));
-            assert!(outcome.unwrap_or_else(|_| panic!("{name} missing: a panic")).is_err(), "{name} missing");
+            assert!(
+                outcome
+                    .unwrap_or_else(|_| panic!("{name} missing: a panic"))
+                    .is_err(),
+                "{name} missing"
+            );
             std::fs::rename(&moved, path).unwrap();
         }
     }
@@ -232,8 +318,11 @@ fn a_damaged_meta_json_gives_errors_not_panics() {
         damaged[at] ^= 0x01;
         std::fs::write(&path, &damaged).unwrap();
         let outcome = catch_unwind(AssertUnwindSafe(|| ask(&disk.path, &disk.query)));
-        let was = String::from_utf8_lossy(&bytes[at.saturating_sub(12)..(at + 4).min(bytes.len())]).into_owned();
-        if let Err(error) = outcome.unwrap_or_else(|_| panic!("byte {at} of meta.json, at {was:?}: a panic")) {
+        let was = String::from_utf8_lossy(&bytes[at.saturating_sub(12)..(at + 4).min(bytes.len())])
+            .into_owned();
+        if let Err(error) =
+            outcome.unwrap_or_else(|_| panic!("byte {at} of meta.json, at {was:?}: a panic"))
+        {
             assert!(!error.to_string().contains('\n'), "{error}");
         }
     }
@@ -243,8 +332,11 @@ fn a_damaged_meta_json_gives_errors_not_panics() {
 #[test]
 fn files_of_another_segment_are_refused() {
     let disk = on_disk();
-    let codes: Vec<&(PathBuf, Vec<u8>)> =
-        disk.files.iter().filter(|(path, _)| path.extension().is_some_and(|ext| ext == "hcode")).collect();
+    let codes: Vec<&(PathBuf, Vec<u8>)> = disk
+        .files
+        .iter()
+        .filter(|(path, _)| path.extension().is_some_and(|ext| ext == "hcode"))
+        .collect();
     assert_eq!(codes.len(), 2);
     std::fs::remove_file(&codes[0].0).unwrap();
     std::fs::write(&codes[0].0, &codes[1].1).unwrap();

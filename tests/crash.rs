@@ -25,13 +25,21 @@ const BITS: usize = 64;
 const BATCH: u64 = 25;
 
 fn plugin() -> HashPlugin {
-    HashPlugin::builder().tables(TablePolicy::Always).build().unwrap()
+    HashPlugin::builder()
+        .tables(TablePolicy::Always)
+        .build()
+        .unwrap()
 }
 
 /// The document of a key; every seventh has no code.
 fn doc(key: u64) -> Doc {
     let image = (key % 7 != 0).then(|| Lookup::code(BITS, &key.to_le_bytes()));
-    Doc { key, rank: key % 5, image, other: None }
+    Doc {
+        key,
+        rank: key % 5,
+        image,
+        other: None,
+    }
 }
 
 /// After round `r`, keys `0..(r + 1) * BATCH` were added, and each round deleted its own first key.
@@ -43,20 +51,32 @@ fn model(rounds: u64) -> BTreeMap<u64, Doc> {
 /// Writes for ever; a line in `acknowledged` says that a commit has returned.
 #[test]
 fn victim() {
-    let Some(dir) = std::env::var_os(VICTIM_DIR) else { return };
+    let Some(dir) = std::env::var_os(VICTIM_DIR) else {
+        return;
+    };
     let dir = Path::new(&dir);
     let (_, fields) = schema(BITS, None);
     let index = HashIndex::open_in_dir(dir.join("index"), plugin()).unwrap();
-    let options = WriterOptions { num_threads: 1, memory_budget_bytes: 15_000_000, ..Default::default() };
+    let options = WriterOptions {
+        num_threads: 1,
+        memory_budget_bytes: 15_000_000,
+        ..Default::default()
+    };
     let writer = index.writer(options).unwrap();
-    let mut acknowledged = OpenOptions::new().append(true).open(dir.join("acknowledged")).unwrap();
+    let mut acknowledged = OpenOptions::new()
+        .append(true)
+        .open(dir.join("acknowledged"))
+        .unwrap();
     let committed = index.searcher().unwrap().num_docs();
     let mut round = committed / (BATCH - 1);
     println!("ready");
     loop {
-        let documents = (round * BATCH..(round + 1) * BATCH).map(|key| doc(key).to_tantivy(&fields));
+        let documents =
+            (round * BATCH..(round + 1) * BATCH).map(|key| doc(key).to_tantivy(&fields));
         writer.add_documents(documents.collect()).unwrap();
-        writer.delete_term(Term::from_field_u64(fields.key, round * BATCH)).unwrap();
+        writer
+            .delete_term(Term::from_field_u64(fields.key, round * BATCH))
+            .unwrap();
         writer.commit().unwrap();
         round += 1;
         writeln!(acknowledged, "{round}").unwrap();
@@ -68,7 +88,10 @@ fn victim() {
 
 #[test]
 fn nothing_acknowledged_is_lost_by_kill_9() {
-    let kills: u64 = std::env::var("TANHASH_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(30);
+    let kills: u64 = std::env::var("TANHASH_KILLS")
+        .ok()
+        .and_then(|kills| kills.parse().ok())
+        .unwrap_or(30);
     let mut rng = seeded("nothing_acknowledged_is_lost", 21);
     let dir = tempfile::tempdir().unwrap();
     let (schema, fields) = schema(BITS, None);
@@ -85,14 +108,23 @@ fn nothing_acknowledged_is_lost_by_kill_9() {
             .spawn()
             .unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
-        let ready = stdout.lines().map_while(Result::ok).any(|line| line.contains("ready"));
-        assert!(ready, "kill {kill}: the victim could not open what the last one left");
+        let ready = stdout
+            .lines()
+            .map_while(Result::ok)
+            .any(|line| line.contains("ready"));
+        assert!(
+            ready,
+            "kill {kill}: the victim could not open what the last one left"
+        );
         std::thread::sleep(Duration::from_micros(rng.random_range(0..60_000)));
         child.kill().unwrap();
         child.wait().unwrap();
 
         let acknowledged = std::fs::read_to_string(dir.path().join("acknowledged")).unwrap();
-        let acknowledged: u64 = acknowledged.lines().last().map_or(0, |line| line.parse().unwrap());
+        let acknowledged: u64 = acknowledged
+            .lines()
+            .last()
+            .map_or(0, |line| line.parse().unwrap());
         let index = HashIndex::open_in_dir(&path, plugin()).unwrap();
         let report = index.verify().unwrap();
         assert!(report.is_ok(), "kill {kill}: {:?}", report.problems);
@@ -103,7 +135,13 @@ fn nothing_acknowledged_is_lost_by_kill_9() {
         );
         unacknowledged += rounds - acknowledged;
         let query = Lookup::code(BITS, b"query");
-        check_against_model(&index, &fields, &model(rounds), &query, &format!("kill {kill}"));
+        check_against_model(
+            &index,
+            &fields,
+            &model(rounds),
+            &query,
+            &format!("kill {kill}"),
+        );
         // The next victim starts from what is there, so that is what is acknowledged from now on.
         std::fs::write(dir.path().join("acknowledged"), format!("{rounds}\n")).unwrap();
     }

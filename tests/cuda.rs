@@ -10,7 +10,10 @@ use tanhash::data::{Dataset, PictureSet, PictureShape};
 use tanhash::deep::{Device, MethodConfig, TorchEncoder, TrainOptions, train};
 use tanhash::{CodeLen, Codes};
 
-const SHAPE: PictureShape = PictureShape { side: 32, channels: 3 };
+const SHAPE: PictureShape = PictureShape {
+    side: 32,
+    channels: 3,
+};
 const N_CLASSES: usize = 10;
 const PICTURES: usize = 20_480;
 
@@ -18,12 +21,20 @@ const PICTURES: usize = 20_480;
 fn pictures(n: usize, seed: u64) -> Arc<PictureSet> {
     let mut rng = ChaCha8Rng::seed_from_u64(5);
     let n_bytes = SHAPE.side * SHAPE.side * SHAPE.channels;
-    let centers: Vec<Vec<u8>> =
-        (0..N_CLASSES).map(|_| (0..n_bytes).map(|_| rng.random_range(0..192)).collect()).collect();
+    let centers: Vec<Vec<u8>> = (0..N_CLASSES)
+        .map(|_| (0..n_bytes).map(|_| rng.random_range(0..192)).collect())
+        .collect();
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let labels: Vec<u32> = (0..n).map(|row| (row % N_CLASSES) as u32).collect();
-    let pixels = labels.iter().flat_map(|&label| centers[label as usize].iter()).map(|pixel| pixel + rng.random_range(0..64));
-    Arc::new(PictureSet { shape: SHAPE, pixels: pixels.collect(), labels })
+    let pixels = labels
+        .iter()
+        .flat_map(|&label| centers[label as usize].iter())
+        .map(|pixel| pixel + rng.random_range(0..64));
+    Arc::new(PictureSet {
+        shape: SHAPE,
+        pixels: pixels.collect(),
+        labels,
+    })
 }
 
 fn dataset() -> Dataset {
@@ -40,7 +51,9 @@ fn dataset() -> Dataset {
 }
 
 fn bits_that_differ(a: &Codes, b: &Codes) -> u64 {
-    (0..a.n_codes()).map(|row| u64::from(a.get(row).distance(&b.get(row)).unwrap())).sum()
+    (0..a.n_codes())
+        .map(|row| u64::from(a.get(row).distance(&b.get(row)).unwrap()))
+        .sum()
 }
 
 #[test]
@@ -48,28 +61,43 @@ fn the_gpu_trains_and_makes_the_codes_of_the_cpu() {
     let dir = tempfile::tempdir().unwrap();
     let dataset = dataset();
     let method = MethodConfig::from_name("orthohash").unwrap();
-    let mut options = TrainOptions::new(method, CodeLen::new(64).unwrap(), dir.path().join("model.safetensors"));
+    let mut options = TrainOptions::new(
+        method,
+        CodeLen::new(64).unwrap(),
+        dir.path().join("model.safetensors"),
+    );
     (options.epochs, options.device) = (4, Device::Auto);
     let started = Instant::now();
     let summary = train(&dataset, &options, &mut |_| {}).unwrap();
     let trained = (summary.steps * options.batch) as f64 / started.elapsed().as_secs_f64();
-    println!("training on {}: {trained:.0} pictures/s, loss {:?}", summary.device, summary.loss);
+    println!(
+        "training on {}: {trained:.0} pictures/s, loss {:?}",
+        summary.device, summary.loss
+    );
 
     let set = pictures(PICTURES, 2);
     let encode = |device: Device| {
         let encoder = TorchEncoder::open(&options.out, device).unwrap();
-        encoder.encode_pixels(&set.subset(&(0..256).collect::<Vec<_>>()), &mut |_| {}).unwrap();
+        encoder
+            .encode_pixels(&set.subset(&(0..256).collect::<Vec<_>>()), &mut |_| {})
+            .unwrap();
         let started = Instant::now();
         let codes = encoder.encode_pixels(&set, &mut |_| {}).unwrap();
         (codes, PICTURES as f64 / started.elapsed().as_secs_f64())
     };
     let (cpu, cpu_rate) = encode(Device::Cpu);
     let (auto, auto_rate) = encode(Device::Auto);
-    println!("encoding on cpu: {cpu_rate:.0} pictures/s; on {}: {auto_rate:.0} pictures/s", summary.device);
+    println!(
+        "encoding on cpu: {cpu_rate:.0} pictures/s; on {}: {auto_rate:.0} pictures/s",
+        summary.device
+    );
     let total = (PICTURES * 64) as u64;
     let differ = bits_that_differ(&cpu, &auto);
     println!("{differ} of {total} bits differ");
-    assert!(differ * 1000 <= total, "{differ} of {total} bits differ, expected at most one in a thousand");
+    assert!(
+        differ * 1000 <= total,
+        "{differ} of {total} bits differ, expected at most one in a thousand"
+    );
     if summary.device == "cpu" {
         println!("NO GPU WAS FOUND: the above ran on the CPU twice, nothing of CUDA was checked");
     }

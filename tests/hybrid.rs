@@ -20,12 +20,26 @@ fn corpus() -> (HashIndex, Fields, Vec<HashCode>) {
     let index = HashIndex::create_in_ram(schema, HashPlugin::new()).unwrap();
     let mut rng = seeded("corpus", 8);
     let centers: Vec<HashCode> = (0..3).map(|_| random_code(&mut rng, 64)).collect();
-    let writer = index.writer(WriterOptions { num_threads: 1, ..Default::default() }).unwrap();
+    let writer = index
+        .writer(WriterOptions {
+            num_threads: 1,
+            ..Default::default()
+        })
+        .unwrap();
     for key in 0..300u64 {
         let image = Some(near(&mut rng, &centers[key as usize % 3], 0.1));
-        let mut document = Doc { key, rank: key, image, other: None }.to_tantivy(&fields);
+        let mut document = Doc {
+            key,
+            rank: key,
+            image,
+            other: None,
+        }
+        .to_tantivy(&fields);
         if key % 10 == 0 {
-            document.add_text(fields.title, format!("red {}", "filler ".repeat(key as usize / 10)));
+            document.add_text(
+                fields.title,
+                format!("red {}", "filler ".repeat(key as usize / 10)),
+            );
         }
         writer.add_document(document).unwrap();
         if key % 100 == 99 {
@@ -41,7 +55,11 @@ fn red(fields: &Fields) -> Box<dyn Query> {
 }
 
 fn keys(searcher: &Searcher, fields: &Fields, result: &tanhash::plugin::HybridResult) -> Vec<u64> {
-    result.hits.iter().map(|hit| key_of(searcher, fields, hit.address)).collect()
+    result
+        .hits
+        .iter()
+        .map(|hit| key_of(searcher, fields, hit.address))
+        .collect()
 }
 
 #[test]
@@ -49,7 +67,10 @@ fn every_hit_shows_its_legs() {
     let (index, fields, centers) = corpus();
     let searcher = index.searcher().unwrap();
     let knn = KnnQuery::new(fields.image, centers[0].clone(), 50);
-    let search = HybridSearch::new().text(red(&fields)).knn(knn.clone()).limit(100);
+    let search = HybridSearch::new()
+        .text(red(&fields))
+        .knn(knn.clone())
+        .limit(100);
     let result = search.search(&searcher).unwrap();
     assert_eq!(result.legs[0].n_hits, 30);
     assert_eq!(result.legs[1].n_hits, 50);
@@ -60,7 +81,10 @@ fn every_hit_shows_its_legs() {
         let key = key_of(&searcher, &fields, hit.address);
         assert_eq!(hit.legs[0].is_some(), key % 10 == 0);
         let expected = nearest.iter().find(|knn| knn.address == hit.address);
-        assert_eq!(hit.legs[1].and_then(|leg| leg.distance), expected.map(|knn| knn.distance));
+        assert_eq!(
+            hit.legs[1].and_then(|leg| leg.distance),
+            expected.map(|knn| knn.distance)
+        );
         let sum: f32 = hit.legs.iter().flatten().map(|leg| leg.contribution).sum();
         assert!((hit.score - sum).abs() < 1e-6);
         for leg in hit.legs.iter().flatten() {
@@ -93,16 +117,30 @@ fn the_filter_acts_inside_every_leg() {
         .filter(group_query(&fields, "third"))
         .limit(300);
     let result = search.search(&searcher).unwrap();
-    assert_eq!(result.legs.iter().map(|leg| leg.n_hits).collect::<Vec<_>>(), [10, 40, 100]);
-    assert!(keys(&searcher, &fields, &result).iter().all(|key| key % 3 == 0));
-    assert_eq!(searcher.search(&search.match_query(), &Count).unwrap(), result.total);
+    assert_eq!(
+        result.legs.iter().map(|leg| leg.n_hits).collect::<Vec<_>>(),
+        [10, 40, 100]
+    );
+    assert!(
+        keys(&searcher, &fields, &result)
+            .iter()
+            .all(|key| key % 3 == 0)
+    );
+    assert_eq!(
+        searcher.search(&search.match_query(), &Count).unwrap(),
+        result.total
+    );
 }
 
 #[test]
 fn thresholds_act_per_leg_before_fusion() {
     let (index, fields, centers) = corpus();
     let searcher = index.searcher().unwrap();
-    let all = HybridSearch::new().text(red(&fields)).limit(100).search(&searcher).unwrap();
+    let all = HybridSearch::new()
+        .text(red(&fields))
+        .limit(100)
+        .search(&searcher)
+        .unwrap();
     let cut = all.hits[9].legs[0].unwrap().score;
     let knn = KnnQuery::new(fields.image, centers[0].clone(), 300).max_distance(12);
     let search = HybridSearch::new()
@@ -115,7 +153,10 @@ fn thresholds_act_per_leg_before_fusion() {
     for hit in &result.hits {
         assert!(hit.legs[0].is_none_or(|leg| leg.score >= cut));
         assert!(hit.legs[1].is_none_or(|leg| leg.distance.unwrap() <= 12));
-        assert!(hit.legs[1].is_none_or(|leg| (leg.contribution - 2.0 / (60.0 + leg.rank as f32)).abs() < 1e-6));
+        assert!(
+            hit.legs[1]
+                .is_none_or(|leg| (leg.contribution - 2.0 / (60.0 + leg.rank as f32)).abs() < 1e-6)
+        );
     }
 }
 
@@ -126,13 +167,22 @@ fn pages_fit_together() {
     for fusion in [Fusion::default(), Fusion::linear()] {
         let search = |limit, offset| {
             let knn = KnnQuery::new(fields.image, centers[2].clone(), 120);
-            let search = HybridSearch::new().text(red(&fields)).knn(knn).fusion(fusion);
-            search.limit(limit).offset(offset).search(&searcher).unwrap()
+            let search = HybridSearch::new()
+                .text(red(&fields))
+                .knn(knn)
+                .fusion(fusion);
+            search
+                .limit(limit)
+                .offset(offset)
+                .search(&searcher)
+                .unwrap()
         };
         let whole = keys(&searcher, &fields, &search(1_000, 0));
         let total = search(7, 0).total;
-        let pages: Vec<u64> =
-            (0..total).step_by(7).flat_map(|offset| keys(&searcher, &fields, &search(7, offset))).collect();
+        let pages: Vec<u64> = (0..total)
+            .step_by(7)
+            .flat_map(|offset| keys(&searcher, &fields, &search(7, offset)))
+            .collect();
         assert_eq!(pages, whole);
         let distinct: std::collections::BTreeSet<&u64> = whole.iter().collect();
         assert_eq!(distinct.len(), total);
@@ -147,9 +197,19 @@ fn legs_may_find_nothing_and_searches_must_make_sense() {
     let term = Term::from_field_text(fields.title, "nowhere");
     let nowhere = Box::new(TermQuery::new(term, IndexRecordOption::WithFreqs));
     let knn = KnnQuery::new(fields.image, centers[0].clone(), 5);
-    let with = HybridSearch::new().text(nowhere).knn(knn.clone()).search(&searcher).unwrap();
-    let without = HybridSearch::new().knn(knn.clone()).search(&searcher).unwrap();
-    assert_eq!(keys(&searcher, &fields, &with), keys(&searcher, &fields, &without));
+    let with = HybridSearch::new()
+        .text(nowhere)
+        .knn(knn.clone())
+        .search(&searcher)
+        .unwrap();
+    let without = HybridSearch::new()
+        .knn(knn.clone())
+        .search(&searcher)
+        .unwrap();
+    assert_eq!(
+        keys(&searcher, &fields, &with),
+        keys(&searcher, &fields, &without)
+    );
     for bad in [
         HybridSearch::new(),
         HybridSearch::new().knn(knn.clone()).limit(0),

@@ -25,7 +25,11 @@ use tantivy::{Directory, IndexWriter, TantivyDocument, Term};
 const MODEL: &str = "lookup";
 
 fn options(on_bad_document: OnBadDocument) -> WriterOptions {
-    WriterOptions { num_threads: 2, memory_budget_bytes: 60_000_000, on_bad_document }
+    WriterOptions {
+        num_threads: 2,
+        memory_budget_bytes: 60_000_000,
+        on_bad_document,
+    }
 }
 
 fn index(bits: usize) -> (HashIndex, Fields) {
@@ -35,7 +39,13 @@ fn index(bits: usize) -> (HashIndex, Fields) {
 }
 
 fn picture(fields: &Fields, key: u64, payload: &[u8]) -> TantivyDocument {
-    let mut document = Doc { key, rank: key, image: None, other: None }.to_tantivy(fields);
+    let mut document = Doc {
+        key,
+        rank: key,
+        image: None,
+        other: None,
+    }
+    .to_tantivy(fields);
     document.add_image(fields.image, payload);
     document
 }
@@ -44,7 +54,10 @@ fn picture(fields: &Fields, key: u64, payload: &[u8]) -> TantivyDocument {
 fn payloads() -> Vec<(Vec<u8>, bool)> {
     let broken = ["bad", "panic", "batch"];
     let payload = |key: usize| match key % 10 {
-        3 => (format!("{} {key}", broken[key / 10 % 3]).into_bytes(), false),
+        3 => (
+            format!("{} {key}", broken[key / 10 % 3]).into_bytes(),
+            false,
+        ),
         _ => (format!("picture {key}").into_bytes(), true),
     };
     (0..200).map(payload).collect()
@@ -53,7 +66,15 @@ fn payloads() -> Vec<(Vec<u8>, bool)> {
 fn model(payloads: &[(Vec<u8>, bool)], bits: usize) -> BTreeMap<u64, Doc> {
     let doc = |(key, (bytes, good)): (u64, &(Vec<u8>, bool))| {
         let image = good.then(|| Lookup::code(bits, bytes));
-        (key, Doc { key, rank: key, image, other: None })
+        (
+            key,
+            Doc {
+                key,
+                rank: key,
+                image,
+                other: None,
+            },
+        )
     };
     (0..).zip(payloads).map(doc).collect()
 }
@@ -63,24 +84,43 @@ fn the_writer_encodes_and_reports_each_document() {
     let (index, fields) = index(64);
     let payloads = payloads();
     let writer = index.writer(options(OnBadDocument::Quarantine)).unwrap();
-    let documents =
-        (0..).zip(&payloads).map(|(key, (bytes, _))| picture(&fields, key, bytes)).collect();
+    let documents = (0..)
+        .zip(&payloads)
+        .map(|(key, (bytes, _))| picture(&fields, key, bytes))
+        .collect();
     let outcome = writer.add_documents(documents).unwrap();
-    assert_eq!(outcome.n_indexed(), 200, "a document without a code is found by its text");
+    assert_eq!(
+        outcome.n_indexed(),
+        200,
+        "a document without a code is found by its text"
+    );
     for (document, (bytes, good)) in outcome.documents.iter().zip(&payloads) {
         let text = String::from_utf8_lossy(bytes);
         match &document.codes[..] {
             [(_, CodeOutcome::Encoded)] => assert!(good, "{text}"),
-            [(_, CodeOutcome::Failed(reason))] => assert!(!good && !reason.is_empty(), "{text}: {reason}"),
+            [(_, CodeOutcome::Failed(reason))] => {
+                assert!(!good && !reason.is_empty(), "{text}: {reason}")
+            }
             other => panic!("{text}: {other:?}"),
         }
     }
     writer.commit().unwrap();
-    check_against_model(&index, &fields, &model(&payloads, 64), &Lookup::code(64, b"x"), "writer");
+    check_against_model(
+        &index,
+        &fields,
+        &model(&payloads, 64),
+        &Lookup::code(64, b"x"),
+        "writer",
+    );
     let report = index.plugin().ingest_report();
     assert_eq!((report.encoded, report.failed), (180, 20));
     assert_eq!(report.failures.len(), 20);
-    assert!(report.failures.iter().all(|failure| failure.sha256.len() == 64 && failure.field == "image"));
+    assert!(
+        report
+            .failures
+            .iter()
+            .all(|failure| failure.sha256.len() == 64 && failure.field == "image")
+    );
 }
 
 #[test]
@@ -91,7 +131,10 @@ fn bad_documents_are_skipped_or_fail_the_call_if_asked() {
     let writer = index.writer(options(OnBadDocument::Skip)).unwrap();
     let outcome = writer.add_documents(vec![good(), bad(), good()]).unwrap();
     assert_eq!(outcome.n_indexed(), 2);
-    assert_eq!(outcome.failures().map(|(idx, _)| idx).collect::<Vec<_>>(), [1]);
+    assert_eq!(
+        outcome.failures().map(|(idx, _)| idx).collect::<Vec<_>>(),
+        [1]
+    );
     writer.commit().unwrap();
     drop(writer);
     let writer = index.writer(options(OnBadDocument::Fail)).unwrap();
@@ -99,37 +142,89 @@ fn bad_documents_are_skipped_or_fail_the_call_if_asked() {
     assert!(matches!(error.kind(), ErrorKind::Payload(_)), "{error}");
     assert!(error.to_string().contains("document 1 of 2"), "{error}");
     writer.commit().unwrap();
-    assert_eq!(index.searcher().unwrap().num_docs(), 2, "nothing of the failed call");
+    assert_eq!(
+        index.searcher().unwrap().num_docs(),
+        2,
+        "nothing of the failed call"
+    );
 }
 
 #[test]
 fn values_that_make_no_sense_cost_only_the_code() {
     let (index, fields) = index(64);
     let writer = index.writer(options(OnBadDocument::Quarantine)).unwrap();
-    let mut short = Doc { key: 1, rank: 1, image: None, other: None }.to_tantivy(&fields);
+    let mut short = Doc {
+        key: 1,
+        rank: 1,
+        image: None,
+        other: None,
+    }
+    .to_tantivy(&fields);
     short.add_code(fields.image, &HashCode::from_bytes(&[1; 4]).unwrap());
     let mut twice = picture(&fields, 2, b"first");
     twice.add_image(fields.image, b"second");
-    let mut garbage = Doc { key: 3, rank: 1, image: None, other: None }.to_tantivy(&fields);
+    let mut garbage = Doc {
+        key: 3,
+        rank: 1,
+        image: None,
+        other: None,
+    }
+    .to_tantivy(&fields);
     garbage.add_custom(fields.image, &[77, 1, 2]);
     let outcome = writer.add_documents(vec![short, twice, garbage]).unwrap();
     assert_eq!(outcome.n_indexed(), 3);
-    let reasons: Vec<String> = outcome.failures().map(|(_, reason)| reason.to_owned()).collect();
+    let reasons: Vec<String> = outcome
+        .failures()
+        .map(|(_, reason)| reason.to_owned())
+        .collect();
     assert!(reasons[0].contains("64 bits, got 32 bits"), "{reasons:?}");
     assert!(reasons[1].contains("second"), "{reasons:?}");
     writer.commit().unwrap();
     let expected = [
-        (1, Doc { key: 1, rank: 1, image: None, other: None }),
-        (2, Doc { key: 2, rank: 1, image: Some(Lookup::code(64, b"first")), other: None }),
-        (3, Doc { key: 3, rank: 1, image: None, other: None }),
+        (
+            1,
+            Doc {
+                key: 1,
+                rank: 1,
+                image: None,
+                other: None,
+            },
+        ),
+        (
+            2,
+            Doc {
+                key: 2,
+                rank: 1,
+                image: Some(Lookup::code(64, b"first")),
+                other: None,
+            },
+        ),
+        (
+            3,
+            Doc {
+                key: 3,
+                rank: 1,
+                image: None,
+                other: None,
+            },
+        ),
     ];
-    check_against_model(&index, &fields, &expected.into(), &Lookup::code(64, b"first"), "odd values");
+    check_against_model(
+        &index,
+        &fields,
+        &expected.into(),
+        &Lookup::code(64, b"first"),
+        "odd values",
+    );
 
     // The second field has no model, so nothing can encode for it.
     let mut document = TantivyDocument::new();
     document.add_image(fields.other, b"picture");
     let error = writer.add_document(document).unwrap_err().to_string();
-    assert!(error.contains("`other`") && error.contains(MODEL), "{error}");
+    assert!(
+        error.contains("`other`") && error.contains(MODEL),
+        "{error}"
+    );
 }
 
 #[test]
@@ -141,14 +236,31 @@ fn a_plain_tantivy_writer_encodes_through_the_plugin() {
         writer.add_document(picture(&fields, key, bytes)).unwrap();
     }
     writer.commit().unwrap();
-    check_against_model(&index, &fields, &model(&payloads, 128), &Lookup::code(128, b"x"), "plain writer");
+    check_against_model(
+        &index,
+        &fields,
+        &model(&payloads, 128),
+        &Lookup::code(128, b"x"),
+        "plain writer",
+    );
     let report = index.plugin().ingest_report();
-    assert_eq!((report.encoded, report.failed), (180, 20), "{:?}", report.failures);
+    assert_eq!(
+        (report.encoded, report.failed),
+        (180, 20),
+        "{:?}",
+        report.failures
+    );
     // Merges copy codes and never encode again.
     index.plugin().reset_ingest_report();
     let segments = index.searchable_segment_ids().unwrap();
     writer.merge(&segments).wait().unwrap();
-    check_against_model(&index, &fields, &model(&payloads, 128), &Lookup::code(128, b"x"), "merged");
+    check_against_model(
+        &index,
+        &fields,
+        &model(&payloads, 128),
+        &Lookup::code(128, b"x"),
+        "merged",
+    );
     assert_eq!(index.plugin().ingest_report().encoded, 0);
 }
 
@@ -162,11 +274,16 @@ fn threads_share_one_writer() {
             scope.spawn(move || {
                 for batch in 0..5 {
                     let keys = thread * 100 + batch * 20..thread * 100 + batch * 20 + 20;
-                    let documents =
-                        keys.clone().map(|key| picture(fields, key, format!("picture {key}").as_bytes()));
-                    let outcome = writer.upsert_documents(fields.key, documents.collect()).unwrap();
+                    let documents = keys
+                        .clone()
+                        .map(|key| picture(fields, key, format!("picture {key}").as_bytes()));
+                    let outcome = writer
+                        .upsert_documents(fields.key, documents.collect())
+                        .unwrap();
                     assert_eq!(outcome.failures().count(), 0);
-                    writer.delete_term(Term::from_field_u64(fields.key, keys.start)).unwrap();
+                    writer
+                        .delete_term(Term::from_field_u64(fields.key, keys.start))
+                        .unwrap();
                 }
             });
         }
@@ -178,21 +295,41 @@ fn threads_share_one_writer() {
         .filter(|key| key % 20 != 0)
         .map(|key| {
             let image = Some(Lookup::code(64, format!("picture {key}").as_bytes()));
-            (key, Doc { key, rank: key, image, other: None })
+            (
+                key,
+                Doc {
+                    key,
+                    rank: key,
+                    image,
+                    other: None,
+                },
+            )
         })
         .collect();
-    check_against_model(&index, &fields, &model, &Lookup::code(64, b"x"), "four threads");
+    check_against_model(
+        &index,
+        &fields,
+        &model,
+        &Lookup::code(64, b"x"),
+        "four threads",
+    );
 }
 
 #[test]
 fn a_key_must_be_exact() {
     let (index, fields) = index(64);
     let writer = index.writer(options(OnBadDocument::Quarantine)).unwrap();
-    let error = writer.upsert_documents(fields.title, vec![picture(&fields, 1, b"x")]).unwrap_err();
+    let error = writer
+        .upsert_documents(fields.title, vec![picture(&fields, 1, b"x")])
+        .unwrap_err();
     assert!(error.to_string().contains("`title`"), "{error}");
-    let error = writer.upsert_documents(fields.key, vec![TantivyDocument::new()]).unwrap_err();
+    let error = writer
+        .upsert_documents(fields.key, vec![TantivyDocument::new()])
+        .unwrap_err();
     assert!(error.to_string().contains("one key"), "{error}");
-    writer.upsert_documents(fields.group, vec![picture(&fields, 1, b"x")]).unwrap();
+    writer
+        .upsert_documents(fields.group, vec![picture(&fields, 1, b"x")])
+        .unwrap();
 }
 
 /// A directory whose writes fail while the switch is on.
@@ -213,7 +350,8 @@ impl Directory for Faulty {
         self.inner.exists(path)
     }
     fn open_write(&self, path: &Path) -> Result<WritePtr, OpenWriteError> {
-        if self.broken.load(Ordering::SeqCst) && path.extension().is_some_and(|ext| ext == "hcode") {
+        if self.broken.load(Ordering::SeqCst) && path.extension().is_some_and(|ext| ext == "hcode")
+        {
             let error = std::io::Error::other("no space left on device");
             return Err(OpenWriteError::wrap_io_error(error, PathBuf::from(path)));
         }
@@ -239,16 +377,26 @@ impl Directory for Faulty {
 #[test]
 fn a_failed_commit_is_rolled_back_and_the_writer_goes_on() {
     let (schema, fields) = schema(64, None);
-    let directory = Faulty { inner: RamDirectory::create(), broken: Arc::default() };
+    let directory = Faulty {
+        inner: RamDirectory::create(),
+        broken: Arc::default(),
+    };
     let broken = directory.broken.clone();
-    let index =
-        HashIndex::create(directory, schema, IndexSettings::default(), HashPlugin::new()).unwrap();
+    let index = HashIndex::create(
+        directory,
+        schema,
+        IndexSettings::default(),
+        HashPlugin::new(),
+    )
+    .unwrap();
     let mut rng = seeded("a_failed_commit", 6);
     let mut model = BTreeMap::new();
     let writer = index.writer(options(OnBadDocument::Quarantine)).unwrap();
     let mut add = |keys: std::ops::Range<u64>| -> Vec<Doc> {
         let docs: Vec<Doc> = keys.map(|key| Doc::random(&mut rng, key, 64)).collect();
-        writer.add_documents(docs.iter().map(|doc| doc.to_tantivy(&fields)).collect()).unwrap();
+        writer
+            .add_documents(docs.iter().map(|doc| doc.to_tantivy(&fields)).collect())
+            .unwrap();
         docs
     };
     model.extend(add(0..50).into_iter().map(|doc| (doc.key, doc)));
@@ -266,6 +414,12 @@ fn a_failed_commit_is_rolled_back_and_the_writer_goes_on() {
     let query = random_code(&mut seeded("query", 7), 64);
     check_against_model(&index, &fields, &model, &query, "after a failed commit");
     assert!(index.verify().unwrap().is_ok());
-    let hits = KnnQuery::new(fields.image, query, 1_000).search(&index.searcher().unwrap()).unwrap().hits;
-    assert_eq!(hits.len(), model.values().filter(|doc| doc.image.is_some()).count());
+    let hits = KnnQuery::new(fields.image, query, 1_000)
+        .search(&index.searcher().unwrap())
+        .unwrap()
+        .hits;
+    assert_eq!(
+        hits.len(),
+        model.values().filter(|doc| doc.image.is_some()).count()
+    );
 }

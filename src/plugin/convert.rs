@@ -11,9 +11,10 @@ impl From<TantivyError> for Error {
     fn from(source: TantivyError) -> Error {
         let kind = match &source {
             TantivyError::InvalidArgument(reason) => ErrorKind::InvalidArgument(reason.clone()),
-            TantivyError::DataCorruption(corruption) => {
-                ErrorKind::Corrupt { section: "index".to_owned(), reason: format!("{corruption:?}") }
-            }
+            TantivyError::DataCorruption(corruption) => ErrorKind::Corrupt {
+                section: "index".to_owned(),
+                reason: format!("{corruption:?}"),
+            },
             TantivyError::IoError(error) => ErrorKind::Io(error.to_string()),
             other => ErrorKind::Tantivy(other.to_string()),
         };

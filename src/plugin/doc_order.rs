@@ -15,7 +15,8 @@ use tantivy::indexer::doc_id_mapping::MappingType;
 use tantivy::schema::{FAST, Field, Schema};
 use tantivy::tokenizer::TokenizerManager;
 use tantivy::{
-    DocAddress, PluginMergeContext, SegmentPlugin, SingleSegmentIndexWriter, TantivyDocument, TantivyError,
+    DocAddress, PluginMergeContext, SegmentPlugin, SingleSegmentIndexWriter, TantivyDocument,
+    TantivyError,
 };
 
 const COLUMN: &str = "address";
@@ -35,7 +36,10 @@ pub(crate) fn merge_order(ctx: &PluginMergeContext) -> tantivy::Result<Vec<DocAd
     match ctx.doc_id_mapping.mapping_type() {
         MappingType::Stacked | MappingType::StackedWithDeletes => {
             let live = (0..).zip(ctx.readers).flat_map(|(segment_ord, reader)| {
-                reader.doc_ids_alive().map(move |doc_id| DocAddress { segment_ord, doc_id })
+                reader.doc_ids_alive().map(move |doc_id| DocAddress {
+                    segment_ord,
+                    doc_id,
+                })
             });
             Ok(live.collect())
         }
@@ -59,7 +63,9 @@ fn shuffled_merge_order(ctx: &PluginMergeContext) -> tantivy::Result<Vec<DocAddr
             }
             let segments = writer.finalize()?.searchable_segments()?;
             let segment = segments.first().ok_or_else(|| {
-                TantivyError::InternalError("a source segment without a document in a merge".to_owned())
+                TantivyError::InternalError(
+                    "a source segment without a document in a merge".to_owned(),
+                )
             })?;
             SegmentReader::open(segment)
         })
@@ -76,14 +82,18 @@ fn shuffled_merge_order(ctx: &PluginMergeContext) -> tantivy::Result<Vec<DocAddr
     let addresses = read_column(target_segment.open_read(SegmentComponent::FastFields)?)?;
     Ok(addresses
         .into_iter()
-        .map(|address| DocAddress { segment_ord: (address >> 32) as u32, doc_id: address as u32 })
+        .map(|address| DocAddress {
+            segment_ord: (address >> 32) as u32,
+            doc_id: address as u32,
+        })
         .collect())
 }
 
 /// The old id of each document of a segment that tantivy sorts while it flushes, by new id.
 pub(crate) fn flush_order(max_doc: u32, mapping: &DocIdMapping) -> tantivy::Result<Vec<u32>> {
     let (schema, field) = scratch_schema();
-    let mut writer = FastFieldsWriter::from_schema_and_tokenizer_manager(&schema, TokenizerManager::new())?;
+    let mut writer =
+        FastFieldsWriter::from_schema_and_tokenizer_manager(&schema, TokenizerManager::new())?;
     for doc_id in 0..u64::from(max_doc) {
         let mut document = TantivyDocument::new();
         document.add_u64(field, doc_id);
@@ -92,7 +102,9 @@ pub(crate) fn flush_order(max_doc: u32, mapping: &DocIdMapping) -> tantivy::Resu
     let mut bytes = Vec::new();
     writer.serialize(&mut bytes, Some(mapping))?;
     let old_ids = read_column(FileSlice::from(bytes))?;
-    if old_ids.len() != max_doc as usize || old_ids.iter().any(|&old_id| old_id >= u64::from(max_doc)) {
+    if old_ids.len() != max_doc as usize
+        || old_ids.iter().any(|&old_id| old_id >= u64::from(max_doc))
+    {
         let reason = format!("{} sorted documents of {max_doc}", old_ids.len());
         return Err(TantivyError::InternalError(reason));
     }
@@ -102,16 +114,28 @@ pub(crate) fn flush_order(max_doc: u32, mapping: &DocIdMapping) -> tantivy::Resu
 fn read_column(file: FileSlice) -> tantivy::Result<Vec<u64>> {
     let columnar = ColumnarReader::open(file)?;
     let handles = columnar.read_columns(COLUMN)?;
-    let column = handles.first().map(|handle| handle.open_u64_lenient()).transpose()?.flatten();
+    let column = handles
+        .first()
+        .map(|handle| handle.open_u64_lenient())
+        .transpose()?
+        .flatten();
     let Some(column) = column else {
         if columnar.num_docs() == 0 {
             return Ok(Vec::new());
         }
-        return Err(TantivyError::InternalError("the scratch column of addresses is missing".to_owned()));
+        return Err(TantivyError::InternalError(
+            "the scratch column of addresses is missing".to_owned(),
+        ));
     };
-    let values: Vec<u64> = (0..columnar.num_docs()).filter_map(|row| column.first(row)).collect();
+    let values: Vec<u64> = (0..columnar.num_docs())
+        .filter_map(|row| column.first(row))
+        .collect();
     if values.len() != columnar.num_docs() as usize {
-        let reason = format!("{} addresses for {} documents", values.len(), columnar.num_docs());
+        let reason = format!(
+            "{} addresses for {} documents",
+            values.len(),
+            columnar.num_docs()
+        );
         return Err(TantivyError::InternalError(reason));
     }
     Ok(values)

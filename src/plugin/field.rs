@@ -35,7 +35,10 @@ struct Params {
 impl HashFieldOptions {
     /// Codes of `bits` bits from no named model.
     pub fn new(bits: usize) -> HashFieldOptions {
-        HashFieldOptions { bits, model_id: None }
+        HashFieldOptions {
+            bits,
+            model_id: None,
+        }
     }
 
     /// Names the model that makes the codes.
@@ -59,7 +62,9 @@ impl HashFieldOptions {
     pub fn of(schema: &Schema, field: Field) -> Result<HashFieldOptions> {
         if field.field_id() as usize >= schema.num_fields() {
             let (got, n) = (field.field_id(), schema.num_fields());
-            return Err(Error::invalid(format!("expected a field of the schema, which has {n}, got field {got}")));
+            return Err(Error::invalid(format!(
+                "expected a field of the schema, which has {n}, got field {got}"
+            )));
         }
         let entry = schema.get_field_entry(field);
         let custom = match entry.field_type() {
@@ -72,13 +77,19 @@ impl HashFieldOptions {
             }
         };
         let fail = |reason: String| Error::invalid(format!("field `{}`: {reason}", entry.name()));
-        let params: Params =
-            serde_json::from_value(custom.params().clone()).map_err(|error| fail(error.to_string()))?;
+        let params: Params = serde_json::from_value(custom.params().clone())
+            .map_err(|error| fail(error.to_string()))?;
         if params.v != 1 {
-            return Err(fail(format!("expected parameters of version 1, got {}; upgrade", params.v)));
+            return Err(fail(format!(
+                "expected parameters of version 1, got {}; upgrade",
+                params.v
+            )));
         }
         CodeLen::new(params.bits).map_err(|error| fail(error.to_string()))?;
-        Ok(HashFieldOptions { bits: params.bits, model_id: params.model_id })
+        Ok(HashFieldOptions {
+            bits: params.bits,
+            model_id: params.model_id,
+        })
     }
 
     /// The hash fields of a schema.
@@ -107,8 +118,14 @@ pub trait SchemaBuilderExt {
 
 impl SchemaBuilderExt for SchemaBuilder {
     fn add_hash_field(&mut self, name: &str, options: HashFieldOptions) -> Result<Field> {
-        options.code_len().map_err(|error| Error::invalid(format!("field `{name}`: {error}")))?;
-        let params = Params { v: 1, bits: options.bits, model_id: options.model_id };
+        options
+            .code_len()
+            .map_err(|error| Error::invalid(format!("field `{name}`: {error}")))?;
+        let params = Params {
+            v: 1,
+            bits: options.bits,
+            model_id: options.model_id,
+        };
         let params = serde_json::to_value(params).expect("numbers and strings always serialize");
         Ok(self.add_custom_field(name, FIELD_TYPE, params))
     }
@@ -126,16 +143,27 @@ mod tests {
         let title = builder.add_text_field("title", TEXT);
         let options = HashFieldOptions::new(64).model_id("m");
         let image = builder.add_hash_field("image", options.clone()).unwrap();
-        let plain = builder.add_hash_field("plain", HashFieldOptions::new(1024)).unwrap();
-        assert!(builder.add_hash_field("odd", HashFieldOptions::new(65)).is_err());
+        let plain = builder
+            .add_hash_field("plain", HashFieldOptions::new(1024))
+            .unwrap();
+        assert!(
+            builder
+                .add_hash_field("odd", HashFieldOptions::new(65))
+                .is_err()
+        );
         let schema = builder.build();
         let json = serde_json::to_string(&schema).unwrap();
         let schema: Schema = serde_json::from_str(&json).unwrap();
         assert_eq!(HashFieldOptions::of(&schema, image).unwrap(), options);
         assert_eq!(HashFieldOptions::all(&schema).unwrap().len(), 2);
         assert_eq!(HashFieldOptions::of(&schema, plain).unwrap().model_id, None);
-        let error = HashFieldOptions::of(&schema, title).unwrap_err().to_string();
-        assert!(error.contains("`title`") && error.contains("Str"), "{error}");
+        let error = HashFieldOptions::of(&schema, title)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("`title`") && error.contains("Str"),
+            "{error}"
+        );
         assert!(HashFieldOptions::of(&schema, Field::from_field_id(9)).is_err());
     }
 }

@@ -38,14 +38,19 @@ pub enum Fusion {
 
 impl Default for Fusion {
     fn default() -> Fusion {
-        Fusion::Rrf { rank_constant: 60.0 }
+        Fusion::Rrf {
+            rank_constant: 60.0,
+        }
     }
 }
 
 impl Fusion {
     /// A weighted sum of min-max normalized scores, 0 from a leg that did not find the document.
     pub fn linear() -> Fusion {
-        Fusion::Linear { normalizer: Normalizer::MinMax, missing: Missing::Zero }
+        Fusion::Linear {
+            normalizer: Normalizer::MinMax,
+            missing: Missing::Zero,
+        }
     }
 }
 
@@ -85,7 +90,12 @@ pub struct Leg {
 
 impl Leg {
     fn new(name: &str, query: LegQuery) -> Leg {
-        Leg { name: name.to_owned(), query, weight: 1.0, min_score: None }
+        Leg {
+            name: name.to_owned(),
+            query,
+            weight: 1.0,
+            min_score: None,
+        }
     }
 
     /// Documents by the score of any tantivy query, best first.
@@ -266,9 +276,14 @@ impl HybridSearch {
     }
 
     fn filtered(&self, query: Box<dyn Query>) -> Box<dyn Query> {
-        let Some(filter) = &self.filter else { return query };
+        let Some(filter) = &self.filter else {
+            return query;
+        };
         let filter: Box<dyn Query> = Box::new(ConstScoreQuery::new(filter.box_clone(), 0.0));
-        Box::new(BooleanQuery::new(vec![(Occur::Must, query), (Occur::Must, filter)]))
+        Box::new(BooleanQuery::new(vec![
+            (Occur::Must, query),
+            (Occur::Must, filter),
+        ]))
     }
 
     fn filtered_knn(&self, query: &KnnQuery) -> KnnQuery {
@@ -285,7 +300,9 @@ impl HybridSearch {
     /// is negative or not finite; and the errors of the legs.
     pub fn search(&self, searcher: &Searcher) -> Result<HybridResult> {
         if self.legs.is_empty() {
-            return Err(Error::invalid("expected at least one leg of text, knn or range, got none"));
+            return Err(Error::invalid(
+                "expected at least one leg of text, knn or range, got none",
+            ));
         }
         if self.limit == 0 || self.rank_window == 0 {
             let (limit, window) = (self.limit, self.rank_window);
@@ -300,34 +317,61 @@ impl HybridSearch {
             if let Some(min_score) = leg.min_score {
                 list.retain(|&(_, score, _)| score >= min_score);
             }
-            legs.push(LegReport { name: leg.name.clone(), n_hits: list.len(), stats });
+            legs.push(LegReport {
+                name: leg.name.clone(),
+                n_hits: list.len(),
+                stats,
+            });
             lists.push(list);
         }
         let scores: Vec<Vec<(DocAddress, Score)>> = lists
             .iter()
-            .map(|list| list.iter().map(|&(address, score, _)| (address, score)).collect())
+            .map(|list| {
+                list.iter()
+                    .map(|&(address, score, _)| (address, score))
+                    .collect()
+            })
             .collect();
         let weights: Vec<f32> = self.legs.iter().map(|leg| leg.weight).collect();
         let fused = fuse(&scores, &weights, self.fusion)?;
         let total = fused.len();
         let distances: Vec<HashMap<DocAddress, u32>> = lists
             .iter()
-            .map(|list| list.iter().filter_map(|&(at, _, distance)| Some((at, distance?))).collect())
+            .map(|list| {
+                list.iter()
+                    .filter_map(|&(at, _, distance)| Some((at, distance?)))
+                    .collect()
+            })
             .collect();
-        let hits = fused.into_iter().skip(self.offset).take(self.limit).map(|mut hit| {
-            for (leg_hit, distances) in hit.legs.iter_mut().zip(&distances) {
-                if let Some(leg_hit) = leg_hit {
-                    leg_hit.distance = distances.get(&hit.document).copied();
+        let hits = fused
+            .into_iter()
+            .skip(self.offset)
+            .take(self.limit)
+            .map(|mut hit| {
+                for (leg_hit, distances) in hit.legs.iter_mut().zip(&distances) {
+                    if let Some(leg_hit) = leg_hit {
+                        leg_hit.distance = distances.get(&hit.document).copied();
+                    }
                 }
-            }
-            HybridHit { address: hit.document, score: hit.score, legs: hit.legs }
-        });
-        Ok(HybridResult { hits: hits.collect(), total, legs })
+                HybridHit {
+                    address: hit.document,
+                    score: hit.score,
+                    legs: hit.legs,
+                }
+            });
+        Ok(HybridResult {
+            hits: hits.collect(),
+            total,
+            legs,
+        })
     }
 
     fn run_leg(&self, leg: &Leg, searcher: &Searcher) -> Result<(LegList, Option<SearchStats>)> {
         let by_distance = |result: HammingResult| {
-            let hits = result.hits.iter().map(|hit| (hit.address, hit.score, Some(hit.distance)));
+            let hits = result
+                .hits
+                .iter()
+                .map(|hit| (hit.address, hit.score, Some(hit.distance)));
             (hits.collect::<LegList>(), Some(result.stats))
         };
         match &leg.query {
@@ -337,11 +381,17 @@ impl HybridSearch {
                 let window = self.rank_window.min(searcher.num_docs().max(1) as usize);
                 let top = TopDocs::with_limit(window).order_by_score();
                 let hits = searcher.search(&query, &top)?;
-                Ok((hits.into_iter().map(|(score, address)| (address, score, None)).collect(), None))
+                Ok((
+                    hits.into_iter()
+                        .map(|(score, address)| (address, score, None))
+                        .collect(),
+                    None,
+                ))
             }
             LegQuery::Knn(query) => Ok(by_distance(self.filtered_knn(query).search(searcher)?)),
             LegQuery::Range(query) => {
-                let (mut list, stats) = by_distance(query.search(searcher, self.filter.as_deref())?);
+                let (mut list, stats) =
+                    by_distance(query.search(searcher, self.filter.as_deref())?);
                 list.truncate(self.rank_window);
                 Ok((list, stats))
             }
@@ -373,21 +423,30 @@ pub fn fuse<D: Copy + Ord + Hash>(
 ) -> Result<Vec<Fused<D>>> {
     if lists.len() != weights.len() {
         let (expected, got) = (lists.len(), weights.len());
-        return Err(Error::invalid(format!("expected one weight a list, so {expected}, got {got}")));
+        return Err(Error::invalid(format!(
+            "expected one weight a list, so {expected}, got {got}"
+        )));
     }
     let constant = match fusion {
         Fusion::Rrf { rank_constant } => rank_constant,
         Fusion::Linear { .. } => 0.0,
     };
-    if let Some(bad) = weights.iter().chain([&constant]).find(|value| !value.is_finite() || **value < 0.0) {
+    if let Some(bad) = weights
+        .iter()
+        .chain([&constant])
+        .find(|value| !value.is_finite() || **value < 0.0)
+    {
         return Err(Error::invalid(format!(
             "expected weights and a rank constant that are finite and not negative, got {bad}"
         )));
     }
     let mut fused: HashMap<D, Fused<D>> = HashMap::new();
     for (leg_idx, list) in lists.iter().enumerate() {
-        if !list.iter().all(|(_, score)| score.is_finite()) || !list.is_sorted_by(|a, b| a.1 >= b.1) {
-            return Err(Error::invalid("expected finite scores in descending order in every list"));
+        if !list.iter().all(|(_, score)| score.is_finite()) || !list.is_sorted_by(|a, b| a.1 >= b.1)
+        {
+            return Err(Error::invalid(
+                "expected finite scores in descending order in every list",
+            ));
         }
         let (highest, lowest) = match (list.first(), list.last()) {
             (Some(first), Some(last)) => (first.1, last.1),
@@ -400,34 +459,67 @@ pub fn fuse<D: Copy + Ord + Hash>(
             }
             let value = match fusion {
                 Fusion::Rrf { rank_constant } => 1.0 / (rank_constant + rank as f32),
-                Fusion::Linear { normalizer: Normalizer::None, .. } => score,
-                Fusion::Linear { normalizer: Normalizer::MinMax, .. } if highest == lowest => 1.0,
-                Fusion::Linear { normalizer: Normalizer::MinMax, .. } => {
-                    (score - lowest) / (highest - lowest)
-                }
+                Fusion::Linear {
+                    normalizer: Normalizer::None,
+                    ..
+                } => score,
+                Fusion::Linear {
+                    normalizer: Normalizer::MinMax,
+                    ..
+                } if highest == lowest => 1.0,
+                Fusion::Linear {
+                    normalizer: Normalizer::MinMax,
+                    ..
+                } => (score - lowest) / (highest - lowest),
             };
-            let hit = fused
-                .entry(document)
-                .or_insert_with(|| Fused { document, score: 0.0, legs: vec![None; lists.len()] });
+            let hit = fused.entry(document).or_insert_with(|| Fused {
+                document,
+                score: 0.0,
+                legs: vec![None; lists.len()],
+            });
             let contribution = weights[leg_idx] * value;
-            let leg_hit = LegHit { rank, score, distance: None, contribution };
+            let leg_hit = LegHit {
+                rank,
+                score,
+                distance: None,
+                contribution,
+            };
             if hit.legs[leg_idx].replace(leg_hit).is_some() {
-                return Err(Error::invalid("expected every document at most once in a list"));
+                return Err(Error::invalid(
+                    "expected every document at most once in a list",
+                ));
             }
         }
     }
     let mut ranking: Vec<Fused<D>> = fused.into_values().collect();
     for hit in &mut ranking {
-        hit.score = hit.legs.iter().flatten().map(|leg_hit| leg_hit.contribution).sum();
-        if let Fusion::Linear { missing: Missing::Renormalize, .. } = fusion {
-            let present: f32 =
-                hit.legs.iter().zip(weights).filter_map(|(leg_hit, weight)| leg_hit.map(|_| *weight)).sum();
+        hit.score = hit
+            .legs
+            .iter()
+            .flatten()
+            .map(|leg_hit| leg_hit.contribution)
+            .sum();
+        if let Fusion::Linear {
+            missing: Missing::Renormalize,
+            ..
+        } = fusion
+        {
+            let present: f32 = hit
+                .legs
+                .iter()
+                .zip(weights)
+                .filter_map(|(leg_hit, weight)| leg_hit.map(|_| *weight))
+                .sum();
             if present > 0.0 {
                 hit.score /= present;
             }
         }
     }
-    ranking.sort_unstable_by(|a, b| b.score.total_cmp(&a.score).then(a.document.cmp(&b.document)));
+    ranking.sort_unstable_by(|a, b| {
+        b.score
+            .total_cmp(&a.score)
+            .then(a.document.cmp(&b.document))
+    });
     Ok(ranking)
 }
 
@@ -456,10 +548,18 @@ mod tests {
     fn linear_worked_by_hand() {
         let text = vec![(1, 4.0), (2, 3.0), (3, 2.0)];
         let image = vec![(3, 0.9), (4, 0.9)];
-        let zero = fuse(&[text.clone(), image.clone()], &[1.0, 1.0], Fusion::linear()).unwrap();
+        let zero = fuse(
+            &[text.clone(), image.clone()],
+            &[1.0, 1.0],
+            Fusion::linear(),
+        )
+        .unwrap();
         let scores: Vec<(u32, f32)> = zero.iter().map(|hit| (hit.document, hit.score)).collect();
         assert_eq!(scores, [(1, 1.0), (3, 1.0), (4, 1.0), (2, 0.5)]);
-        let fusion = Fusion::Linear { normalizer: Normalizer::None, missing: Missing::Renormalize };
+        let fusion = Fusion::Linear {
+            normalizer: Normalizer::None,
+            missing: Missing::Renormalize,
+        };
         let kept = fuse(&[text, image], &[1.0, 3.0], fusion).unwrap();
         let third = kept.iter().find(|hit| hit.document == 3).unwrap();
         assert!((third.score - (2.0 + 2.7) / 4.0).abs() < 1e-6);
@@ -471,9 +571,22 @@ mod tests {
         let list = vec![(1u32, 1.0)];
         assert!(fuse(&[list.clone()], &[], Fusion::default()).is_err());
         assert!(fuse(&[list.clone()], &[f32::NAN], Fusion::default()).is_err());
-        assert!(fuse(&[list.clone()], &[1.0], Fusion::Rrf { rank_constant: -61.0 }).is_err());
+        assert!(
+            fuse(
+                &[list.clone()],
+                &[1.0],
+                Fusion::Rrf {
+                    rank_constant: -61.0
+                }
+            )
+            .is_err()
+        );
         assert!(fuse(&[vec![(1u32, 1.0), (1, 0.5)]], &[1.0], Fusion::default()).is_err());
         assert!(fuse(&[vec![(1u32, 1.0), (2, 5.0)]], &[1.0], Fusion::default()).is_err());
-        assert!(fuse::<u32>(&[vec![], vec![]], &[1.0, 1.0], Fusion::default()).unwrap().is_empty());
+        assert!(
+            fuse::<u32>(&[vec![], vec![]], &[1.0, 1.0], Fusion::default())
+                .unwrap()
+                .is_empty()
+        );
     }
 }

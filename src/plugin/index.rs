@@ -31,7 +31,10 @@ pub struct HashIndex {
 
 impl std::fmt::Debug for HashIndex {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("HashIndex").field("index", &self.index).field("plugin", &self.plugin).finish()
+        f.debug_struct("HashIndex")
+            .field("index", &self.index)
+            .field("plugin", &self.plugin)
+            .finish()
     }
 }
 
@@ -49,7 +52,12 @@ impl HashIndex {
     /// # Errors
     /// `InvalidArgument` if an encoder of the plugin does not fit the schema.
     pub fn create_in_ram(schema: Schema, plugin: HashPlugin) -> Result<HashIndex> {
-        HashIndex::create(tantivy::directory::RamDirectory::create(), schema, IndexSettings::default(), plugin)
+        HashIndex::create(
+            tantivy::directory::RamDirectory::create(),
+            schema,
+            IndexSettings::default(),
+            plugin,
+        )
     }
 
     /// Creates an index in a directory, which is made if it is missing and must hold no index.
@@ -57,10 +65,19 @@ impl HashIndex {
     /// # Errors
     /// `InvalidArgument` if an encoder of the plugin does not fit the schema; `Io`; `Tantivy` if there is
     /// an index already.
-    pub fn create_in_dir(path: impl AsRef<Path>, schema: Schema, plugin: HashPlugin) -> Result<HashIndex> {
+    pub fn create_in_dir(
+        path: impl AsRef<Path>,
+        schema: Schema,
+        plugin: HashPlugin,
+    ) -> Result<HashIndex> {
         let path = path.as_ref();
         std::fs::create_dir_all(path).map_err(|error| Error::io(path, error))?;
-        HashIndex::create(open_directory(path)?, schema, IndexSettings::default(), plugin)
+        HashIndex::create(
+            open_directory(path)?,
+            schema,
+            IndexSettings::default(),
+            plugin,
+        )
     }
 
     /// Creates an index in any tantivy directory, with settings. A sorted index is supported.
@@ -76,10 +93,14 @@ impl HashIndex {
         plugin.state().check_schema(&schema)?;
         let directory: Box<dyn Directory> = directory.into();
         if Index::exists(&*directory).map_err(tantivy::TantivyError::from)? {
-            return Err(Error::invalid("expected a directory without an index, found one there; open it"));
+            return Err(Error::invalid(
+                "expected a directory without an index, found one there; open it",
+            ));
         }
         let builder = Index::builder().schema(schema).settings(settings);
-        let index = builder.register_plugin(plugin.segment_plugin()).open_or_create(directory)?;
+        let index = builder
+            .register_plugin(plugin.segment_plugin())
+            .open_or_create(directory)?;
         Ok(HashIndex { index, plugin })
     }
 
@@ -91,7 +112,10 @@ impl HashIndex {
     pub fn open_in_dir(path: impl AsRef<Path>, plugin: HashPlugin) -> Result<HashIndex> {
         let path = path.as_ref();
         if !path.join("meta.json").is_file() {
-            return Err(Error::invalid(format!("expected a tantivy index in {}, found none", path.display())));
+            return Err(Error::invalid(format!(
+                "expected a tantivy index in {}, found none",
+                path.display()
+            )));
         }
         HashIndex::open(open_directory(path)?, plugin)
     }
@@ -117,10 +141,16 @@ impl HashIndex {
     /// As [`open_in_dir`](Self::open_in_dir).
     pub fn from_index(mut index: Index, plugin: HashPlugin) -> Result<HashIndex> {
         if plugin.state().check_schema(&index.schema())?.is_empty() {
-            return Err(Error::invalid("expected an index with a hash field, found none in its schema"));
+            return Err(Error::invalid(
+                "expected an index with a hash field, found none in its schema",
+            ));
         }
         let meta = index.load_metas()?;
-        if !meta.persisted_custom_extensions.iter().any(|extension| extension == EXTENSION) {
+        if !meta
+            .persisted_custom_extensions
+            .iter()
+            .any(|extension| extension == EXTENSION)
+        {
             return Err(Error::invalid(
                 "expected an index created with the hash plugin registered, found one that drops its codes; rebuild it",
             ));
@@ -131,7 +161,10 @@ impl HashIndex {
             check_counts(&index)?;
         }
         let registered = plugin.segment_plugin();
-        let claimed = index.custom_plugins().iter().find(|other| other.extensions().contains(&EXTENSION));
+        let claimed = index
+            .custom_plugins()
+            .iter()
+            .find(|other| other.extensions().contains(&EXTENSION));
         match claimed {
             None => index.register_plugin(registered),
             Some(other) if std::ptr::addr_eq(Arc::as_ptr(other), Arc::as_ptr(&registered)) => {}
@@ -158,7 +191,9 @@ impl HashIndex {
         let schema = self.index.schema();
         schema.get_field(name).map_err(|_| {
             let names: Vec<&str> = schema.fields().map(|(_, entry)| entry.name()).collect();
-            Error::invalid(format!("expected one of the fields {names:?}, got `{name}`"))
+            Error::invalid(format!(
+                "expected one of the fields {names:?}, got `{name}`"
+            ))
         })
     }
 
@@ -198,14 +233,25 @@ impl HashIndex {
     ///
     /// # Errors
     /// `InvalidArgument` for another type of field or an address of another searcher; `Corrupt`.
-    pub fn code(&self, searcher: &Searcher, field: Field, address: DocAddress) -> Result<Option<HashCode>> {
+    pub fn code(
+        &self,
+        searcher: &Searcher,
+        field: Field,
+        address: DocAddress,
+    ) -> Result<Option<HashCode>> {
         let options = HashFieldOptions::of(searcher.schema(), field)?;
         let reader = searcher.segment_readers().get(address.segment_ord as usize);
-        let reader = reader.filter(|reader| address.doc_id < reader.max_doc()).ok_or_else(|| {
-            Error::invalid(format!("expected a document of this searcher, got {address:?}"))
-        })?;
+        let reader = reader
+            .filter(|reader| address.doc_id < reader.max_doc())
+            .ok_or_else(|| {
+                Error::invalid(format!(
+                    "expected a document of this searcher, got {address:?}"
+                ))
+            })?;
         let column = OpenColumn::open(Some(self.plugin.state()), reader, field, &options)?;
-        column.code(address.doc_id).map_err(OpenColumn::about(reader))
+        column
+            .code(address.doc_id)
+            .map_err(OpenColumn::about(reader))
     }
 
     /// What the segments hold, field by field. Opens every segment file, and reads no codes.
@@ -253,7 +299,10 @@ fn open_directory(path: &Path) -> Result<MmapDirectory> {
 
 /// Holds off garbage collection, by this process and others, while files are listed and opened.
 fn lock_files(index: &Index) -> Result<DirectoryLock> {
-    index.directory().acquire_lock(&META_LOCK).map_err(|error| Error::from(tantivy::TantivyError::from(error)))
+    index
+        .directory()
+        .acquire_lock(&META_LOCK)
+        .map_err(|error| Error::from(tantivy::TantivyError::from(error)))
 }
 
 /// The shortest file that can carry tantivy's footer.
@@ -267,7 +316,8 @@ fn check_lengths(index: &Index, raw: &dyn Directory) -> Result<()> {
             .map_err(|error| Error::corrupt(path.display().to_string(), error.to_string()))?;
         let len = handle.len();
         if len < FOOTER_BYTES_MIN {
-            let reason = format!("expected at least {FOOTER_BYTES_MIN} bytes, found {len}: it is truncated");
+            let reason =
+                format!("expected at least {FOOTER_BYTES_MIN} bytes, found {len}: it is truncated");
             return Err(Error::corrupt(path.display().to_string(), reason));
         }
     }
@@ -284,15 +334,22 @@ fn check_counts(index: &Index) -> Result<()> {
         let handle = contained(&name, || Ok(index.directory().get_file_handle(&path)))?
             .map_err(|error| Error::corrupt(name.clone(), error.to_string()))?;
         let len = handle.len();
-        let header = handle.read_bytes(0..len.min(HEADER_BYTES)).map_err(|error| Error::io(&path, error))?;
+        let header = handle
+            .read_bytes(0..len.min(HEADER_BYTES))
+            .map_err(|error| Error::io(&path, error))?;
         let (max_doc, _) = read_header(&header).map_err(|error| in_file(&name, error))?;
         if max_doc != segment.max_doc() {
-            let reason =
-                format!("meta.json says {} documents, the segment has {max_doc}", segment.max_doc());
+            let reason = format!(
+                "meta.json says {} documents, the segment has {max_doc}",
+                segment.max_doc()
+            );
             return Err(Error::corrupt(name, reason));
         }
         if segment.num_deleted_docs() > max_doc {
-            let reason = format!("meta.json says {} deleted of {max_doc}", segment.num_deleted_docs());
+            let reason = format!(
+                "meta.json says {} deleted of {max_doc}",
+                segment.num_deleted_docs()
+            );
             return Err(Error::corrupt("meta.json", reason));
         }
     }
@@ -391,13 +448,19 @@ fn verify(index: &Index) -> Result<VerifyReport> {
         });
         match outcome {
             Ok(true) => {}
-            Ok(false) => report.problems.push(format!("corrupt {}: its checksum does not match", path.display())),
+            Ok(false) => report.problems.push(format!(
+                "corrupt {}: its checksum does not match",
+                path.display()
+            )),
             Err(error) => report.problems.push(error.to_string()),
         }
     }
     let schema = index.schema();
     let fields = HashFieldOptions::all(&schema)?;
-    report.codes = fields.iter().map(|(field, _)| (schema.get_field_name(*field).to_owned(), 0)).collect();
+    report.codes = fields
+        .iter()
+        .map(|(field, _)| (schema.get_field_name(*field).to_owned(), 0))
+        .collect();
     if !report.is_ok() {
         return Ok(report);
     }
@@ -407,7 +470,9 @@ fn verify(index: &Index) -> Result<VerifyReport> {
         let reader = match contained("segment", || Ok(SegmentReader::open(&segment)?)) {
             Ok(reader) => reader,
             Err(error) => {
-                report.problems.push(format!("segment {}: {error}", segment.id()));
+                report
+                    .problems
+                    .push(format!("segment {}: {error}", segment.id()));
                 continue;
             }
         };
@@ -456,11 +521,16 @@ pub fn merge_indices(
     }
     let directory: Box<dyn Directory> = directory.into();
     if Index::exists(&*directory).map_err(tantivy::TantivyError::from)? {
-        return Err(Error::invalid("expected a directory without an index to merge into, found one there"));
+        return Err(Error::invalid(
+            "expected a directory without an index to merge into, found one there",
+        ));
     }
     // The merged handle carries the sources' plugin; the one given belongs to the index opened anew.
     let merged = tantivy::indexer::merge_indices(indexes, directory.box_clone())?;
-    merged.directory().sync_directory().map_err(|error| Error::io("merged index", error))?;
+    merged
+        .directory()
+        .sync_directory()
+        .map_err(|error| Error::io("merged index", error))?;
     drop(merged);
     HashIndex::open(directory, plugin)
 }

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock, RwLockUpgradableReadGuard};
 use tantivy::indexer::UserOperation;
+use tantivy::merge_policy::{MergeCandidate, MergePolicy, NoMergePolicy};
 use tantivy::query::Query;
 use tantivy::schema::document::{OwnedValue, Value};
-use tantivy::merge_policy::{MergeCandidate, MergePolicy, NoMergePolicy};
 use tantivy::schema::{Field, FieldEntry, FieldType, Schema};
 use tantivy::{Directory, IndexWriter, Opstamp, SegmentMeta, TantivyDocument, Term};
 
@@ -96,7 +96,10 @@ pub struct BatchOutcome {
 impl BatchOutcome {
     /// Documents that are indexed, with or without a code.
     pub fn n_indexed(&self) -> usize {
-        self.documents.iter().filter(|document| document.opstamp.is_some()).count()
+        self.documents
+            .iter()
+            .filter(|document| document.opstamp.is_some())
+            .count()
     }
 
     /// Positions and reasons of the documents that lack a code.
@@ -130,7 +133,9 @@ pub struct HashIndexWriter {
 
 impl std::fmt::Debug for HashIndexWriter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("HashIndexWriter").field("fields", &self.fields).finish_non_exhaustive()
+        f.debug_struct("HashIndexWriter")
+            .field("fields", &self.fields)
+            .finish_non_exhaustive()
     }
 }
 
@@ -166,7 +171,9 @@ impl HashIndexWriter {
         // tantivy refuses less than 15 MB a thread, so fewer threads share a small budget.
         let num_threads = num_threads.min((options.memory_budget_bytes / 15_000_000).max(1));
         // Nor does it take more than 4 GB a thread.
-        let budget = options.memory_budget_bytes.min(num_threads * ((4 << 30) - (2 << 20)));
+        let budget = options
+            .memory_budget_bytes
+            .min(num_threads * ((4 << 30) - (2 << 20)));
         let writer: IndexWriter = index.writer_with_num_threads(num_threads, budget)?;
         Ok(HashIndexWriter {
             state: RwLock::new(State::Open(writer)),
@@ -184,7 +191,10 @@ impl HashIndexWriter {
     /// As [`add_documents`](Self::add_documents).
     pub fn add_document(&self, document: TantivyDocument) -> Result<DocumentOutcome> {
         let mut outcome = self.add_documents(vec![document])?;
-        outcome.documents.pop().ok_or_else(|| Error::invalid("one document has one outcome"))
+        outcome
+            .documents
+            .pop()
+            .ok_or_else(|| Error::invalid("one document has one outcome"))
     }
 
     /// Adds documents; their pictures and vectors are encoded in batches first. One bad value never costs
@@ -205,7 +215,11 @@ impl HashIndexWriter {
     /// # Errors
     /// As [`add_documents`](Self::add_documents); `InvalidArgument` if the field cannot be a key or a
     /// document lacks it.
-    pub fn upsert_documents(&self, key: Field, documents: Vec<TantivyDocument>) -> Result<BatchOutcome> {
+    pub fn upsert_documents(
+        &self,
+        key: Field,
+        documents: Vec<TantivyDocument>,
+    ) -> Result<BatchOutcome> {
         self.check_key(key)?;
         self.add(documents, Some(key))
     }
@@ -214,13 +228,18 @@ impl HashIndexWriter {
         if let Some((idx, reason)) = (documents.iter().enumerate())
             .find_map(|(idx, document)| Some((idx, self.mistyped(document)?)))
         {
-            let message = format!("document {idx} of {}: {reason}; nothing was added", documents.len());
+            let message = format!(
+                "document {idx} of {}: {reason}; nothing was added",
+                documents.len()
+            );
             return Err(Error::invalid(message));
         }
         let keys = match key {
             None => vec![None; documents.len()],
             Some(key) => {
-                let terms = documents.iter().map(|document| self.key_of(key, document).map(Some));
+                let terms = documents
+                    .iter()
+                    .map(|document| self.key_of(key, document).map(Some));
                 terms.collect::<Result<_>>()?
             }
         };
@@ -233,7 +252,10 @@ impl HashIndexWriter {
             .into_iter()
             .map(|FieldBatch { field, payloads }| {
                 let (_, options) = self.field_options(field)?;
-                let entry = self.plugin.state().require_entry(&self.schema, field, options)?;
+                let entry = self
+                    .plugin
+                    .state()
+                    .require_entry(&self.schema, field, options)?;
                 Ok((field, payloads.clone(), entry.service.submit(payloads)?))
             })
             .collect::<Result<Vec<(Field, Vec<Payload>, Ticket)>>>()?;
@@ -244,7 +266,10 @@ impl HashIndexWriter {
         let finished: Vec<(TantivyDocument, Vec<(Field, CodeOutcome)>)> = prepared
             .into_iter()
             .map(|prepared| {
-                let Prepared { mut document, codes } = prepared;
+                let Prepared {
+                    mut document,
+                    codes,
+                } = prepared;
                 let mut outcomes = Vec::with_capacity(codes.len());
                 for (field, code) in codes {
                     let (code, outcome) = match code {
@@ -262,7 +287,10 @@ impl HashIndexWriter {
                                     self.report_failure(field, refusal(error), sha256);
                                     (None, CodeOutcome::Failed(refusal(error)))
                                 }
-                                None => (None, CodeOutcome::Failed("the encoder gave no answer".to_owned())),
+                                None => (
+                                    None,
+                                    CodeOutcome::Failed("the encoder gave no answer".to_owned()),
+                                ),
                             }
                         }
                     };
@@ -286,22 +314,34 @@ impl HashIndexWriter {
                     _ => None,
                 })
             };
-            let bad = finished.iter().enumerate().find_map(|(idx, (_, codes))| Some((idx, reason(codes)?)));
+            let bad = finished
+                .iter()
+                .enumerate()
+                .find_map(|(idx, (_, codes))| Some((idx, reason(codes)?)));
             if let Some((idx, reason)) = bad {
-                let message = format!("document {idx} of {}: {reason}; nothing was added", finished.len());
+                let message = format!(
+                    "document {idx} of {}: {reason}; nothing was added",
+                    finished.len()
+                );
                 return Err(ErrorKind::Payload(message).into());
             }
         }
         let skip_bad = self.on_bad_document == OnBadDocument::Skip;
-        let mut batch = BatchOutcome { documents: Vec::with_capacity(finished.len()) };
+        let mut batch = BatchOutcome {
+            documents: Vec::with_capacity(finished.len()),
+        };
         self.with_writer(|writer| {
             for ((document, codes), term) in finished.into_iter().zip(keys) {
-                let mut outcome = DocumentOutcome { opstamp: None, codes };
+                let mut outcome = DocumentOutcome {
+                    opstamp: None,
+                    codes,
+                };
                 if !skip_bad || outcome.failure().is_none() {
                     // A document a call: tantivy bounds its queue by the number of calls.
                     outcome.opstamp = Some(match term {
                         None => writer.add_document(document)?,
-                        Some(term) => writer.run([UserOperation::Delete(term), UserOperation::Add(document)])?,
+                        Some(term) => writer
+                            .run([UserOperation::Delete(term), UserOperation::Add(document)])?,
                     });
                 }
                 batch.documents.push(outcome);
@@ -316,11 +356,16 @@ impl HashIndexWriter {
     fn mistyped(&self, document: &TantivyDocument) -> Option<String> {
         document.field_values().find_map(|(field, value)| {
             if field.field_id() as usize >= self.schema.num_fields() {
-                return Some(format!("expected fields of the schema, got field {}", field.field_id()));
+                return Some(format!(
+                    "expected fields of the schema, got field {}",
+                    field.field_id()
+                ));
             }
             let entry = self.schema.get_field_entry(field);
             let fits = match entry.field_type() {
-                FieldType::Str(_) => value.as_str().is_some() || value.as_pre_tokenized_text().is_some(),
+                FieldType::Str(_) => {
+                    value.as_str().is_some() || value.as_pre_tokenized_text().is_some()
+                }
                 FieldType::U64(_) => value.as_u64().is_some(),
                 FieldType::I64(_) => value.as_i64().is_some(),
                 FieldType::F64(_) => value.as_f64().is_some(),
@@ -335,7 +380,10 @@ impl HashIndexWriter {
             };
             (!fits).then(|| {
                 let (name, expected) = (entry.name(), entry.field_type().value_type());
-                format!("field `{name}`: expected a value of type {expected:?}, got {:?}", OwnedValue::from(value.as_value()))
+                format!(
+                    "field `{name}`: expected a value of type {expected:?}, got {:?}",
+                    OwnedValue::from(value.as_value())
+                )
             })
         })
     }
@@ -346,10 +394,17 @@ impl HashIndexWriter {
     }
 
     /// Takes the values of hash fields out of a document.
-    fn prepare(&self, document: TantivyDocument, batches: &mut Vec<FieldBatch>) -> Result<Prepared> {
+    fn prepare(
+        &self,
+        document: TantivyDocument,
+        batches: &mut Vec<FieldBatch>,
+    ) -> Result<Prepared> {
         let is_hash = |field: Field| self.fields.iter().any(|(of, _)| *of == field);
         if !document.field_values().any(|(field, _)| is_hash(field)) {
-            return Ok(Prepared { document, codes: Vec::new() });
+            return Ok(Prepared {
+                document,
+                codes: Vec::new(),
+            });
         }
         let mut rest = TantivyDocument::new();
         let mut codes: Vec<(Field, PreparedCode)> = Vec::new();
@@ -365,7 +420,10 @@ impl HashIndexWriter {
             }
             codes.push((field, code));
         }
-        Ok(Prepared { document: rest, codes })
+        Ok(Prepared {
+            document: rest,
+            codes,
+        })
     }
 
     fn prepare_value(
@@ -387,11 +445,16 @@ impl HashIndexWriter {
                 Err(error) => Ok(PreparedCode::Refused(error.to_string())),
             },
             Ok(HashValue::Payload(payload)) => {
-                self.plugin.state().require_entry(&self.schema, field, options)?;
+                self.plugin
+                    .state()
+                    .require_entry(&self.schema, field, options)?;
                 let batch = match batches.iter_mut().position(|batch| batch.field == field) {
                     Some(position) => &mut batches[position],
                     None => {
-                        batches.push(FieldBatch { field, payloads: Vec::new() });
+                        batches.push(FieldBatch {
+                            field,
+                            payloads: Vec::new(),
+                        });
                         batches.last_mut().expect("just pushed")
                     }
                 };
@@ -409,13 +472,16 @@ impl HashIndexWriter {
     /// A key is looked up as one exact term.
     fn check_key(&self, key: Field) -> Result<()> {
         if key.field_id() as usize >= self.schema.num_fields() {
-            return Err(Error::invalid(format!("field {} is not in the schema", key.field_id())));
+            return Err(Error::invalid(format!(
+                "field {} is not in the schema",
+                key.field_id()
+            )));
         }
         let entry = self.schema.get_field_entry(key);
         let exact = match entry.field_type() {
-            FieldType::Str(options) => {
-                options.get_indexing_options().is_some_and(|indexing| indexing.tokenizer() == "raw")
-            }
+            FieldType::Str(options) => options
+                .get_indexing_options()
+                .is_some_and(|indexing| indexing.tokenizer() == "raw"),
             FieldType::U64(_) | FieldType::I64(_) | FieldType::Bytes(_) => entry.is_indexed(),
             // A facet is found by its ancestors too, so it names no single document.
             _ => false,
@@ -433,7 +499,9 @@ impl HashIndexWriter {
         let mut values = document.get_all(key);
         let name = self.schema.get_field_name(key);
         let (Some(value), None) = (values.next(), values.next()) else {
-            return Err(Error::invalid(format!("field `{name}`: expected one key in every document")));
+            return Err(Error::invalid(format!(
+                "field `{name}`: expected one key in every document"
+            )));
         };
         let value: OwnedValue = value.as_value().into();
         match value {
@@ -446,7 +514,9 @@ impl HashIndexWriter {
             OwnedValue::U64(value) => Ok(Term::from_field_u64(key, value)),
             OwnedValue::I64(value) => Ok(Term::from_field_i64(key, value)),
             OwnedValue::Bytes(bytes) => Ok(Term::from_field_bytes(key, &bytes)),
-            other => Err(Error::invalid(format!("field `{name}`: {other:?} cannot be a key"))),
+            other => Err(Error::invalid(format!(
+                "field `{name}`: {other:?} cannot be a key"
+            ))),
         }
     }
 
@@ -456,10 +526,14 @@ impl HashIndexWriter {
     /// `InvalidArgument` for a field whose terms are not indexed, where tantivy would delete nothing;
     /// `Tantivy` if the writer must be rolled back first.
     pub fn delete_term(&self, term: Term) -> Result<Opstamp> {
-        let entry = (self.schema.fields()).find(|(field, _)| *field == term.field()).map(|(_, entry)| entry);
+        let entry = (self.schema.fields())
+            .find(|(field, _)| *field == term.field())
+            .map(|(_, entry)| entry);
         if !entry.is_some_and(FieldEntry::is_indexed) {
             let name = entry.map_or("of another schema", FieldEntry::name);
-            return Err(Error::invalid(format!("expected a term of an indexed field, got field `{name}`")));
+            return Err(Error::invalid(format!(
+                "expected a term of an indexed field, got field `{name}`"
+            )));
         }
         self.with_writer(|writer| Ok(writer.delete_term(term)))
     }
@@ -518,7 +592,9 @@ impl HashIndexWriter {
                     // tantivy syncs the directory before it renames meta.json, not after.
                     let directory = writer.index().directory();
                     directory.sync_directory().map_err(|error| {
-                        let message = format!("commit {opstamp} is visible, syncing its directory failed: {error}");
+                        let message = format!(
+                            "commit {opstamp} is visible, syncing its directory failed: {error}"
+                        );
                         Error::new(ErrorKind::Io(message)).with_source(error)
                     })?;
                     Ok(opstamp)
@@ -532,7 +608,9 @@ impl HashIndexWriter {
             State::Failed(_, reason) => {
                 let reason = reason.clone();
                 Self::roll_back(&mut state, &reason)?;
-                let message = format!("{reason}; everything since the last commit was rolled back, add it again");
+                let message = format!(
+                    "{reason}; everything since the last commit was rolled back, add it again"
+                );
                 Err(ErrorKind::Tantivy(message).into())
             }
             State::Closed(reason) => Err(failed(reason)),
@@ -550,7 +628,9 @@ impl HashIndexWriter {
     fn roll_back(state: &mut State, reason: &str) -> Result<Opstamp> {
         let taken = std::mem::replace(state, State::Closed(reason.to_owned()));
         let (State::Open(mut writer) | State::Failed(mut writer, _)) = taken else {
-            let State::Closed(reason) = taken else { unreachable!("the two other states are taken above") };
+            let State::Closed(reason) = taken else {
+                unreachable!("the two other states are taken above")
+            };
             let error = failed(&reason);
             *state = State::Closed(reason);
             return Err(error);
@@ -594,7 +674,9 @@ impl HashIndexWriter {
                 merged?;
                 writer.garbage_collect_files().wait()?;
                 let directory = writer.index().directory();
-                directory.sync_directory().map_err(|error| Error::io("index directory", error))
+                directory
+                    .sync_directory()
+                    .map_err(|error| Error::io("index directory", error))
             }
             State::Failed(_, reason) | State::Closed(reason) => Err(failed(reason)),
         }
@@ -608,7 +690,9 @@ impl HashIndexWriter {
             if segments.len() <= 1 && !Self::has_deletes(writer)? {
                 return Ok(());
             }
-            let Err(error) = writer.merge(&segments).wait() else { return Ok(()) };
+            let Err(error) = writer.merge(&segments).wait() else {
+                return Ok(());
+            };
             let failed_at = Instant::now();
             while writer.index().searchable_segment_ids()? == segments {
                 if failed_at.elapsed() > BACKGROUND_MERGE_MAX {
@@ -620,7 +704,11 @@ impl HashIndexWriter {
     }
 
     fn has_deletes(writer: &IndexWriter) -> Result<bool> {
-        Ok(writer.index().searchable_segment_metas()?.iter().any(|segment| segment.has_deletes()))
+        Ok(writer
+            .index()
+            .searchable_segment_metas()?
+            .iter()
+            .any(|segment| segment.has_deletes()))
     }
 
     /// Waits for merges in the background and closes the writer. What was not committed is lost.

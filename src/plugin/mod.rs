@@ -16,7 +16,8 @@ mod value;
 
 pub use field::{FIELD_TYPE, HashFieldOptions, SchemaBuilderExt};
 pub use hybrid::{
-    Fused, Fusion, HybridHit, HybridResult, HybridSearch, Leg, LegHit, LegReport, Missing, Normalizer, fuse,
+    Fused, Fusion, HybridHit, HybridResult, HybridSearch, Leg, LegHit, LegReport, Missing,
+    Normalizer, fuse,
 };
 pub use index::{ColumnInfo, HashIndex, VerifyReport, merge_indices};
 pub use index_writer::{
@@ -32,9 +33,9 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
+use tantivy::SegmentPlugin;
 use tantivy::index::{Index, SegmentComponent, SegmentId, SegmentReader};
 use tantivy::schema::{Field, Schema};
-use tantivy::SegmentPlugin;
 
 use crate::encode::{EncodeError, Encoder, EncoderService, Payload, ServiceOptions};
 use crate::error::{Error, Result};
@@ -47,8 +48,15 @@ pub struct HashPlugin(Arc<PluginState>);
 
 impl fmt::Debug for HashPlugin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let models: Vec<&str> = self.0.encoders.iter().map(|entry| entry.encoder.model_id()).collect();
-        f.debug_struct("HashPlugin").field("encoders", &models).finish_non_exhaustive()
+        let models: Vec<&str> = self
+            .0
+            .encoders
+            .iter()
+            .map(|entry| entry.encoder.model_id())
+            .collect();
+        f.debug_struct("HashPlugin")
+            .field("encoders", &models)
+            .finish_non_exhaustive()
     }
 }
 
@@ -146,14 +154,18 @@ fn plugin_of(index: &Index) -> Option<Arc<PluginState>> {
     let live = LIVE_PLUGINS.lock();
     index.custom_plugins().iter().find_map(|plugin| {
         let address = Arc::as_ptr(plugin).cast::<()>();
-        live.iter().find(|state| state.as_ptr().cast::<()>() == address).and_then(Weak::upgrade)
+        live.iter()
+            .find(|state| state.as_ptr().cast::<()>() == address)
+            .and_then(Weak::upgrade)
     })
 }
 
 impl HashPlugin {
     /// A plugin without encoders: documents bring ready codes.
     pub fn new() -> HashPlugin {
-        HashPlugin::builder().build().expect("a plugin without encoders starts nothing that can fail")
+        HashPlugin::builder()
+            .build()
+            .expect("a plugin without encoders starts nothing that can fail")
     }
 
     /// A plugin that encodes pictures and vectors with this encoder.
@@ -194,12 +206,18 @@ impl HashPlugin {
     ///
     /// # Errors
     /// `InvalidArgument` if no encoder serves the field; `Payload` if the payload cannot be encoded.
-    pub fn encode(&self, schema: &Schema, field: Field, payload: Payload) -> Result<crate::HashCode> {
+    pub fn encode(
+        &self,
+        schema: &Schema,
+        field: Field,
+        payload: Payload,
+    ) -> Result<crate::HashCode> {
         let options = HashFieldOptions::of(schema, field)?;
         let entry = self.0.require_entry(schema, field, &options)?;
         let outcomes = entry.service.submit(vec![payload])?.wait();
         let outcome = outcomes.into_iter().next();
-        let outcome = outcome.ok_or_else(|| Error::invalid("the encoder answered nothing for one payload"))?;
+        let outcome = outcome
+            .ok_or_else(|| Error::invalid("the encoder answered nothing for one payload"))?;
         outcome.map_err(|error| crate::ErrorKind::Payload(error.to_string()).into())
     }
 
@@ -216,7 +234,9 @@ impl HashPlugin {
 impl PluginState {
     pub(crate) fn entry_for(&self, options: &HashFieldOptions) -> Option<&EncoderEntry> {
         let model_id = options.model_id.as_deref()?;
-        self.encoders.iter().find(|entry| entry.encoder.model_id() == model_id)
+        self.encoders
+            .iter()
+            .find(|entry| entry.encoder.model_id() == model_id)
     }
 
     pub(crate) fn require_entry(
@@ -226,7 +246,11 @@ impl PluginState {
         options: &HashFieldOptions,
     ) -> Result<&EncoderEntry> {
         self.entry_for(options).ok_or_else(|| {
-            let models: Vec<&str> = self.encoders.iter().map(|entry| entry.encoder.model_id()).collect();
+            let models: Vec<&str> = self
+                .encoders
+                .iter()
+                .map(|entry| entry.encoder.model_id())
+                .collect();
             Error::invalid(format!(
                 "field `{}`: expected an encoder of model {:?}, the plugin has {models:?}",
                 schema.get_field_name(field),
@@ -262,7 +286,9 @@ impl PluginState {
         }
         let segment = Arc::new(open_segment(reader, self.integrity)?);
         if keep == Keep::Cached {
-            self.segments.lock().insert(reader.segment_id(), segment.clone());
+            self.segments
+                .lock()
+                .insert(reader.segment_id(), segment.clone());
         }
         Ok(segment)
     }
@@ -282,7 +308,8 @@ fn open_segment(reader: &SegmentReader, integrity: Integrity) -> Result<HashSegm
     let file = contained(&name, || Ok(reader.open_read(component)))?
         .map_err(|error| Error::corrupt(name.clone(), error.to_string()))?;
     let bytes = file.read_bytes().map_err(|error| Error::io(&name, error))?;
-    HashSegment::open(Arc::new(bytes), reader.max_doc(), integrity).map_err(|error| in_file(&name, error))
+    HashSegment::open(Arc::new(bytes), reader.max_doc(), integrity)
+        .map_err(|error| in_file(&name, error))
 }
 
 /// Puts the file's name before the section of a `Corrupt` error.
@@ -298,8 +325,12 @@ pub(crate) fn in_file(name: &str, error: Error) -> Error {
 /// Runs a call into tantivy that reads files. tantivy 0.27 panics on some damaged ones, such as a file cut
 /// to 4 to 7 bytes; here that is an error like any other damage.
 pub(crate) fn contained<T>(what: &str, call: impl FnOnce() -> Result<T>) -> Result<T> {
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(call))
-        .unwrap_or_else(|_| Err(Error::corrupt(what, "tantivy gave up on reading it; restore or rebuild it")))
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).unwrap_or_else(|_| {
+        Err(Error::corrupt(
+            what,
+            "tantivy gave up on reading it; restore or rebuild it",
+        ))
+    })
 }
 
 /// A segment's hash field, checked against the schema that asks for it.
@@ -339,18 +370,25 @@ impl OpenColumn {
         options: &HashFieldOptions,
     ) -> Result<OpenColumn> {
         let field_id = field.field_id();
-        let section = || format!("{}.{EXTENSION}, meta of field {field_id}", reader.segment_id().uuid_string());
+        let section = || {
+            format!(
+                "{}.{EXTENSION}, meta of field {field_id}",
+                reader.segment_id().uuid_string()
+            )
+        };
         let column = segment
             .column(field_id)
             .ok_or_else(|| Error::corrupt(section(), "the field is missing from the segment"))?;
         let (expected, got) = (options.code_len()?, column.code_len());
         if expected != got {
-            let reason = format!("expected codes of {expected} bits as the schema says, found {got}");
+            let reason =
+                format!("expected codes of {expected} bits as the schema says, found {got}");
             return Err(Error::corrupt(section(), reason));
         }
         if options.model_id.as_deref() != column.model_id() {
             let (expected, found) = (&options.model_id, column.model_id());
-            let reason = format!("expected codes of model {expected:?} as the schema says, found {found:?}");
+            let reason =
+                format!("expected codes of model {expected:?} as the schema says, found {found:?}");
             return Err(Error::corrupt(section(), reason));
         }
         Ok(OpenColumn { segment, field_id })
@@ -369,7 +407,9 @@ impl std::ops::Deref for OpenColumn {
     type Target = HashColumn;
 
     fn deref(&self) -> &HashColumn {
-        self.segment.column(self.field_id).expect("checked when it was opened")
+        self.segment
+            .column(self.field_id)
+            .expect("checked when it was opened")
     }
 }
 
@@ -404,20 +444,30 @@ impl IngestReport {
     pub(crate) fn fail(&mut self, field: &str, reason: String, sha256: String) {
         self.failed += 1;
         if self.failures.len() < Self::FAILURES_KEPT {
-            self.failures.push(IngestFailure { field: field.to_owned(), reason, sha256 });
+            self.failures.push(IngestFailure {
+                field: field.to_owned(),
+                reason,
+                sha256,
+            });
         }
     }
 }
 
 pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 pub(crate) fn payload_sha256(payload: &Payload) -> String {
     match payload {
         Payload::Image(bytes) => sha256_hex(bytes),
         Payload::Vector(values) => {
-            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            let bytes: Vec<u8> = values
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect();
             sha256_hex(&bytes)
         }
     }

@@ -39,7 +39,11 @@ impl SegmentPlugin for PluginState {
             .into_iter()
             .map(|(field, options)| FieldWriter::new(&schema, field, options))
             .collect::<Result<Vec<_>>>()?;
-        Ok(Box::new(HashPluginWriter { plugin, fields, max_doc: 0 }))
+        Ok(Box::new(HashPluginWriter {
+            plugin,
+            fields,
+            max_doc: 0,
+        }))
     }
 
     fn merge(&self, ctx: PluginMergeContext) -> tantivy::Result<()> {
@@ -51,7 +55,10 @@ impl SegmentPlugin for PluginState {
                 .iter()
                 .map(|reader| OpenColumn::open_once(self, reader, field, &options))
                 .collect::<Result<Vec<_>>>()?;
-            let rows = sources.iter().map(|source| source.source()).collect::<Result<Vec<_>>>()?;
+            let rows = sources
+                .iter()
+                .map(|source| source.source())
+                .collect::<Result<Vec<_>>>()?;
             let mut column = Column::new(options.code_len()?);
             for (new_id, old) in (0..).zip(&order) {
                 let source = &rows[old.segment_ord as usize];
@@ -67,7 +74,11 @@ impl SegmentPlugin for PluginState {
 
 fn spec(field: Field, options: &HashFieldOptions) -> Result<ColumnSpec> {
     let (code_len, model_id) = (options.code_len()?, options.model_id.clone());
-    Ok(ColumnSpec { field_id: field.field_id(), code_len, model_id })
+    Ok(ColumnSpec {
+        field_id: field.field_id(),
+        code_len,
+        model_id,
+    })
 }
 
 impl PluginState {
@@ -136,9 +147,16 @@ impl FieldWriter {
     }
 
     fn add(&mut self, plugin: &PluginState, doc_id: DocId, bytes: &[u8]) {
-        let fail = |reason: String| plugin.report.lock().fail(&self.name, reason, sha256_hex(bytes));
+        let fail = |reason: String| {
+            plugin
+                .report
+                .lock()
+                .fail(&self.name, reason, sha256_hex(bytes))
+        };
         if self.last_doc == Some(doc_id) {
-            return fail("expected one value a document, got a second one, which is ignored".to_owned());
+            return fail(
+                "expected one value a document, got a second one, which is ignored".to_owned(),
+            );
         }
         self.last_doc = Some(doc_id);
         match HashValue::from_bytes(bytes) {
@@ -151,7 +169,9 @@ impl FieldWriter {
             Ok(HashValue::Payload(payload)) => {
                 let Some(entry) = plugin.entry_for(&self.options) else {
                     let model = self.options.model_id.as_deref().unwrap_or("(none named)");
-                    return fail(format!("expected an encoder of model {model} in the plugin, found none"));
+                    return fail(format!(
+                        "expected an encoder of model {model} in the plugin, found none"
+                    ));
                 };
                 self.pending_bytes += payload.size_bytes();
                 self.pending.push((doc_id, payload));
@@ -165,10 +185,22 @@ impl FieldWriter {
     fn send(&mut self, plugin: &PluginState) {
         let documents = std::mem::take(&mut self.pending);
         let size_bytes = std::mem::take(&mut self.pending_bytes);
-        let Some(entry) = plugin.entry_for(&self.options).filter(|_| !documents.is_empty()) else { return };
-        let payloads = documents.iter().map(|(_, payload)| payload.clone()).collect();
+        let Some(entry) = plugin
+            .entry_for(&self.options)
+            .filter(|_| !documents.is_empty())
+        else {
+            return;
+        };
+        let payloads = documents
+            .iter()
+            .map(|(_, payload)| payload.clone())
+            .collect();
         match entry.service.submit(payloads) {
-            Ok(ticket) => self.in_flight.push_back(InFlight { documents, size_bytes, ticket }),
+            Ok(ticket) => self.in_flight.push_back(InFlight {
+                documents,
+                size_bytes,
+                ticket,
+            }),
             Err(error) => self.refuse(plugin, &documents, &error.to_string()),
         }
         while self.in_flight.len() > BATCHES_IN_FLIGHT {
@@ -178,14 +210,21 @@ impl FieldWriter {
 
     /// Waits for the oldest batch.
     fn receive(&mut self, plugin: &PluginState) {
-        let Some(InFlight { documents, ticket, .. }) = self.in_flight.pop_front() else { return };
+        let Some(InFlight {
+            documents, ticket, ..
+        }) = self.in_flight.pop_front()
+        else {
+            return;
+        };
         let outcomes = ticket.wait();
         for ((doc_id, payload), outcome) in documents.iter().zip(outcomes) {
             let stored = outcome.and_then(|code: HashCode| {
-                self.column.push(*doc_id, &code).map_err(|error| EncodeError {
-                    stage: crate::encode::EncodeStage::Encode,
-                    reason: error.to_string(),
-                })
+                self.column
+                    .push(*doc_id, &code)
+                    .map_err(|error| EncodeError {
+                        stage: crate::encode::EncodeStage::Encode,
+                        reason: error.to_string(),
+                    })
             });
             let mut report = plugin.report.lock();
             match stored {
@@ -222,12 +261,17 @@ impl PluginWriter for HashPluginWriter {
     ) -> tantivy::Result<()> {
         self.max_doc = doc_id + 1;
         for (field, value) in document.erased_fields() {
-            let Some(writer) = self.fields.iter_mut().find(|writer| writer.field == field) else { continue };
+            let Some(writer) = self.fields.iter_mut().find(|writer| writer.field == field) else {
+                continue;
+            };
             match value {
-                ErasedValue::Leaf(ReferenceValueLeaf::Custom(bytes)) => writer.add(&self.plugin, doc_id, bytes),
+                ErasedValue::Leaf(ReferenceValueLeaf::Custom(bytes)) => {
+                    writer.add(&self.plugin, doc_id, bytes)
+                }
                 _ => self.plugin.report.lock().fail(
                     &writer.name,
-                    "expected a value made by add_code, add_image or add_vector, got another type".to_owned(),
+                    "expected a value made by add_code, add_image or add_vector, got another type"
+                        .to_owned(),
                     String::new(),
                 ),
             }
@@ -235,9 +279,20 @@ impl PluginWriter for HashPluginWriter {
         Ok(())
     }
 
-    fn serialize(self: Box<Self>, segment: &Segment, mapping: Option<&DocIdMapping>) -> tantivy::Result<()> {
-        let HashPluginWriter { plugin, fields, max_doc } = *self;
-        let mut columns: Vec<_> = fields.into_iter().map(|field| field.finish(&plugin)).collect();
+    fn serialize(
+        self: Box<Self>,
+        segment: &Segment,
+        mapping: Option<&DocIdMapping>,
+    ) -> tantivy::Result<()> {
+        let HashPluginWriter {
+            plugin,
+            fields,
+            max_doc,
+        } = *self;
+        let mut columns: Vec<_> = fields
+            .into_iter()
+            .map(|field| field.finish(&plugin))
+            .collect();
         if let Some(mapping) = mapping {
             let mut new_ids = vec![0; max_doc as usize];
             for (new_id, old_id) in (0..).zip(flush_order(max_doc, mapping)?) {
@@ -254,7 +309,10 @@ impl PluginWriter for HashPluginWriter {
         let in_flight = |field: &FieldWriter| -> usize {
             field.in_flight.iter().map(|batch| batch.size_bytes).sum()
         };
-        self.fields.iter().map(|field| field.column.mem_usage() + field.pending_bytes + in_flight(field)).sum()
+        self.fields
+            .iter()
+            .map(|field| field.column.mem_usage() + field.pending_bytes + in_flight(field))
+            .sum()
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -265,4 +323,3 @@ impl PluginWriter for HashPluginWriter {
         self
     }
 }
-

@@ -30,9 +30,13 @@ impl HashValue {
         let (tag, body) = match self {
             HashValue::Code(code) => (TAG_CODE, code.to_bytes()),
             HashValue::Payload(Payload::Image(bytes)) => (TAG_IMAGE, bytes.to_vec()),
-            HashValue::Payload(Payload::Vector(values)) => {
-                (TAG_VECTOR, values.iter().flat_map(|value| value.to_le_bytes()).collect())
-            }
+            HashValue::Payload(Payload::Vector(values)) => (
+                TAG_VECTOR,
+                values
+                    .iter()
+                    .flat_map(|value| value.to_le_bytes())
+                    .collect(),
+            ),
         };
         let mut bytes = Vec::with_capacity(1 + body.len());
         bytes.push(tag);
@@ -46,11 +50,16 @@ impl HashValue {
     /// `InvalidArgument` for bytes that [`HashDocumentExt`] never writes.
     pub fn from_bytes(bytes: &[u8]) -> Result<HashValue> {
         match bytes.split_first() {
-            Some((&(TAG_CODE | TAG_ENCODED), body)) => Ok(HashValue::Code(HashCode::from_bytes(body)?)),
+            Some((&(TAG_CODE | TAG_ENCODED), body)) => {
+                Ok(HashValue::Code(HashCode::from_bytes(body)?))
+            }
             Some((&TAG_IMAGE, body)) => Ok(HashValue::Payload(Payload::Image(body.into()))),
             Some((&TAG_VECTOR, body)) if body.len() % 4 == 0 => {
                 let (values, _) = body.as_chunks::<4>();
-                let values = values.iter().map(|value| f32::from_le_bytes(*value)).collect();
+                let values = values
+                    .iter()
+                    .map(|value| f32::from_le_bytes(*value))
+                    .collect();
                 Ok(HashValue::Payload(Payload::Vector(values)))
             }
             first => Err(Error::invalid(format!(

@@ -19,7 +19,10 @@ pub struct Column {
 impl Column {
     /// No codes yet.
     pub fn new(len: CodeLen) -> Column {
-        Column { codes: Codes::new(len), doc_ids: Vec::new() }
+        Column {
+            codes: Codes::new(len),
+            doc_ids: Vec::new(),
+        }
     }
 
     /// Adds the code of a document. Documents may come in any order, each at most once.
@@ -33,7 +36,12 @@ impl Column {
     }
 
     /// Adds row `row` of `codes` as the code of a document. Panics if the lengths differ.
-    pub fn push_row<D: Deref<Target = [u64]>>(&mut self, doc_id: u32, codes: &Codes<D>, row: usize) {
+    pub fn push_row<D: Deref<Target = [u64]>>(
+        &mut self,
+        doc_id: u32,
+        codes: &Codes<D>,
+        row: usize,
+    ) {
         self.codes.push_row(codes, row);
         self.doc_ids.push(doc_id);
     }
@@ -55,7 +63,9 @@ impl Column {
 
     /// Renumbers every document by `new_id` and restores the ascending order of rows.
     pub fn renumber(&mut self, new_id: impl Fn(u32) -> u32) {
-        self.doc_ids.iter_mut().for_each(|doc_id| *doc_id = new_id(*doc_id));
+        self.doc_ids
+            .iter_mut()
+            .for_each(|doc_id| *doc_id = new_id(*doc_id));
         self.sort();
     }
 
@@ -67,7 +77,8 @@ impl Column {
         let mut rows: Vec<u32> = (0..self.doc_ids.len() as u32).collect();
         rows.sort_unstable_by_key(|&row| self.doc_ids[row as usize]);
         let mut codes = Codes::with_capacity(self.codes.code_len(), rows.len());
-        rows.iter().for_each(|&row| codes.push_row(&self.codes, row as usize));
+        rows.iter()
+            .for_each(|&row| codes.push_row(&self.codes, row as usize));
         self.doc_ids = rows.iter().map(|&row| self.doc_ids[row as usize]).collect();
         self.codes = codes;
     }

@@ -50,9 +50,15 @@ impl SectionKind {
     }
 
     fn from_u16(kind: u16) -> Option<SectionKind> {
-        [Self::Meta, Self::Codes, Self::DocIds, Self::MihOffsets, Self::MihIds]
-            .into_iter()
-            .find(|known| known.to_u16() == kind)
+        [
+            Self::Meta,
+            Self::Codes,
+            Self::DocIds,
+            Self::MihOffsets,
+            Self::MihIds,
+        ]
+        .into_iter()
+        .find(|known| known.to_u16() == kind)
     }
 
     pub(crate) fn name(self) -> &'static str {
@@ -140,7 +146,10 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 }
 
 fn usize_at(bytes: &[u8], at: usize) -> Option<usize> {
-    usize::try_from(u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))).ok()
+    usize::try_from(u64::from_le_bytes(
+        bytes[at..at + 8].try_into().expect("eight bytes"),
+    ))
+    .ok()
 }
 
 /// What the header and the table say.
@@ -153,11 +162,17 @@ pub(crate) struct Layout {
 /// Reads the first [`HEADER_BYTES`] of a file: documents in the segment, hash fields in the file.
 pub(crate) fn read_header(bytes: &[u8]) -> Result<(u32, u32)> {
     let Some(header) = bytes.get(..HEADER_BYTES) else {
-        let reason = format!("expected at least {HEADER_BYTES} bytes, found {}", bytes.len());
+        let reason = format!(
+            "expected at least {HEADER_BYTES} bytes, found {}",
+            bytes.len()
+        );
         return Err(Error::corrupt("header", reason));
     };
     if header[..8] != MAGIC {
-        return Err(Error::corrupt("header", "expected the magic bytes TANHASH, found others"));
+        return Err(Error::corrupt(
+            "header",
+            "expected the magic bytes TANHASH, found others",
+        ));
     }
     if crc32fast::hash(&header[..60]) != u32_at(header, 60) {
         return Err(Error::corrupt("header", "its checksum does not match"));
@@ -165,7 +180,12 @@ pub(crate) fn read_header(bytes: &[u8]) -> Result<(u32, u32)> {
     let found = u32_at(header, 8);
     if !(OLDEST_READ_VERSION..=FORMAT_VERSION).contains(&found) {
         let (oldest, newest) = (OLDEST_READ_VERSION, FORMAT_VERSION);
-        return Err(ErrorKind::UnsupportedVersion { found, oldest, newest }.into());
+        return Err(ErrorKind::UnsupportedVersion {
+            found,
+            oldest,
+            newest,
+        }
+        .into());
     }
     Ok((u32_at(header, 16), u32_at(header, 20)))
 }
@@ -175,7 +195,10 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Layout> {
     let (max_doc, n_fields) = read_header(bytes)?;
     if bytes.len() < HEADER_BYTES + TRAILER_BYTES {
         let least = HEADER_BYTES + TRAILER_BYTES;
-        let reason = format!("expected a file of at least {least} bytes, found {}", bytes.len());
+        let reason = format!(
+            "expected a file of at least {least} bytes, found {}",
+            bytes.len()
+        );
         return Err(Error::corrupt("trailer", reason));
     }
     let trailer_offset = bytes.len() - TRAILER_BYTES;
@@ -189,17 +212,22 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Layout> {
         let reason = format!("expected a file of {file_len} bytes, found {}", bytes.len());
         return Err(Error::corrupt("trailer", reason));
     }
-    let table_offset = usize_at(trailer, 0).filter(|&at| at >= HEADER_BYTES && at <= trailer_offset);
+    let table_offset =
+        usize_at(trailer, 0).filter(|&at| at >= HEADER_BYTES && at <= trailer_offset);
     let n_sections = u32_at(trailer, 16) as usize;
     let table = table_offset.map(|at| &bytes[at..]);
     let Some(table) = table.filter(|table| {
         n_sections <= SECTIONS_MAX && table.len() == n_sections * ENTRY_BYTES + TRAILER_BYTES
     }) else {
-        let reason = format!("{n_sections} entries do not fit between the sections and the trailer");
+        let reason =
+            format!("{n_sections} entries do not fit between the sections and the trailer");
         return Err(Error::corrupt("section table", reason));
     };
     if crc32fast::hash(&table[..table.len() - 12]) != u32_at(trailer, 28) {
-        return Err(Error::corrupt("section table", "its checksum does not match"));
+        return Err(Error::corrupt(
+            "section table",
+            "its checksum does not match",
+        ));
     }
 
     let sections_end = table_offset.unwrap_or(0);
@@ -209,11 +237,16 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Layout> {
             if u16_at(entry, 6) & MUST_UNDERSTAND == 0 {
                 continue;
             }
-            let reason = format!("section kind {} is unknown to this build; upgrade", u16_at(entry, 4));
+            let reason = format!(
+                "section kind {} is unknown to this build; upgrade",
+                u16_at(entry, 4)
+            );
             return Err(Error::corrupt("section table", reason));
         };
         let (offset, len) = (usize_at(entry, 16), usize_at(entry, 24));
-        let end = offset.zip(len).and_then(|(offset, len)| offset.checked_add(len));
+        let end = offset
+            .zip(len)
+            .and_then(|(offset, len)| offset.checked_add(len));
         let section = Section {
             field_id: u32_at(entry, 0),
             kind,
@@ -224,10 +257,17 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Layout> {
         };
         let inside = end.is_some_and(|end| end <= sections_end) && section.offset >= HEADER_BYTES;
         if !inside || section.offset % SECTION_ALIGN != 0 {
-            let reason = format!("{} lies outside the file or off its alignment", section.name());
+            let reason = format!(
+                "{} lies outside the file or off its alignment",
+                section.name()
+            );
             return Err(Error::corrupt("section table", reason));
         }
         sections.push(section);
     }
-    Ok(Layout { max_doc, n_fields, sections })
+    Ok(Layout {
+        max_doc,
+        n_fields,
+        sections,
+    })
 }

@@ -5,7 +5,9 @@
 //! Knows no directory, index or query: it writes to an `io::Write` and reads from a byte slice.
 
 #[cfg(target_endian = "big")]
-compile_error!("tanhash reads its little-endian files in place and does not run on big-endian targets");
+compile_error!(
+    "tanhash reads its little-endian files in place and does not run on big-endian targets"
+);
 
 mod column;
 mod header;
@@ -13,8 +15,8 @@ mod reader;
 mod writer;
 
 pub use column::{Column, RowSource};
-pub(crate) use header::{HEADER_BYTES, read_header};
 pub use header::{FORMAT_VERSION, MAGIC, OLDEST_READ_VERSION};
+pub(crate) use header::{HEADER_BYTES, read_header};
 pub use reader::{HashColumn, HashSegment, Integrity, SegmentBytes};
 pub use writer::{ColumnSpec, SegmentWriter, TablePolicy};
 

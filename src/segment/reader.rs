@@ -38,7 +38,10 @@ pub struct HashSegment {
 
 impl fmt::Debug for HashSegment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HashSegment").field("max_doc", &self.max_doc).field("columns", &self.columns).finish()
+        f.debug_struct("HashSegment")
+            .field("max_doc", &self.max_doc)
+            .field("columns", &self.columns)
+            .finish()
     }
 }
 
@@ -58,14 +61,31 @@ impl HashSegment {
             return Err(Error::corrupt("header", reason));
         }
         let mut columns: Vec<HashColumn> = Vec::new();
-        for meta in layout.sections.iter().filter(|section| section.kind == SectionKind::Meta) {
-            if columns.iter().any(|column| column.field_id == meta.field_id) {
+        for meta in layout
+            .sections
+            .iter()
+            .filter(|section| section.kind == SectionKind::Meta)
+        {
+            if columns
+                .iter()
+                .any(|column| column.field_id == meta.field_id)
+            {
                 return Err(Error::corrupt(meta.name(), "the field appears twice"));
             }
-            columns.push(HashColumn::open(&bytes, meta, &layout.sections, max_doc, integrity)?);
+            columns.push(HashColumn::open(
+                &bytes,
+                meta,
+                &layout.sections,
+                max_doc,
+                integrity,
+            )?);
         }
         if columns.len() != layout.n_fields as usize {
-            let reason = format!("expected {} fields, found {}", layout.n_fields, columns.len());
+            let reason = format!(
+                "expected {} fields, found {}",
+                layout.n_fields,
+                columns.len()
+            );
             return Err(Error::corrupt("section table", reason));
         }
         Ok(HashSegment { max_doc, columns })
@@ -83,7 +103,9 @@ impl HashSegment {
 
     /// The hash field with this id in the schema.
     pub fn column(&self, field_id: u32) -> Option<&HashColumn> {
-        self.columns.iter().find(|column| column.field_id == field_id)
+        self.columns
+            .iter()
+            .find(|column| column.field_id == field_id)
     }
 
     /// Compares every checksum, and every table with the codes.
@@ -121,7 +143,10 @@ struct Checked {
 
 impl Checked {
     fn new(section: Section) -> Checked {
-        Checked { section, state: OnceLock::new() }
+        Checked {
+            section,
+            state: OnceLock::new(),
+        }
     }
 
     fn check(&self, bytes: &[u8]) -> Result<()> {
@@ -130,9 +155,14 @@ impl Checked {
             if found == self.section.crc32 {
                 return Ok(());
             }
-            Err(format!("expected checksum {:08x}, found {found:08x}; rebuild the index", self.section.crc32))
+            Err(format!(
+                "expected checksum {:08x}, found {found:08x}; rebuild the index",
+                self.section.crc32
+            ))
         });
-        state.clone().map_err(|reason| Error::corrupt(self.section.name(), reason))
+        state
+            .clone()
+            .map_err(|reason| Error::corrupt(self.section.name(), reason))
     }
 }
 
@@ -178,8 +208,8 @@ impl HashColumn {
         let raw: &[u8] = (**bytes).as_ref();
         let corrupt = |reason: String| Error::corrupt(meta.name(), reason);
         Checked::new(meta.clone()).check(raw)?;
-        let found: Meta =
-            serde_json::from_slice(&raw[meta.range()]).map_err(|error| corrupt(error.to_string()))?;
+        let found: Meta = serde_json::from_slice(&raw[meta.range()])
+            .map_err(|error| corrupt(error.to_string()))?;
         let code_len = CodeLen::new(found.bits).map_err(|error| corrupt(error.to_string()))?;
         let n_codes = found.n_codes;
         if n_codes > max_doc as usize {
@@ -193,8 +223,12 @@ impl HashColumn {
             });
             let section = match (found.next(), found.next()) {
                 (Some(section), None) => section,
-                (None, _) => return Err(corrupt(format!("the {} section is missing", kind.name()))),
-                (Some(section), Some(_)) => return Err(corrupt(format!("two sections {}", section.name()))),
+                (None, _) => {
+                    return Err(corrupt(format!("the {} section is missing", kind.name())));
+                }
+                (Some(section), Some(_)) => {
+                    return Err(corrupt(format!("two sections {}", section.name())));
+                }
             };
             if section.len != len {
                 let reason = format!("expected {len} bytes, found {}", section.len);
@@ -214,11 +248,14 @@ impl HashColumn {
         let mih = match found.mih {
             None => None,
             Some(params) => {
-                code_len.check(params.code_len()).map_err(|error| corrupt(error.to_string()))?;
+                code_len
+                    .check(params.code_len())
+                    .map_err(|error| corrupt(error.to_string()))?;
                 let tables = (0..params.n_substrings())
                     .map(|table_idx| {
                         let n_offsets = (1usize << params.width(table_idx)) + 1;
-                        let offsets = one(SectionKind::MihOffsets, table_idx as u32, n_offsets * 4)?;
+                        let offsets =
+                            one(SectionKind::MihOffsets, table_idx as u32, n_offsets * 4)?;
                         let ids = one(SectionKind::MihIds, table_idx as u32, n_codes * 4)?;
                         Ok((offsets, ids))
                     })
@@ -272,8 +309,12 @@ impl HashColumn {
         let tables = self.mih.iter().flat_map(|mih| &mih.tables);
         (
             self.codes.section.len,
-            self.doc_ids.as_ref().map_or(0, |doc_ids| doc_ids.section.len),
-            tables.map(|(offsets, ids)| offsets.section.len + ids.section.len).sum(),
+            self.doc_ids
+                .as_ref()
+                .map_or(0, |doc_ids| doc_ids.section.len),
+            tables
+                .map(|(offsets, ids)| offsets.section.len + ids.section.len)
+                .sum(),
         )
     }
 
@@ -307,7 +348,9 @@ impl HashColumn {
     /// # Errors
     /// `Corrupt`.
     pub fn doc_ids(&self) -> Result<Option<&[u32]>> {
-        let Some(doc_ids) = &self.doc_ids else { return Ok(None) };
+        let Some(doc_ids) = &self.doc_ids else {
+            return Ok(None);
+        };
         self.checked(doc_ids)?;
         let found = self.words(doc_ids);
         if found.last().is_some_and(|&last| last >= self.max_doc) {
@@ -322,7 +365,10 @@ impl HashColumn {
     /// # Errors
     /// `Corrupt`.
     pub fn source(&self) -> Result<RowSource<'_>> {
-        Ok(RowSource { codes: self.codes()?, doc_ids: self.doc_ids()? })
+        Ok(RowSource {
+            codes: self.codes()?,
+            doc_ids: self.doc_ids()?,
+        })
     }
 
     /// The code of a document, or `None` if it has none.
@@ -350,14 +396,23 @@ impl HashColumn {
             }
             _ => None,
         };
-        Ok(SegmentRows { codes: self.codes()?, doc_ids: self.doc_ids()?, mih, address_base })
+        Ok(SegmentRows {
+            codes: self.codes()?,
+            doc_ids: self.doc_ids()?,
+            mih,
+            address_base,
+        })
     }
 
     fn mih_view<'a>(&'a self, mih: &'a MihSections) -> Result<MihView<'a>> {
-        let tables = mih.tables.iter().enumerate().map(|(table_idx, (offsets, ids))| {
-            let width = mih.params.width(table_idx);
-            MihTable::from_parts(self.words(offsets), self.words(ids), self.n_codes, width)
-        });
+        let tables = mih
+            .tables
+            .iter()
+            .enumerate()
+            .map(|(table_idx, (offsets, ids))| {
+                let width = mih.params.width(table_idx);
+                MihTable::from_parts(self.words(offsets), self.words(ids), self.n_codes, width)
+            });
         MihView::new(&mih.params, tables.collect::<Result<Vec<_>>>()?)
     }
 
@@ -374,9 +429,13 @@ impl HashColumn {
         let past_the_end = (self.n_codes..self.n_codes.next_multiple_of(BLOCK_ROWS))
             .any(|row| (0..self.code_len.words()).any(|word_idx| codes.word(row, word_idx) != 0));
         let past_the_length = bits_in_last < 64
-            && (0..self.n_codes).any(|row| codes.word(row, self.code_len.words() - 1) >> bits_in_last != 0);
+            && (0..self.n_codes)
+                .any(|row| codes.word(row, self.code_len.words() - 1) >> bits_in_last != 0);
         if past_the_end || past_the_length {
-            return Err(Error::corrupt(self.codes.section.name(), "expected zero padding, found set bits"));
+            return Err(Error::corrupt(
+                self.codes.section.name(),
+                "expected zero padding, found set bits",
+            ));
         }
         if let Some(doc_ids) = &self.doc_ids {
             doc_ids.check(raw)?;
@@ -400,7 +459,11 @@ impl HashColumn {
 
     /// Where each large section of the file lies, by name: for tests and tools that damage or dump it.
     pub fn sections(&self) -> Vec<(String, Range<usize>)> {
-        let tables = self.mih.iter().flat_map(|mih| &mih.tables).flat_map(|(offsets, ids)| [offsets, ids]);
+        let tables = self
+            .mih
+            .iter()
+            .flat_map(|mih| &mih.tables)
+            .flat_map(|(offsets, ids)| [offsets, ids]);
         [&self.codes]
             .into_iter()
             .chain(&self.doc_ids)

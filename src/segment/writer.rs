@@ -11,7 +11,9 @@ use crate::code::CodeLen;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mih::{MihParams, MihTable};
 use crate::segment::column::Column;
-use crate::segment::header::{HEADER_BYTES, SECTION_ALIGN, Section, SectionKind, header_bytes, table_bytes};
+use crate::segment::header::{
+    HEADER_BYTES, SECTION_ALIGN, Section, SectionKind, header_bytes, table_bytes,
+};
 
 /// Whether a segment gets multi-index hashing tables. A matter of speed alone: answers never change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,8 +75,14 @@ impl<W: Write> SegmentWriter<W> {
     /// # Errors
     /// `Io`.
     pub fn new(mut out: W, max_doc: u32, n_fields: u32) -> Result<SegmentWriter<W>> {
-        out.write_all(&header_bytes(max_doc, n_fields)).map_err(write_error)?;
-        Ok(SegmentWriter { out, position: HEADER_BYTES, max_doc, sections: Vec::new() })
+        out.write_all(&header_bytes(max_doc, n_fields))
+            .map_err(write_error)?;
+        Ok(SegmentWriter {
+            out,
+            position: HEADER_BYTES,
+            max_doc,
+            sections: Vec::new(),
+        })
     }
 
     /// Writes a field: its codes, the documents they belong to, and the tables that `policy` asks for.
@@ -82,7 +90,12 @@ impl<W: Write> SegmentWriter<W> {
     /// # Errors
     /// `Io`; `CodeLenMismatch`; `InvalidArgument` if the column's documents are not ascending or lie
     /// past the segment.
-    pub fn add_field(&mut self, spec: &ColumnSpec, column: &Column, policy: TablePolicy) -> Result<()> {
+    pub fn add_field(
+        &mut self,
+        spec: &ColumnSpec,
+        column: &Column,
+        policy: TablePolicy,
+    ) -> Result<()> {
         let codes = column.codes();
         spec.code_len.check(codes.code_len())?;
         let doc_ids = column.doc_ids();
@@ -104,17 +117,35 @@ impl<W: Write> SegmentWriter<W> {
         let json = serde_json::to_vec(&meta).expect("numbers and strings always serialize");
         let field_id = spec.field_id;
         self.section(field_id, SectionKind::Meta, 0, &json)?;
-        self.section(field_id, SectionKind::Codes, 0, bytemuck::cast_slice(codes.blocks()))?;
+        self.section(
+            field_id,
+            SectionKind::Codes,
+            0,
+            bytemuck::cast_slice(codes.blocks()),
+        )?;
         if doc_ids.len() != self.max_doc as usize {
-            self.section(field_id, SectionKind::DocIds, 0, bytemuck::cast_slice(doc_ids))?;
+            self.section(
+                field_id,
+                SectionKind::DocIds,
+                0,
+                bytemuck::cast_slice(doc_ids),
+            )?;
         }
         for table_idx in 0..n_tables {
-            let params = meta.mih.as_ref().expect("there are tables only with parameters");
+            let params = meta
+                .mih
+                .as_ref()
+                .expect("there are tables only with parameters");
             let table = MihTable::build(&codes, params, table_idx)?;
             let param = table_idx as u32;
             let offsets = bytemuck::cast_slice(table.offsets());
             self.section(field_id, SectionKind::MihOffsets, param, offsets)?;
-            self.section(field_id, SectionKind::MihIds, param, bytemuck::cast_slice(table.ids()))?;
+            self.section(
+                field_id,
+                SectionKind::MihIds,
+                param,
+                bytemuck::cast_slice(table.ids()),
+            )?;
         }
         Ok(())
     }
@@ -130,11 +161,24 @@ impl<W: Write> SegmentWriter<W> {
         Ok(self.out)
     }
 
-    fn section(&mut self, field_id: u32, kind: SectionKind, param: u32, bytes: &[u8]) -> Result<()> {
+    fn section(
+        &mut self,
+        field_id: u32,
+        kind: SectionKind,
+        param: u32,
+        bytes: &[u8],
+    ) -> Result<()> {
         self.align()?;
         let crc32 = crc32fast::hash(bytes);
         let (offset, len) = (self.position, bytes.len());
-        self.sections.push(Section { field_id, kind, param, crc32, offset, len });
+        self.sections.push(Section {
+            field_id,
+            kind,
+            param,
+            crc32,
+            offset,
+            len,
+        });
         self.out.write_all(bytes).map_err(write_error)?;
         self.position += len;
         Ok(())
@@ -142,7 +186,9 @@ impl<W: Write> SegmentWriter<W> {
 
     fn align(&mut self) -> Result<()> {
         let padding = self.position.next_multiple_of(SECTION_ALIGN) - self.position;
-        self.out.write_all(&[0; SECTION_ALIGN][..padding]).map_err(write_error)?;
+        self.out
+            .write_all(&[0; SECTION_ALIGN][..padding])
+            .map_err(write_error)?;
         self.position += padding;
         Ok(())
     }

@@ -47,10 +47,16 @@ impl Encoder for Lookup {
         self.calls.fetch_add(1, Ordering::Relaxed);
         let bytes_of = |payload: &Payload| match payload {
             Payload::Image(bytes) => bytes.to_vec(),
-            Payload::Vector(values) => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+            Payload::Vector(values) => values
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect(),
             _ => Vec::new(),
         };
-        if batch.iter().any(|payload| bytes_of(payload).starts_with(b"batch")) {
+        if batch
+            .iter()
+            .any(|payload| bytes_of(payload).starts_with(b"batch"))
+        {
             return Err(Error::new(ErrorKind::Encoder("device lost".to_owned())));
         }
         let codes = batch.iter().map(|payload| {
@@ -58,7 +64,10 @@ impl Encoder for Lookup {
             assert!(!bytes.starts_with(b"panic"), "a planted panic");
             if bytes.starts_with(b"bad") {
                 let reason = "expected a picture, found something else".to_owned();
-                return Err(EncodeError { stage: EncodeStage::Decode, reason });
+                return Err(EncodeError {
+                    stage: EncodeStage::Decode,
+                    reason,
+                });
             }
             Ok(Lookup::code(self.len.bits(), &bytes))
         });

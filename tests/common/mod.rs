@@ -15,7 +15,10 @@ use tantivy::{Searcher, TantivyDocument, Term};
 
 /// A generator whose seed is printed, and can be set by `TANHASH_SEED` to repeat a failure.
 pub fn seeded(name: &str, default: u64) -> ChaCha8Rng {
-    let seed = std::env::var("TANHASH_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(default);
+    let seed = std::env::var("TANHASH_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+        .unwrap_or(default);
     println!("{name}: TANHASH_SEED={seed}");
     ChaCha8Rng::seed_from_u64(seed)
 }
@@ -53,14 +56,19 @@ pub struct Fields {
 /// A schema with a key, a number to sort and filter by, text, a group, and two hash fields.
 pub fn schema(bits: usize, model_id: Option<&str>) -> (Schema, Fields) {
     let mut builder = Schema::builder();
-    let image = HashFieldOptions { bits, model_id: model_id.map(str::to_owned) };
+    let image = HashFieldOptions {
+        bits,
+        model_id: model_id.map(str::to_owned),
+    };
     let fields = Fields {
         key: builder.add_u64_field("key", INDEXED | STORED | FAST),
         rank: builder.add_u64_field("rank", INDEXED | FAST),
         title: builder.add_text_field("title", TEXT | STORED),
         group: builder.add_text_field("group", STRING),
         image: builder.add_hash_field("image", image).unwrap(),
-        other: builder.add_hash_field("other", HashFieldOptions::new(16)).unwrap(),
+        other: builder
+            .add_hash_field("other", HashFieldOptions::new(16))
+            .unwrap(),
     };
     (builder.build(), fields)
 }
@@ -79,7 +87,12 @@ impl Doc {
         let image = rng.random_bool(0.8).then(|| random_code(rng, bits));
         let other = rng.random_bool(0.3).then(|| random_code(rng, 16));
         // Few ranks, so that sorted indexes meet ties.
-        Doc { key, rank: rng.random_range(0..8), image, other }
+        Doc {
+            key,
+            rank: rng.random_range(0..8),
+            image,
+            other,
+        }
     }
 
     pub fn group(&self) -> &'static str {
@@ -111,7 +124,10 @@ pub fn key_of(searcher: &Searcher, fields: &Fields, address: tantivy::DocAddress
 /// A term query for a group.
 pub fn group_query(fields: &Fields, group: &str) -> Box<dyn tantivy::query::Query> {
     let term = Term::from_field_text(fields.group, group);
-    Box::new(tantivy::query::TermQuery::new(term, tantivy::schema::IndexRecordOption::Basic))
+    Box::new(tantivy::query::TermQuery::new(
+        term,
+        tantivy::schema::IndexRecordOption::Basic,
+    ))
 }
 
 /// Fails unless the index holds exactly the model's documents with their codes, and finds their exact
@@ -130,11 +146,24 @@ pub fn check_against_model(
     for (segment_ord, reader) in (0..).zip(searcher.segment_readers()) {
         for doc_id in reader.doc_ids_alive() {
             found += 1;
-            let address = tantivy::DocAddress { segment_ord, doc_id };
+            let address = tantivy::DocAddress {
+                segment_ord,
+                doc_id,
+            };
             let key = key_of(&searcher, fields, address);
-            let doc = model.get(&key).unwrap_or_else(|| panic!("{what}: {key} resurfaced"));
-            assert_eq!(index.code(&searcher, fields.image, address).unwrap(), doc.image, "{what}: {key}");
-            assert_eq!(index.code(&searcher, fields.other, address).unwrap(), doc.other, "{what}: {key}");
+            let doc = model
+                .get(&key)
+                .unwrap_or_else(|| panic!("{what}: {key} resurfaced"));
+            assert_eq!(
+                index.code(&searcher, fields.image, address).unwrap(),
+                doc.image,
+                "{what}: {key}"
+            );
+            assert_eq!(
+                index.code(&searcher, fields.other, address).unwrap(),
+                doc.other,
+                "{what}: {key}"
+            );
         }
     }
     assert_eq!(found, model.len(), "{what}: live documents");
@@ -158,21 +187,39 @@ pub fn check_against_model(
             }
             let result = knn.search(&searcher).unwrap();
             let distances: Vec<u32> = result.hits.iter().map(|hit| hit.distance).collect();
-            assert_eq!(distances, wanted.iter().map(|hit| hit.0).collect::<Vec<_>>(), "{what}: k = {k}");
-            assert!(result.hits.is_sorted_by_key(|hit| (hit.distance, hit.address)), "{what}: ties");
+            assert_eq!(
+                distances,
+                wanted.iter().map(|hit| hit.0).collect::<Vec<_>>(),
+                "{what}: k = {k}"
+            );
+            assert!(
+                result
+                    .hits
+                    .is_sorted_by_key(|hit| (hit.distance, hit.address)),
+                "{what}: ties"
+            );
             for hit in &result.hits {
                 let key = key_of(&searcher, fields, hit.address);
                 let doc = &model[&key];
-                assert_eq!(doc.image.as_ref().unwrap().distance(query).unwrap(), hit.distance, "{what}");
+                assert_eq!(
+                    doc.image.as_ref().unwrap().distance(query).unwrap(),
+                    hit.distance,
+                    "{what}"
+                );
                 assert!(!third || doc.group() == "third", "{what}: filter");
             }
         }
     }
     let bits = query.code_len().bits() as u32;
     for radius in [0, bits / 4, bits / 2, bits] {
-        let wanted: Vec<(u32, u64)> =
-            expected.iter().filter(|(distance, _)| *distance <= radius).copied().collect();
-        let result = HammingQuery::new(fields.image, query.clone(), radius).search(&searcher, None).unwrap();
+        let wanted: Vec<(u32, u64)> = expected
+            .iter()
+            .filter(|(distance, _)| *distance <= radius)
+            .copied()
+            .collect();
+        let result = HammingQuery::new(fields.image, query.clone(), radius)
+            .search(&searcher, None)
+            .unwrap();
         let mut got: Vec<(u32, u64)> = result
             .hits
             .iter()

@@ -45,11 +45,16 @@ impl EncoderSpec {
                 let encoder = open_model(&dir.join(file))?;
                 if encoder.model_id() != model_id {
                     let found = encoder.model_id();
-                    bail!("{}: expected model {model_id}, found {found}", dir.join(file).display());
+                    bail!(
+                        "{}: expected model {model_id}, found {found}",
+                        dir.join(file).display()
+                    );
                 }
                 Some(encoder)
             }
-            EncoderSpec::Phash { bits } => Some(Arc::new(PerceptualHash::new(CodeLen::new(*bits)?)?)),
+            EncoderSpec::Phash { bits } => {
+                Some(Arc::new(PerceptualHash::new(CodeLen::new(*bits)?)?))
+            }
             EncoderSpec::Lsh { bits, dim, seed } => {
                 Some(Arc::new(SignLsh::new(CodeLen::new(*bits)?, *dim, *seed)?))
             }
@@ -61,7 +66,8 @@ impl EncoderSpec {
 #[cfg(feature = "torch")]
 pub fn open_model(path: &Path) -> Result<Arc<dyn Encoder>> {
     let device = tanhash::deep::Device::Auto;
-    let encoder = tanhash::deep::TorchEncoder::open(path, device).with_context(|| path.display().to_string())?;
+    let encoder = tanhash::deep::TorchEncoder::open(path, device)
+        .with_context(|| path.display().to_string())?;
     Ok(Arc::new(encoder))
 }
 
@@ -86,14 +92,21 @@ struct Manifest {
 fn copy_model(from: &Path, to: &Path) -> Result<()> {
     let about = || format!("copying {} to {}", from.display(), to.display());
     if to.exists() {
-        let same = fs::canonicalize(from).and_then(|from| Ok(from == fs::canonicalize(to)?)).with_context(about)?;
+        let same = fs::canonicalize(from)
+            .and_then(|from| Ok(from == fs::canonicalize(to)?))
+            .with_context(about)?;
         if same {
             return Ok(());
         }
-        bail!("expected no other file at {}, found one; choose another --index or move it", to.display());
+        bail!(
+            "expected no other file at {}, found one; choose another --index or move it",
+            to.display()
+        );
     }
     let temporary = to.with_extension("safetensors.part");
-    fs::copy(from, &temporary).and_then(|_| fs::rename(&temporary, to)).with_context(about)
+    fs::copy(from, &temporary)
+        .and_then(|_| fs::rename(&temporary, to))
+        .with_context(about)
 }
 
 /// The fields of the program's schema.
@@ -141,7 +154,9 @@ fn schema(options: HashFieldOptions) -> tanhash::Result<Schema> {
     let indexing = TextFieldIndexing::default()
         .set_tokenizer("en_stem")
         .set_index_option(IndexRecordOption::WithFreqsAndPositions);
-    let text = TextOptions::default().set_indexing_options(indexing).set_stored();
+    let text = TextOptions::default()
+        .set_indexing_options(indexing)
+        .set_stored();
     let mut builder = Schema::builder();
     builder.add_text_field("key", STRING | STORED);
     builder.add_text_field("label", STRING | STORED | FAST);
@@ -153,43 +168,73 @@ fn schema(options: HashFieldOptions) -> tanhash::Result<Schema> {
 
 impl Catalog {
     /// Creates an index in a directory that holds none; a model is copied into it.
-    pub fn create(dir: &Path, spec: EncoderSpec, plugin: impl Fn(Option<Arc<dyn Encoder>>) -> tanhash::Result<HashPlugin>) -> Result<Catalog> {
+    pub fn create(
+        dir: &Path,
+        spec: EncoderSpec,
+        plugin: impl Fn(Option<Arc<dyn Encoder>>) -> tanhash::Result<HashPlugin>,
+    ) -> Result<Catalog> {
         if dir.join("meta.json").exists() {
-            bail!("expected a directory without an index, found one in {}; choose another or remove it", dir.display());
+            bail!(
+                "expected a directory without an index, found one in {}; choose another or remove it",
+                dir.display()
+            );
         }
         fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
         let spec = match spec {
             EncoderSpec::Model { file, model_id } => {
                 copy_model(&file, &dir.join(MODEL_FILE))?;
-                EncoderSpec::Model { file: MODEL_FILE.into(), model_id }
+                EncoderSpec::Model {
+                    file: MODEL_FILE.into(),
+                    model_id,
+                }
             }
             other => other,
         };
         let encoder = spec.open(dir)?;
         let options = match (&encoder, &spec) {
-            (Some(encoder), _) => HashFieldOptions::new(encoder.code_len().bits()).model_id(encoder.model_id()),
+            (Some(encoder), _) => {
+                HashFieldOptions::new(encoder.code_len().bits()).model_id(encoder.model_id())
+            }
             (None, EncoderSpec::None { bits }) => HashFieldOptions::new(*bits),
             (None, _) => bail!("expected an encoder, got none"),
         };
-        let manifest = Manifest { format: 1, codes: spec.clone() };
+        let manifest = Manifest {
+            format: 1,
+            codes: spec.clone(),
+        };
         fs::write(dir.join(MANIFEST), serde_json::to_vec_pretty(&manifest)?)
             .with_context(|| dir.join(MANIFEST).display().to_string())?;
         let index = HashIndex::create_in_dir(dir, schema(options)?, plugin(encoder)?)?;
-        Ok(Catalog { fields: Fields::of(&index)?, index, spec })
+        Ok(Catalog {
+            fields: Fields::of(&index)?,
+            index,
+            spec,
+        })
     }
 
     /// Opens an index. Only [`Use::Encode`] loads its model.
     pub fn open(dir: &Path, purpose: Use, model: Option<&Path>) -> Result<Catalog> {
         if !dir.join("meta.json").is_file() {
-            bail!("expected an index in {}, found none; make one with `tanhash index`", dir.display());
+            bail!(
+                "expected an index in {}, found none; make one with `tanhash index`",
+                dir.display()
+            );
         }
         let path = dir.join(MANIFEST);
         let bytes = fs::read(&path).with_context(|| {
-            format!("{}: expected an index made by `tanhash index`", path.display())
+            format!(
+                "{}: expected an index made by `tanhash index`",
+                path.display()
+            )
         })?;
-        let manifest: Manifest = serde_json::from_slice(&bytes).with_context(|| path.display().to_string())?;
+        let manifest: Manifest =
+            serde_json::from_slice(&bytes).with_context(|| path.display().to_string())?;
         if manifest.format != 1 {
-            bail!("{}: expected format 1, found {}; upgrade", path.display(), manifest.format);
+            bail!(
+                "{}: expected format 1, found {}; upgrade",
+                path.display(),
+                manifest.format
+            );
         }
         let spec = manifest.codes;
         let encoder = match (purpose, model) {
@@ -199,28 +244,41 @@ impl Catalog {
         };
         let plugin = encoder.map_or_else(|| Ok(HashPlugin::new()), HashPlugin::with_encoder)?;
         let index = HashIndex::open_in_dir(dir, plugin)?;
-        Ok(Catalog { fields: Fields::of(&index)?, index, spec })
+        Ok(Catalog {
+            fields: Fields::of(&index)?,
+            index,
+            spec,
+        })
     }
 
     /// A query in tantivy's language; words without a field are looked for in `fields`.
     pub fn parse(&self, text: &str, fields: Vec<Field>) -> Result<Box<dyn Query>> {
         let mut parser = QueryParser::for_index(&self.index, fields);
         parser.set_conjunction_by_default();
-        parser.parse_query(text).with_context(|| format!("query {text:?}"))
+        parser
+            .parse_query(text)
+            .with_context(|| format!("query {text:?}"))
     }
 
     /// The stored fields of a document.
     pub fn record(&self, searcher: &Searcher, address: DocAddress) -> Result<Stored> {
         let document: TantivyDocument = searcher.doc(address)?;
         let text = |field| {
-            let value = document.get_first(field).and_then(|value| value.as_str().map(str::to_owned));
+            let value = document
+                .get_first(field)
+                .and_then(|value| value.as_str().map(str::to_owned));
             value.unwrap_or_default()
         };
         let meta = document.get_first(self.fields.meta).map(|value| {
             let value: tantivy::schema::OwnedValue = value.into();
             serde_json::to_value(value).unwrap_or_default()
         });
-        Ok(Stored { key: text(self.fields.key), label: text(self.fields.label), text: text(self.fields.text), meta })
+        Ok(Stored {
+            key: text(self.fields.key),
+            label: text(self.fields.label),
+            text: text(self.fields.text),
+            meta,
+        })
     }
 }
 

@@ -6,7 +6,12 @@ use crate::cmd;
 
 /// Exact Hamming search, deep hashing and hybrid text and image search on tantivy
 #[derive(Parser)]
-#[command(name = "tanhash", version, arg_required_else_help = true, max_term_width = 100)]
+#[command(
+    name = "tanhash",
+    version,
+    arg_required_else_help = true,
+    max_term_width = 100
+)]
 pub struct Arguments {
     /// Print results as JSON, one document or one line each, and nothing else, on stdout
     #[arg(long, global = true)]

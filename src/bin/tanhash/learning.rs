@@ -4,7 +4,9 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use tanhash::CodeLen;
 use tanhash::data::{self, Dataset, DatasetSpec, PictureShape};
-use tanhash::deep::{Device, MethodConfig, TorchEncoder, TrainOptions, TrainProgress, TrainSummary};
+use tanhash::deep::{
+    Device, MethodConfig, TorchEncoder, TrainOptions, TrainProgress, TrainSummary,
+};
 use tanhash::eval::{Protocol, Report};
 
 use crate::cmd::train::Args;
@@ -27,7 +29,10 @@ fn load_shaped(name: &str, shape: Option<PictureShape>, seed: u64) -> Result<Dat
         output::note(format!("left out {}: {reason}", path.display()));
     }
     if dataset.skipped.len() > 10 {
-        output::note(format!("left out {} pictures in all", dataset.skipped.len()));
+        output::note(format!(
+            "left out {} pictures in all",
+            dataset.skipped.len()
+        ));
     }
     Ok(dataset)
 }
@@ -42,14 +47,16 @@ pub fn train(dataset: &Dataset, args: &Args, seed: u64) -> Result<TrainSummary> 
         }
         other => {
             if args.margin.is_some() || args.scale.is_some() {
-                bail!("expected a method with a margin and a scale, got {}", other.name());
+                bail!(
+                    "expected a method with a margin and a scale, got {}",
+                    other.name()
+                );
             }
         }
     }
     let mut options = TrainOptions::new(method, CodeLen::new(args.bits)?, &args.out);
-    options.backbone = serde_json::from_value(Value::String(args.backbone.clone())).with_context(|| {
-        format!("expected the backbone conv-small, got {:?}", args.backbone)
-    })?;
+    options.backbone = serde_json::from_value(Value::String(args.backbone.clone()))
+        .with_context(|| format!("expected the backbone conv-small, got {:?}", args.backbone))?;
     options.epochs = args.epochs.unwrap_or(options.epochs);
     options.batch = args.batch.unwrap_or(options.batch);
     options.lr = args.lr.unwrap_or(options.lr);
@@ -81,11 +88,17 @@ pub fn evaluate(encoder: &TorchEncoder, dataset: &Dataset, protocol: &Protocol) 
     let bar = output::progress(total as u64, "encoding");
     let query = encoder.encode_pixels(&dataset.query, &mut |done| bar.set_position(done as u64))?;
     let offset = dataset.query.len();
-    let database =
-        encoder.encode_pixels(&dataset.database, &mut |done| bar.set_position((offset + done) as u64))?;
+    let database = encoder.encode_pixels(&dataset.database, &mut |done| {
+        bar.set_position((offset + done) as u64)
+    })?;
     bar.finish_and_clear();
-    let mut report =
-        tanhash::eval::evaluate(&query, &dataset.query.labels, &database, &dataset.database.labels, protocol)?;
+    let mut report = tanhash::eval::evaluate(
+        &query,
+        &dataset.query.labels,
+        &database,
+        &dataset.database.labels,
+        protocol,
+    )?;
     let config = encoder.config();
     for (name, value) in [
         ("data set", dataset.name.clone()),
@@ -93,7 +106,10 @@ pub fn evaluate(encoder: &TorchEncoder, dataset: &Dataset, protocol: &Protocol) 
         ("model", config.model_id.clone()),
         ("backbone", config.backbone.to_string()),
         ("training seed", config.seed.to_string()),
-        ("checkpoint", format!("last, after {} epochs", config.epochs_done)),
+        (
+            "checkpoint",
+            format!("last, after {} epochs", config.epochs_done),
+        ),
     ] {
         report.notes.insert(name.to_owned(), value);
     }
@@ -102,7 +118,10 @@ pub fn evaluate(encoder: &TorchEncoder, dataset: &Dataset, protocol: &Protocol) 
 
 /// mAP@R in one line.
 pub fn headline(report: &Report) -> String {
-    let spread = report.map_std.map(|std| format!(" ± {std:.5} over orders of ties")).unwrap_or_default();
+    let spread = report
+        .map_std
+        .map(|std| format!(" ± {std:.5} over orders of ties"))
+        .unwrap_or_default();
     format!(
         "{} {:.4}{spread}, {} bits, {} queries, {} pictures",
         report.metric(),

@@ -25,7 +25,10 @@ fn main() -> ExitCode {
     let place: Arc<Mutex<String>> = Arc::default();
     let hook = place.clone();
     std::panic::set_hook(Box::new(move |panic| {
-        let at = panic.location().map(|at| format!(" at {}:{}", at.file(), at.line())).unwrap_or_default();
+        let at = panic
+            .location()
+            .map(|at| format!(" at {}:{}", at.file(), at.line()))
+            .unwrap_or_default();
         *hook.lock().unwrap_or_else(PoisonError::into_inner) = at;
     }));
     match std::panic::catch_unwind(|| cmd::run(arguments)) {

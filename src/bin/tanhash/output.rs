@@ -33,7 +33,11 @@ pub fn progress(len: u64, what: &'static str) -> ProgressBar {
     }
     let bar = ProgressBar::new(len);
     let template = "{msg:>10} [{bar:30}] {human_pos}/{human_len} ({per_sec}, {eta} left)";
-    bar.set_style(ProgressStyle::with_template(template).expect("a fixed template").progress_chars("=> "));
+    bar.set_style(
+        ProgressStyle::with_template(template)
+            .expect("a fixed template")
+            .progress_chars("=> "),
+    );
     bar.set_message(what);
     bar.enable_steady_tick(Duration::from_millis(200));
     bar
@@ -59,7 +63,9 @@ pub fn one_line(error: &anyhow::Error) -> String {
 pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         let io = cause.downcast_ref::<io::Error>().map(io::Error::kind);
-        let json = cause.downcast_ref::<serde_json::Error>().and_then(serde_json::Error::io_error_kind);
+        let json = cause
+            .downcast_ref::<serde_json::Error>()
+            .and_then(serde_json::Error::io_error_kind);
         io.or(json) == Some(io::ErrorKind::BrokenPipe)
     })
 }

@@ -47,7 +47,11 @@ figure.query { margin-right: 1rem; } figure.query img { border-color: #0969da; }
 
 impl Page {
     pub fn to_html(&self) -> String {
-        let facts: String = self.facts.iter().map(|fact| format!("<li>{}</li>\n", escape(fact))).collect();
+        let facts: String = self
+            .facts
+            .iter()
+            .map(|fact| format!("<li>{}</li>\n", escape(fact)))
+            .collect();
         let sections: String = self.sections.iter().map(Section::to_html).collect();
         let title = escape(&self.title);
         format!(
@@ -64,7 +68,11 @@ impl Page {
 
 impl Section {
     fn to_html(&self) -> String {
-        let query = self.query.as_ref().map(|tile| tile.to_html("query")).unwrap_or_default();
+        let query = self
+            .query
+            .as_ref()
+            .map(|tile| tile.to_html("query"))
+            .unwrap_or_default();
         let tiles: String = self
             .tiles
             .iter()
@@ -113,8 +121,16 @@ mod tests {
 
     #[test]
     fn text_cannot_become_markup() {
-        let tile = Tile { png: vec![1], caption: "<b>\"&".into(), detail: String::new(), truth: None };
+        let tile = Tile {
+            png: vec![1],
+            caption: "<b>\"&".into(),
+            detail: String::new(),
+            truth: None,
+        };
         let html = tile.to_html("hit");
-        assert!(html.contains("&lt;b&gt;&quot;&amp;") && !html.contains("<b>"), "{html}");
+        assert!(
+            html.contains("&lt;b&gt;&quot;&amp;") && !html.contains("<b>"),
+            "{html}"
+        );
     }
 }

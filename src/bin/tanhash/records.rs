@@ -54,9 +54,12 @@ impl Record {
     /// SHA-256 of a picture, to find it again.
     pub fn sha256(&self) -> Option<String> {
         match &self.body {
-            Body::Payload(Payload::Image(bytes)) => {
-                Some(Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect())
-            }
+            Body::Payload(Payload::Image(bytes)) => Some(
+                Sha256::digest(bytes)
+                    .iter()
+                    .map(|byte| format!("{byte:02x}"))
+                    .collect(),
+            ),
             _ => None,
         }
     }
@@ -69,13 +72,16 @@ pub struct Records {
     pub iter: Box<dyn Iterator<Item = Result<Record>>>,
 }
 
-const PICTURES: [&str; 9] = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "jfif"];
+const PICTURES: [&str; 9] = [
+    "jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "jfif",
+];
 
 impl Records {
     /// A folder, a `.jsonl` manifest, a list of paths (`.txt`), or `.tar` shards.
     pub fn open(inputs: &[PathBuf]) -> Result<Records> {
         let has = |path: &Path, wanted: &str| {
-            path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case(wanted))
+            path.extension()
+                .is_some_and(|extension| extension.eq_ignore_ascii_case(wanted))
         };
         match inputs {
             [dir] if dir.is_dir() => folder(dir),
@@ -84,10 +90,16 @@ impl Records {
             shards if !shards.is_empty() && shards.iter().all(|shard| has(shard, "tar")) => {
                 Ok(self::shards(shards.to_vec()))
             }
-            [missing] if !missing.exists() => bail!("{}: no such file or directory", missing.display()),
+            [missing] if !missing.exists() => {
+                bail!("{}: no such file or directory", missing.display())
+            }
             _ => bail!(
                 "expected one folder, one manifest .jsonl, one list .txt, or .tar shards, got {}",
-                inputs.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" ")
+                inputs
+                    .iter()
+                    .map(|path| path.display().to_string())
+                    .collect::<Vec<_>>()
+                    .join(" ")
             ),
         }
     }
@@ -119,7 +131,10 @@ pub fn read_picture(path: &Path) -> Body {
 /// Folder and file names as words: `ankle_boots/red-1.jpg` is `ankle boots red 1`.
 fn words(key: &str) -> String {
     let stem = key.rsplit_once('.').map_or(key, |(stem, _)| stem);
-    stem.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
+    stem.split(|c: char| !c.is_alphanumeric())
+        .filter(|word| !word.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// Every picture below a folder, by path; its folder is its label. Symbolic links to folders are not
@@ -130,7 +145,9 @@ fn folder(dir: &Path) -> Result<Records> {
     while let Some(folder) = folders.pop() {
         let entries = match fs::read_dir(&folder) {
             Ok(entries) => entries,
-            Err(error) if folder == dir => return Err(anyhow!(error).context(dir.display().to_string())),
+            Err(error) if folder == dir => {
+                return Err(anyhow!(error).context(dir.display().to_string()));
+            }
             Err(_) => {
                 // The folder itself becomes a record, so that it is counted and named.
                 paths.push(folder);
@@ -140,20 +157,28 @@ fn folder(dir: &Path) -> Result<Records> {
         for entry in entries {
             let entry = entry.with_context(|| folder.display().to_string())?;
             let path = entry.path();
-            let kind = entry.file_type().with_context(|| path.display().to_string())?;
+            let kind = entry
+                .file_type()
+                .with_context(|| path.display().to_string())?;
             if kind.is_dir() {
                 folders.push(path);
             } else if path
                 .extension()
                 .and_then(|extension| extension.to_str())
-                .is_some_and(|extension| PICTURES.contains(&extension.to_ascii_lowercase().as_str()))
+                .is_some_and(|extension| {
+                    PICTURES.contains(&extension.to_ascii_lowercase().as_str())
+                })
             {
                 paths.push(path);
             }
         }
     }
     if paths.is_empty() {
-        bail!("{}: expected pictures ({}), found none", dir.display(), PICTURES.join(", "));
+        bail!(
+            "{}: expected pictures ({}), found none",
+            dir.display(),
+            PICTURES.join(", ")
+        );
     }
     paths.sort();
     let dir = dir.to_path_buf();
@@ -162,23 +187,47 @@ fn folder(dir: &Path) -> Result<Records> {
         let relative = path.strip_prefix(&dir).unwrap_or(&path);
         let key = relative.to_string_lossy().into_owned();
         let label = relative.parent().and_then(Path::file_name);
-        let label = label.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        Ok(Record { text: words(&key), label, key, body: read_picture(&path), ..Record::default() })
+        let label = label
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        Ok(Record {
+            text: words(&key),
+            label,
+            key,
+            body: read_picture(&path),
+            ..Record::default()
+        })
     });
-    Ok(Records { expected, iter: Box::new(iter) })
+    Ok(Records {
+        expected,
+        iter: Box::new(iter),
+    })
 }
 
 /// One path a line.
 fn list(file: &Path) -> Result<Records> {
     let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
     let base = file.parent().unwrap_or(Path::new("")).to_path_buf();
-    let paths: Vec<String> = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
+    let paths: Vec<String> = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .map(str::to_owned)
+        .collect();
     let expected = Some(paths.len());
     let iter = paths.into_iter().map(move |path| {
         let body = read_picture(&base.join(&path));
-        Ok(Record { text: words(&path), key: path, body, ..Record::default() })
+        Ok(Record {
+            text: words(&path),
+            key: path,
+            body,
+            ..Record::default()
+        })
     });
-    Ok(Records { expected, iter: Box::new(iter) })
+    Ok(Records {
+        expected,
+        iter: Box::new(iter),
+    })
 }
 
 /// A line of a manifest. Fields of other names go to `meta`.
@@ -219,18 +268,31 @@ fn manifest(file: &Path) -> Result<Records> {
             };
             let body = match (&line.code, &line.vector, &line.image) {
                 (Some(code), None, None) => Body::Code(HashCode::from_hex(code)?),
-                (None, Some(vector), None) => Body::Payload(Payload::Vector(vector.as_slice().into())),
+                (None, Some(vector), None) => {
+                    Body::Payload(Payload::Vector(vector.as_slice().into()))
+                }
                 (None, None, Some(image)) => read_picture(&base.join(image)),
                 (None, None, None) => Body::None,
                 _ => bail!("expected one of image, code and vector, got several"),
             };
             let label = line.label.as_ref().map(plain).unwrap_or_default();
             let text = line.text.unwrap_or_default();
-            Ok(Some(Record { key, label, text, meta: line.meta, body }))
+            Ok(Some(Record {
+                key,
+                label,
+                text,
+                meta: line.meta,
+                body,
+            }))
         };
-        record().with_context(|| format!("{name}, line {number}")).transpose()
+        record()
+            .with_context(|| format!("{name}, line {number}"))
+            .transpose()
     });
-    Ok(Records { expected: None, iter: Box::new(iter) })
+    Ok(Records {
+        expected: None,
+        iter: Box::new(iter),
+    })
 }
 
 /// Records of a shard that wait to be read further.
@@ -249,14 +311,19 @@ fn shards(paths: Vec<PathBuf>) -> Records {
             }
         }
     });
-    Records { expected: None, iter: Box::new(receive.into_iter()) }
+    Records {
+        expected: None,
+        iter: Box::new(receive.into_iter()),
+    }
 }
 
 /// The members of a WebDataset shard: files of one stem, up to the first dot of their name, are one record;
 /// `.txt` is its text, `.cls` its label, `.json` its further fields.
 fn read_shard(shard: &Path, send: &SyncSender<Result<Record>>) -> Result<()> {
     let name = shard.display().to_string();
-    let mut archive = tar::Archive::new(BufReader::new(File::open(shard).with_context(|| name.clone())?));
+    let mut archive = tar::Archive::new(BufReader::new(
+        File::open(shard).with_context(|| name.clone())?,
+    ));
     let damaged = || format!("{name}: the archive is damaged or ends early");
     let mut record: Option<Record> = None;
     for entry in archive.entries().with_context(damaged)? {
@@ -264,7 +331,11 @@ fn read_shard(shard: &Path, send: &SyncSender<Result<Record>>) -> Result<()> {
         if !entry.header().entry_type().is_file() {
             continue;
         }
-        let path = entry.path().with_context(damaged)?.to_string_lossy().into_owned();
+        let path = entry
+            .path()
+            .with_context(damaged)?
+            .to_string_lossy()
+            .into_owned();
         let base = path.rfind('/').map_or(0, |slash| slash + 1);
         let (stem, extension) = match path[base..].split_once('.') {
             Some((stem, extension)) => (&path[..base + stem.len()], extension.to_ascii_lowercase()),
@@ -276,12 +347,16 @@ fn read_shard(shard: &Path, send: &SyncSender<Result<Record>>) -> Result<()> {
         {
             return Ok(());
         }
-        let record = record.get_or_insert_with(|| Record { key: stem.to_owned(), ..Record::default() });
+        let record = record.get_or_insert_with(|| Record {
+            key: stem.to_owned(),
+            ..Record::default()
+        });
         let picture = PICTURES.contains(&extension.as_str());
         let (max_bytes, size) = (Limits::default().max_bytes as u64, entry.size());
         if size > max_bytes {
             if picture {
-                record.body = Body::Unreadable(format!("expected at most {max_bytes} bytes, got {size}"));
+                record.body =
+                    Body::Unreadable(format!("expected at most {max_bytes} bytes, got {size}"));
             }
             continue;
         }

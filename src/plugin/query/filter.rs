@@ -27,7 +27,9 @@ impl SegmentFilter {
         filter: Option<&dyn Weight>,
         reader: &SegmentReader,
     ) -> tantivy::Result<SegmentFilter> {
-        let Some(filter) = filter else { return Ok(SegmentFilter::Alive) };
+        let Some(filter) = filter else {
+            return Ok(SegmentFilter::Alive);
+        };
         let list_max = (reader.max_doc() / LIST_SHARE) as usize;
         let mut list: Vec<DocId> = Vec::new();
         let mut set: Option<BitSet> = None;
@@ -65,13 +67,13 @@ impl SegmentFilter {
         let max_doc = reader.max_doc();
         match (self, reader.alive_bitset()) {
             (SegmentFilter::Alive, None) => search(&Allowed::All),
-            (SegmentFilter::Alive, Some(alive)) => {
-                search(&Allowed::Where(&|doc_id| doc_id < max_doc && alive.is_alive(doc_id)))
-            }
+            (SegmentFilter::Alive, Some(alive)) => search(&Allowed::Where(&|doc_id| {
+                doc_id < max_doc && alive.is_alive(doc_id)
+            })),
             (SegmentFilter::Listed(list), _) => search(&Allowed::Listed(list)),
-            (SegmentFilter::Set(set), None) => {
-                search(&Allowed::Where(&|doc_id| doc_id < max_doc && set.contains(doc_id)))
-            }
+            (SegmentFilter::Set(set), None) => search(&Allowed::Where(&|doc_id| {
+                doc_id < max_doc && set.contains(doc_id)
+            })),
             (SegmentFilter::Set(set), Some(alive)) => search(&Allowed::Where(&|doc_id| {
                 doc_id < max_doc && set.contains(doc_id) && alive.is_alive(doc_id)
             })),

@@ -28,13 +28,20 @@ pub struct HammingResult {
 }
 
 impl HammingResult {
-    pub(crate) fn new(code_len: CodeLen, neighbors: &[Neighbor], stats: SearchStats) -> HammingResult {
+    pub(crate) fn new(
+        code_len: CodeLen,
+        neighbors: &[Neighbor],
+        stats: SearchStats,
+    ) -> HammingResult {
         let hits = neighbors.iter().map(|neighbor| HammingHit {
             address: address(neighbor),
             distance: neighbor.distance,
             score: code_len.score(neighbor.distance),
         });
-        HammingResult { hits: hits.collect(), stats }
+        HammingResult {
+            hits: hits.collect(),
+            stats,
+        }
     }
 }
 
@@ -44,7 +51,10 @@ pub(crate) fn address_base(segment_ord: u32) -> u64 {
 }
 
 pub(crate) fn address(neighbor: &Neighbor) -> DocAddress {
-    DocAddress { segment_ord: (neighbor.address >> 32) as u32, doc_id: neighbor.address as u32 }
+    DocAddress {
+        segment_ord: (neighbor.address >> 32) as u32,
+        doc_id: neighbor.address as u32,
+    }
 }
 
 /// Documents of one segment with their distances, ascending by document.
@@ -64,7 +74,12 @@ impl HitScorer {
         if hits.is_empty() {
             return Box::new(EmptyScorer);
         }
-        Box::new(HitScorer { hits, position: 0, code_len, boost })
+        Box::new(HitScorer {
+            hits,
+            position: 0,
+            code_len,
+            boost,
+        })
     }
 }
 
@@ -76,13 +91,16 @@ impl DocSet for HitScorer {
 
     fn seek(&mut self, target: DocId) -> DocId {
         if self.doc() < target {
-            self.position += self.hits[self.position..].partition_point(|&(doc_id, _)| doc_id < target);
+            self.position +=
+                self.hits[self.position..].partition_point(|&(doc_id, _)| doc_id < target);
         }
         self.doc()
     }
 
     fn doc(&self) -> DocId {
-        self.hits.get(self.position).map_or(TERMINATED, |&(doc_id, _)| doc_id)
+        self.hits
+            .get(self.position)
+            .map_or(TERMINATED, |&(doc_id, _)| doc_id)
     }
 
     fn size_hint(&self) -> u32 {
@@ -92,7 +110,9 @@ impl DocSet for HitScorer {
 
 impl Scorer for HitScorer {
     fn score(&mut self) -> Score {
-        self.hits.get(self.position).map_or(0.0, |&(_, distance)| self.code_len.score(distance) * self.boost)
+        self.hits.get(self.position).map_or(0.0, |&(_, distance)| {
+            self.code_len.score(distance) * self.boost
+        })
     }
 }
 
@@ -105,9 +125,14 @@ pub(crate) fn explain(
 ) -> tantivy::Result<Explanation> {
     let found = hits.binary_search_by_key(&doc_id, |&(doc_id, _)| doc_id);
     let Ok(position) = found else {
-        return Err(TantivyError::InvalidArgument(format!("document {doc_id} is not a hit of {what}")));
+        return Err(TantivyError::InvalidArgument(format!(
+            "document {doc_id} is not a hit of {what}"
+        )));
     };
     let (distance, bits) = (hits[position].1, code_len.bits());
     let description = format!("{what}, ({bits} bits - distance {distance}) / {bits}");
-    Ok(Explanation::new_with_string(description, code_len.score(distance)))
+    Ok(Explanation::new_with_string(
+        description,
+        code_len.score(distance),
+    ))
 }

@@ -13,7 +13,9 @@ use crate::engine::{self, EngineChoice, SearchStats};
 use crate::error::{Error, Result};
 use crate::plugin::field::HashFieldOptions;
 use crate::plugin::query::filter::SegmentFilter;
-use crate::plugin::query::hits::{DocDistances, HammingResult, HitScorer, address, address_base, explain};
+use crate::plugin::query::hits::{
+    DocDistances, HammingResult, HitScorer, address, address_base, explain,
+};
 use crate::plugin::{OpenColumn, plugin_of};
 use crate::topk::{Neighbor, TopK};
 
@@ -61,7 +63,14 @@ impl fmt::Debug for KnnQuery {
 impl KnnQuery {
     /// The `k` nearest to `code` in a hash field. `k` is at least 1 and may exceed the number of documents.
     pub fn new(field: Field, code: HashCode, k: usize) -> KnnQuery {
-        KnnQuery { field, code, k, filter: None, max_distance: None, engine: EngineChoice::default() }
+        KnnQuery {
+            field,
+            code,
+            k,
+            filter: None,
+            max_distance: None,
+            engine: EngineChoice::default(),
+        }
     }
 
     /// Only documents that match `filter` count, before the cut to `k`. A second filter is added to the
@@ -69,7 +78,9 @@ impl KnnQuery {
     pub fn filter(mut self, filter: Box<dyn Query>) -> KnnQuery {
         self.filter = Some(match self.filter.take() {
             None => filter,
-            Some(first) => Box::new(tantivy::query::BooleanQuery::intersection(vec![first, filter])),
+            Some(first) => Box::new(tantivy::query::BooleanQuery::intersection(vec![
+                first, filter,
+            ])),
         });
         self
     }
@@ -116,7 +127,11 @@ impl KnnQuery {
         let max_distance = self.max_distance.unwrap_or(code_len.bits() as u32);
         check_distance(code_len, max_distance)?;
 
-        let filter = self.filter.as_ref().map(|filter| filter.weight(scoring_off(searcher))).transpose()?;
+        let filter = self
+            .filter
+            .as_ref()
+            .map(|filter| filter.weight(scoring_off(searcher)))
+            .transpose()?;
         let plugin = plugin_of(searcher.index());
         if let Some(plugin) = &plugin {
             plugin.prune(searcher.segment_readers());
@@ -130,11 +145,21 @@ impl KnnQuery {
                 continue;
             }
             let allowed = SegmentFilter::evaluate(filter.as_deref(), reader)?;
-            let rows = column.rows(address_base(segment_ord), self.engine != EngineChoice::Scan).map_err(OpenColumn::about(reader))?;
-            allowed.with_allowed(reader, |allowed| {
-                engine::knn(&rows, self.engine, &self.code, allowed, &mut top, &mut stats)
-            })
-            .map_err(OpenColumn::about(reader))?;
+            let rows = column
+                .rows(address_base(segment_ord), self.engine != EngineChoice::Scan)
+                .map_err(OpenColumn::about(reader))?;
+            allowed
+                .with_allowed(reader, |allowed| {
+                    engine::knn(
+                        &rows,
+                        self.engine,
+                        &self.code,
+                        allowed,
+                        &mut top,
+                        &mut stats,
+                    )
+                })
+                .map_err(OpenColumn::about(reader))?;
         }
         tracing::debug!(k = self.k, ?stats, "k-NN search");
         Ok((top.into_sorted(), stats))
@@ -166,10 +191,15 @@ impl Query for KnnQuery {
         for neighbor in &neighbors {
             let address = address(neighbor);
             let segment_id = searcher.segment_reader(address.segment_ord).segment_id();
-            hits.entry(segment_id).or_default().push((address.doc_id, neighbor.distance));
+            hits.entry(segment_id)
+                .or_default()
+                .push((address.doc_id, neighbor.distance));
         }
         hits.values_mut().for_each(|hits| hits.sort_unstable());
-        Ok(Box::new(KnnWeight { hits, code_len: self.code.code_len() }))
+        Ok(Box::new(KnnWeight {
+            hits,
+            code_len: self.code.code_len(),
+        }))
     }
 }
 
@@ -187,7 +217,11 @@ impl KnnWeight {
 
 impl Weight for KnnWeight {
     fn scorer(&self, reader: &SegmentReader, boost: Score) -> tantivy::Result<Box<dyn Scorer>> {
-        Ok(HitScorer::boxed(self.of(reader).to_vec(), self.code_len, boost))
+        Ok(HitScorer::boxed(
+            self.of(reader).to_vec(),
+            self.code_len,
+            boost,
+        ))
     }
 
     fn explain(&self, reader: &SegmentReader, doc_id: DocId) -> tantivy::Result<Explanation> {

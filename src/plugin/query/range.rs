@@ -31,7 +31,12 @@ pub struct HammingQuery {
 impl HammingQuery {
     /// All within `radius` of `code` in a hash field.
     pub fn new(field: Field, code: HashCode, radius: u32) -> HammingQuery {
-        HammingQuery { field, code, radius, engine: EngineChoice::default() }
+        HammingQuery {
+            field,
+            code,
+            radius,
+            engine: EngineChoice::default(),
+        }
     }
 
     /// The engine to search with. Every engine gives the same answer.
@@ -61,25 +66,49 @@ impl HammingQuery {
         let mut stats = SearchStats::default();
         for (segment_ord, reader) in (0..).zip(searcher.segment_readers()) {
             let allowed = SegmentFilter::evaluate(filter.as_deref(), reader)?;
-            weight.search_segment(reader, address_base(segment_ord), &allowed, &mut found, &mut stats)?;
+            weight.search_segment(
+                reader,
+                address_base(segment_ord),
+                &allowed,
+                &mut found,
+                &mut stats,
+            )?;
         }
         found.sort_unstable();
         Ok(HammingResult::new(weight.code.code_len(), &found, stats))
     }
 
-    fn weight_of(&self, schema: &Schema, plugin: Option<Arc<PluginState>>) -> Result<HammingWeight> {
+    fn weight_of(
+        &self,
+        schema: &Schema,
+        plugin: Option<Arc<PluginState>>,
+    ) -> Result<HammingWeight> {
         let options = HashFieldOptions::of(schema, self.field)?;
         let code_len = options.code_len()?;
         code_len.check(self.code.code_len())?;
         check_distance(code_len, self.radius)?;
-        let HammingQuery { field, code, radius, engine } = self.clone();
-        Ok(HammingWeight { field, options, code, radius, engine, plugin })
+        let HammingQuery {
+            field,
+            code,
+            radius,
+            engine,
+        } = self.clone();
+        Ok(HammingWeight {
+            field,
+            options,
+            code,
+            radius,
+            engine,
+            plugin,
+        })
     }
 }
 
 impl Query for HammingQuery {
     fn weight(&self, scoring: EnableScoring<'_>) -> tantivy::Result<Box<dyn Weight>> {
-        let plugin = scoring.searcher().and_then(|searcher| plugin_of(searcher.index()));
+        let plugin = scoring
+            .searcher()
+            .and_then(|searcher| plugin_of(searcher.index()));
         Ok(Box::new(self.weight_of(scoring.schema(), plugin)?))
     }
 }
@@ -109,11 +138,22 @@ impl HammingWeight {
         if column.n_codes() == 0 {
             return Ok(());
         }
-        let rows = column.rows(address_base, self.engine != EngineChoice::Scan).map_err(OpenColumn::about(reader))?;
-        allowed.with_allowed(reader, |allowed| {
-            engine::range(&rows, self.engine, &self.code, self.radius, allowed, found, stats)
-        })
-        .map_err(OpenColumn::about(reader))
+        let rows = column
+            .rows(address_base, self.engine != EngineChoice::Scan)
+            .map_err(OpenColumn::about(reader))?;
+        allowed
+            .with_allowed(reader, |allowed| {
+                engine::range(
+                    &rows,
+                    self.engine,
+                    &self.code,
+                    self.radius,
+                    allowed,
+                    found,
+                    stats,
+                )
+            })
+            .map_err(OpenColumn::about(reader))
     }
 
     fn code_len(&self) -> CodeLen {
@@ -124,8 +164,10 @@ impl HammingWeight {
     fn hits(&self, reader: &SegmentReader) -> Result<DocDistances> {
         let (mut found, mut stats) = (Vec::new(), SearchStats::default());
         self.search_segment(reader, 0, &SegmentFilter::Alive, &mut found, &mut stats)?;
-        let mut hits: DocDistances =
-            found.iter().map(|neighbor| (neighbor.address as DocId, neighbor.distance)).collect();
+        let mut hits: DocDistances = found
+            .iter()
+            .map(|neighbor| (neighbor.address as DocId, neighbor.distance))
+            .collect();
         hits.sort_unstable();
         Ok(hits)
     }

@@ -15,8 +15,8 @@ use serde::Serialize;
 use serde_json::json;
 use tanhash::engine::{EngineChoice, SearchStats};
 use tanhash::plugin::{
-    HammingQuery, HammingResult, HashDocumentExt, HashFieldOptions, HashIndex, HashPlugin, KnnQuery,
-    SchemaBuilderExt, WriterOptions,
+    HammingQuery, HammingResult, HashDocumentExt, HashFieldOptions, HashIndex, HashPlugin,
+    KnnQuery, SchemaBuilderExt, WriterOptions,
 };
 use tanhash::segment::{EXTENSION, TablePolicy};
 use tanhash::{CodeLen, Codes, HashCode};
@@ -108,21 +108,44 @@ fn in_share(row: u64, multiplier: u64, share: f64) -> bool {
 
 pub fn run(args: Args) -> Result<()> {
     let len = CodeLen::new(args.bits)?;
-    ensure!(args.batch > 0 && args.threads > 0 && args.segments > 0, "expected batch, threads and segments of at least 1");
+    ensure!(
+        args.batch > 0 && args.threads > 0 && args.segments > 0,
+        "expected batch, threads and segments of at least 1"
+    );
     for share in args.filter_share.iter().chain(&args.delete_share) {
-        ensure!((0.0..=1.0).contains(share), "expected shares from 0 to 1, got {share}");
+        ensure!(
+            (0.0..=1.0).contains(share),
+            "expected shares from 0 to 1, got {share}"
+        );
     }
     if args.k.is_empty() && args.radius.is_empty() {
         bail!("expected something to measure: give --k, --radius or both");
     }
-    ensure!(args.k.iter().all(|&k| k > 0), "expected --k of at least 1, got 0");
-    if let Some(radius) = args.radius.iter().find(|&&radius| radius as usize > args.bits) {
-        bail!("expected --radius of at most {}, the bits of a code, got {radius}", args.bits);
+    ensure!(
+        args.k.iter().all(|&k| k > 0),
+        "expected --k of at least 1, got 0"
+    );
+    if let Some(radius) = args
+        .radius
+        .iter()
+        .find(|&&radius| radius as usize > args.bits)
+    {
+        bail!(
+            "expected --radius of at most {}, the bits of a code, got {radius}",
+            args.bits
+        );
     }
     let codes = read_codes(&args.codes, len)?;
     let queries = read_codes(&args.queries, len)?;
-    let n_queries = args.max_queries.unwrap_or(usize::MAX).min(queries.n_codes());
-    ensure!(n_queries > 0, "{}: expected at least one query, got none", args.queries.display());
+    let n_queries = args
+        .max_queries
+        .unwrap_or(usize::MAX)
+        .min(queries.n_codes());
+    ensure!(
+        n_queries > 0,
+        "{}: expected at least one query, got none",
+        args.queries.display()
+    );
     let queries: Vec<HashCode> = (0..n_queries).map(|row| queries.get(row)).collect();
 
     let temporary = tempfile::tempdir()?;
@@ -137,13 +160,21 @@ pub fn run(args: Args) -> Result<()> {
     let bench = Bench::open(dir)?;
     let open_ms = started.elapsed().as_secs_f64() * 1e3;
     let index_bytes = index_bytes(dir)?;
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads).build()?;
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(args.threads)
+        .build()?;
     let mut answers = match &args.out_distances {
-        Some(path) => Some(BufWriter::new(File::create(path).with_context(|| path.display().to_string())?)),
+        Some(path) => Some(BufWriter::new(
+            File::create(path).with_context(|| path.display().to_string())?,
+        )),
         None => None,
     };
 
-    let ops = args.k.iter().map(|&k| Op::Knn(k)).chain(args.radius.iter().map(|&radius| Op::Radius(radius)));
+    let ops = args
+        .k
+        .iter()
+        .map(|&k| Op::Knn(k))
+        .chain(args.radius.iter().map(|&radius| Op::Radius(radius)));
     let shares: Vec<Option<f64>> = match args.filter_share.is_empty() {
         true => vec![None],
         false => args.filter_share.iter().map(|&share| Some(share)).collect(),
@@ -172,7 +203,11 @@ pub fn run(args: Args) -> Result<()> {
                 let mut stats = SearchStats::default();
                 batches.iter().for_each(|(_, batch, _)| stats.add(batch));
                 let sizes = queries.chunks(args.batch).map(<[_]>::len);
-                let total_ms: f64 = batches.iter().zip(sizes).map(|((ms, _, _), size)| ms * size as f64).sum();
+                let total_ms: f64 = batches
+                    .iter()
+                    .zip(sizes)
+                    .map(|((ms, _, _), size)| ms * size as f64)
+                    .sum();
                 let (name, k, radius) = match op {
                     Op::Knn(k) => ("knn", Some(k), None),
                     Op::Radius(radius) => ("radius", None, Some(radius)),
@@ -191,10 +226,20 @@ pub fn run(args: Args) -> Result<()> {
                 if let Some(out) = &mut answers {
                     let results = batches.iter().flat_map(|(_, _, results)| results);
                     for (query, result) in results.enumerate() {
-                        let distances: Vec<u32> = result.hits.iter().map(|hit| hit.distance).collect();
+                        let distances: Vec<u32> =
+                            result.hits.iter().map(|hit| hit.distance).collect();
                         let (op, engine) = (name, engine.to_string());
                         let (ids, distances) = (bench.ids(result), &distances[..]);
-                        let answer = Answer { op, k, radius, engine, filter_share: share, query, ids, distances };
+                        let answer = Answer {
+                            op,
+                            k,
+                            radius,
+                            engine,
+                            filter_share: share,
+                            query,
+                            ids,
+                            distances,
+                        };
                         serde_json::to_writer(&mut *out, &answer)?;
                         out.write_all(b"\n")?;
                     }
@@ -218,7 +263,11 @@ fn index_bytes(dir: &Path) -> Result<u64> {
     let mut bytes = 0;
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
-        if entry.path().extension().is_some_and(|extension| extension == EXTENSION) {
+        if entry
+            .path()
+            .extension()
+            .is_some_and(|extension| extension == EXTENSION)
+        {
             bytes += entry.metadata()?.len();
         }
     }
@@ -245,7 +294,11 @@ fn build(args: &Args, codes: &Codes, dir: &Path) -> Result<()> {
     };
     let plugin = HashPlugin::builder().tables(tables).build()?;
     let index = HashIndex::create_in_dir(dir, builder.build(), plugin)?;
-    let writer = index.writer(WriterOptions { num_threads: 1, memory_budget_bytes: 3 << 30, ..Default::default() })?;
+    let writer = index.writer(WriterOptions {
+        num_threads: 1,
+        memory_budget_bytes: 3 << 30,
+        ..Default::default()
+    })?;
     writer.set_merge_policy(Box::new(NoMergePolicy))?;
     let n = codes.n_codes();
     let bar = output::progress(n as u64, "indexing");
@@ -262,7 +315,10 @@ fn build(args: &Args, codes: &Codes, dir: &Path) -> Result<()> {
                         document.add_text(allowed, share.to_string());
                     }
                 }
-                if args.delete_share.is_some_and(|share| in_share(row as u64, 2_246_822_519, share)) {
+                if args
+                    .delete_share
+                    .is_some_and(|share| in_share(row as u64, 2_246_822_519, share))
+                {
                     document.add_text(allowed, DELETED);
                 }
                 document
@@ -290,9 +346,17 @@ impl Bench {
         let searcher = index.searcher()?;
         let (code, allowed) = (index.field("code")?, index.field("allowed")?);
         index.columns(&searcher)?;
-        let rows = searcher.segment_readers().iter().map(|reader| reader.fast_fields().u64("row"));
+        let rows = searcher
+            .segment_readers()
+            .iter()
+            .map(|reader| reader.fast_fields().u64("row"));
         let rows = rows.collect::<tantivy::Result<_>>()?;
-        Ok(Bench { searcher, code, allowed, rows })
+        Ok(Bench {
+            searcher,
+            code,
+            allowed,
+            rows,
+        })
     }
 
     fn search(
@@ -309,7 +373,10 @@ impl Bench {
         Ok(match op {
             Op::Knn(k) => {
                 let knn = KnnQuery::new(self.code, query.clone(), k).engine(engine);
-                filter.into_iter().fold(knn, KnnQuery::filter).search(&self.searcher)?
+                filter
+                    .into_iter()
+                    .fold(knn, KnnQuery::filter)
+                    .search(&self.searcher)?
             }
             Op::Radius(radius) => {
                 let range = HammingQuery::new(self.code, query.clone(), radius).engine(engine);
@@ -320,7 +387,9 @@ impl Bench {
 
     fn ids(&self, result: &HammingResult) -> Vec<u64> {
         let row = |hit: &tanhash::plugin::HammingHit| {
-            self.rows[hit.address.segment_ord as usize].first(hit.address.doc_id).unwrap_or(u64::MAX)
+            self.rows[hit.address.segment_ord as usize]
+                .first(hit.address.doc_id)
+                .unwrap_or(u64::MAX)
         };
         result.hits.iter().map(row).collect()
     }

@@ -73,7 +73,13 @@ mod journey {
     pub fn run(args: Args, common: Common) -> Result<()> {
         let out = &args.out;
         fs::create_dir_all(out).with_context(|| out.display().to_string())?;
-        let say = |text: String| if common.json { Ok(()) } else { output::line(text) };
+        let say = |text: String| {
+            if common.json {
+                Ok(())
+            } else {
+                output::line(text)
+            }
+        };
 
         let data = data_folder(args.data.as_deref(), out)?;
         let name = format!("fashion-mnist:{}", data.display());
@@ -87,13 +93,20 @@ mod journey {
 
         let (model, training) = match &args.model {
             Some(model) if model.starts_with(out.join("index")) => {
-                bail!("expected a model outside {}, which the demo replaces", out.join("index").display())
+                bail!(
+                    "expected a model outside {}, which the demo replaces",
+                    out.join("index").display()
+                )
             }
             Some(model) => (model.clone(), None),
             None => {
                 let model = out.join("model.safetensors");
-                say(format!("training {}-bit OrthoHash, about two minutes on two cores ...", args.bits))?;
-                let options = train::Args::for_demo(name, args.bits, model.clone(), out.join("train.jsonl"));
+                say(format!(
+                    "training {}-bit OrthoHash, about two minutes on two cores ...",
+                    args.bits
+                ))?;
+                let options =
+                    train::Args::for_demo(name, args.bits, model.clone(), out.join("train.jsonl"));
                 let summary = learning::train(&dataset, &options, common.seed)?;
                 say(format!(
                     "trained {} in {:.0} s on {}",
@@ -103,7 +116,8 @@ mod journey {
             }
         };
 
-        let encoder = TorchEncoder::open(&model, Device::Auto).with_context(|| model.display().to_string())?;
+        let encoder = TorchEncoder::open(&model, Device::Auto)
+            .with_context(|| model.display().to_string())?;
         let mut reports = Vec::new();
         for cutoff in [Cutoff::At(1000), Cutoff::All] {
             let report = learning::evaluate(&encoder, &dataset, &Protocol::new(cutoff))?;
@@ -122,8 +136,11 @@ mod journey {
             );
             fs::remove_dir_all(&dir).with_context(|| dir.display().to_string())?;
         }
-        fs::write(&mark, "This folder is made by `tanhash demo` and replaced by the next one.\n")
-            .with_context(|| mark.display().to_string())?;
+        fs::write(
+            &mark,
+            "This folder is made by `tanhash demo` and replaced by the next one.\n",
+        )
+        .with_context(|| mark.display().to_string())?;
         let spec = EncoderSpec::Model {
             file: model.clone(),
             model_id: tanhash::Encoder::model_id(&encoder).to_owned(),
@@ -148,18 +165,30 @@ mod journey {
         let headlines = reports.iter().map(learning::headline).collect();
         let shown = Page {
             title: "tanhash on Fashion-MNIST".to_owned(),
-            facts: facts(&args, &dataset, training.as_ref().map(|summary| summary.seconds), headlines, &summary),
+            facts: facts(
+                &args,
+                &dataset,
+                training.as_ref().map(|summary| summary.seconds),
+                headlines,
+                &summary,
+            ),
             sections,
         };
         fs::write(&page, shown.to_html()).with_context(|| page.display().to_string())?;
         if common.json {
-            let figures: BTreeMap<String, f64> =
-                reports.iter().map(|report| (report.metric(), report.map)).collect();
+            let figures: BTreeMap<String, f64> = reports
+                .iter()
+                .map(|report| (report.metric(), report.map))
+                .collect();
             let sections: Vec<_> = shown
                 .sections
                 .iter()
                 .map(|section| {
-                    let hits: Vec<&str> = section.tiles.iter().map(|tile| tile.caption.as_str()).collect();
+                    let hits: Vec<&str> = section
+                        .tiles
+                        .iter()
+                        .map(|tile| tile.caption.as_str())
+                        .collect();
                     json!({"title": section.title, "ms": section.ms, "hits": hits})
                 })
                 .collect();
@@ -170,7 +199,10 @@ mod journey {
         }
         say(String::new())?;
         output::line(format!("look at {}", page.display()))?;
-        output::line(format!("search on: tanhash search --index {} --text \"dark boot\"", dir.display()))
+        output::line(format!(
+            "search on: tanhash search --index {} --text \"dark boot\"",
+            dir.display()
+        ))
     }
 
     fn facts(
@@ -197,34 +229,67 @@ mod journey {
     /// Where the IDX files are: named, found, or fetched as a Debian package.
     fn data_folder(named: Option<&Path>, out: &Path) -> Result<PathBuf> {
         const FILE: &str = "train-images-idx3-ubyte";
-        let holds = |dir: &Path| dir.join(FILE).is_file() || dir.join(format!("{FILE}.gz")).is_file();
+        let holds =
+            |dir: &Path| dir.join(FILE).is_file() || dir.join(format!("{FILE}.gz")).is_file();
         if let Some(dir) = named {
-            ensure!(holds(dir), "expected {FILE} or {FILE}.gz in {}, found neither", dir.display());
+            ensure!(
+                holds(dir),
+                "expected {FILE} or {FILE}.gz in {}, found neither",
+                dir.display()
+            );
             return Ok(dir.to_owned());
         }
         let installed = Path::new("usr/share/datasets/fashion-mnist");
         let download = out.join("data");
-        let places = [PathBuf::from(".data/fashion-mnist"), Path::new("/").join(installed), download.join(installed)];
+        let places = [
+            PathBuf::from(".data/fashion-mnist"),
+            Path::new("/").join(installed),
+            download.join(installed),
+        ];
         if let Some(dir) = places.iter().find(|dir| holds(dir)) {
             return Ok(dir.clone());
         }
         let remedy = "give the folder of its four IDX files with --data DIR";
         fs::create_dir_all(&download).with_context(|| download.display().to_string())?;
-        output::note(format!("fetching Fashion-MNIST (31 MB): apt-get download {PACKAGE}"));
-        let fetched = Command::new("apt-get").args(["-q", "download", PACKAGE]).current_dir(&download).output();
-        let fetched = fetched.with_context(|| format!("Fashion-MNIST is not here and apt-get is not either; {remedy}"))?;
+        output::note(format!(
+            "fetching Fashion-MNIST (31 MB): apt-get download {PACKAGE}"
+        ));
+        let fetched = Command::new("apt-get")
+            .args(["-q", "download", PACKAGE])
+            .current_dir(&download)
+            .output();
+        let fetched = fetched.with_context(|| {
+            format!("Fashion-MNIST is not here and apt-get is not either; {remedy}")
+        })?;
         if !fetched.status.success() {
             let text = String::from_utf8_lossy(&fetched.stderr);
-            let reason = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no reason given");
+            let reason = text
+                .lines()
+                .rev()
+                .find(|line| !line.trim().is_empty())
+                .unwrap_or("no reason given");
             bail!("apt-get download {PACKAGE} failed ({reason}); {remedy}");
         }
         let package = fs::read_dir(&download)?
             .filter_map(|entry| Some(entry.ok()?.path()))
             .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-            .with_context(|| format!("apt-get left no package in {}; {remedy}", download.display()))?;
-        let unpacked = Command::new("dpkg").arg("-x").arg(&package).arg(&download).status();
+            .with_context(|| {
+                format!(
+                    "apt-get left no package in {}; {remedy}",
+                    download.display()
+                )
+            })?;
+        let unpacked = Command::new("dpkg")
+            .arg("-x")
+            .arg(&package)
+            .arg(&download)
+            .status();
         let unpacked = unpacked.with_context(|| format!("dpkg is not here; {remedy}"))?;
-        ensure!(unpacked.success(), "dpkg -x {} failed; {remedy}", package.display());
+        ensure!(
+            unpacked.success(),
+            "dpkg -x {} failed; {remedy}",
+            package.display()
+        );
         let dir = download.join(installed);
         ensure!(holds(&dir), "the package {PACKAGE} has no {FILE}; {remedy}");
         Ok(dir)
@@ -246,21 +311,36 @@ mod journey {
 
     /// A class in words, and what can be seen of the picture without a network.
     fn describe(class: &str, label: u32, pixels: &[u8]) -> String {
-        let inked: Vec<u32> = pixels.iter().filter(|&&pixel| pixel > 20).map(|&pixel| u32::from(pixel)).collect();
+        let inked: Vec<u32> = pixels
+            .iter()
+            .filter(|&&pixel| pixel > 20)
+            .map(|&pixel| u32::from(pixel))
+            .collect();
         let mean = inked.iter().sum::<u32>() / (inked.len().max(1) as u32);
         let tone = match mean {
             0..=95 => "dark",
             96..=165 => "medium",
             _ => "bright",
         };
-        let size = if inked.len() * 2 > pixels.len() { "large" } else { "small" };
-        let text = DESCRIPTIONS.get(label as usize).copied().unwrap_or_default();
+        let size = if inked.len() * 2 > pixels.len() {
+            "large"
+        } else {
+            "small"
+        };
+        let text = DESCRIPTIONS
+            .get(label as usize)
+            .copied()
+            .unwrap_or_default();
         format!("{tone} {size} {class}: {text}")
     }
 
     pub fn png(set: &PictureSet, row: usize) -> Result<Vec<u8>> {
         let side = set.shape.side as u32;
-        let color = if set.shape.channels == 1 { ExtendedColorType::L8 } else { ExtendedColorType::Rgb8 };
+        let color = if set.shape.channels == 1 {
+            ExtendedColorType::L8
+        } else {
+            ExtendedColorType::Rgb8
+        };
         let mut bytes = Vec::new();
         let encoder = image::codecs::png::PngEncoder::new(&mut bytes);
         encoder.write_image(set.picture(row), side, side, color)?;
@@ -268,7 +348,10 @@ mod journey {
     }
 
     fn class(dataset: &Dataset, label: u32) -> &str {
-        dataset.class_names.get(label as usize).map_or("", String::as_str)
+        dataset
+            .class_names
+            .get(label as usize)
+            .map_or("", String::as_str)
     }
 
     /// The database pictures as documents: encoded files, as an application would hand them in.
@@ -280,9 +363,18 @@ mod journey {
             let name = names.get(label as usize).cloned().unwrap_or_default();
             let text = describe(&name, label, set.picture(row));
             let body = Body::Payload(Payload::Image(png(&set, row)?.into()));
-            Ok(Record { key: row.to_string(), label: name, text, body, ..Record::default() })
+            Ok(Record {
+                key: row.to_string(),
+                label: name,
+                text,
+                body,
+                ..Record::default()
+            })
         });
-        Ok(Records { expected, iter: Box::new(iter) })
+        Ok(Records {
+            expected,
+            iter: Box::new(iter),
+        })
     }
 
     /// The index opened again as a reader would, and the queries of the demo.
@@ -296,23 +388,36 @@ mod journey {
         fn open(dir: &Path, dataset: &'a Dataset) -> Result<Searches<'a>> {
             let catalog = Catalog::open(dir, Use::Encode, None)?;
             let searcher = catalog.index.searcher()?;
-            Ok(Searches { catalog, searcher, dataset })
+            Ok(Searches {
+                catalog,
+                searcher,
+                dataset,
+            })
         }
 
         /// The first test picture of a class, past `skip` of them.
         fn query(&self, label: u32, skip: usize) -> Result<usize> {
             let labels = &self.dataset.query.labels;
             let rows = (0..labels.len()).filter(|&row| labels[row] == label);
-            rows.skip(skip).next().with_context(|| format!("no test picture of class {label}"))
+            rows.skip(skip)
+                .next()
+                .with_context(|| format!("no test picture of class {label}"))
         }
 
         fn encode(&self, row: usize) -> Result<HashCode> {
             let payload = Payload::Image(png(&self.dataset.query, row)?.into());
-            Ok(self.catalog.index.encode(self.catalog.fields.code, payload)?)
+            Ok(self
+                .catalog
+                .index
+                .encode(self.catalog.fields.code, payload)?)
         }
 
         fn knn(&self, row: usize, k: usize) -> Result<KnnQuery> {
-            Ok(KnnQuery::new(self.catalog.fields.code, self.encode(row)?, k))
+            Ok(KnnQuery::new(
+                self.catalog.fields.code,
+                self.encode(row)?,
+                k,
+            ))
         }
 
         fn text(&self, text: &str) -> Result<Box<dyn tantivy::query::Query>> {
@@ -325,34 +430,68 @@ mod journey {
                 let row = self.query(label, 0)?;
                 let knn = self.knn(row, HITS)?;
                 let title = format!("Picture only: {}", class(self.dataset, label));
-                let note = "The nearest codes, by linear scan or multi-index hashing; exact either way.";
-                sections.push(self.section(title, note, Some(row), HybridSearch::new().knn(knn))?);
+                let note =
+                    "The nearest codes, by linear scan or multi-index hashing; exact either way.";
+                sections.push(self.section(
+                    title,
+                    note,
+                    Some(row),
+                    HybridSearch::new().knn(knn),
+                )?);
             }
             for words in ["bright ankle boot", "warm sweater", "dark bag"] {
                 let search = HybridSearch::new().text(self.text(words)?);
                 let title = format!("Text only: “{words}”");
-                sections.push(self.section(title, "Ranked by BM25 on the descriptions.", None, search)?);
+                sections.push(self.section(
+                    title,
+                    "Ranked by BM25 on the descriptions.",
+                    None,
+                    search,
+                )?);
             }
             for (label, skip, words) in [(7, 1, "dark"), (4, 2, "bright"), (8, 3, "small")] {
                 let row = self.query(label, skip)?;
-                let search = HybridSearch::new().text(self.text(words)?).knn(self.knn(row, 1_000)?);
-                let title = format!("Picture and text: {} + “{words}”", class(self.dataset, label));
-                let note = "Reciprocal rank fusion of the nearest 1,000 codes and the best 1,000 texts.";
+                let search = HybridSearch::new()
+                    .text(self.text(words)?)
+                    .knn(self.knn(row, 1_000)?);
+                let title = format!(
+                    "Picture and text: {} + “{words}”",
+                    class(self.dataset, label)
+                );
+                let note =
+                    "Reciprocal rank fusion of the nearest 1,000 codes and the best 1,000 texts.";
                 sections.push(self.section(title, note, Some(row), search)?);
             }
-            for (label, filter) in [(0, "label:Shirt"), (5, "text:winter AND label:\"Ankle boot\"")] {
+            for (label, filter) in [
+                (0, "label:Shirt"),
+                (5, "text:winter AND label:\"Ankle boot\""),
+            ] {
                 let row = self.query(label, 4)?;
-                let search = HybridSearch::new().knn(self.knn(row, HITS)?).filter(self.text(filter)?);
-                let title = format!("Picture, filtered: {}, only {filter}", class(self.dataset, label));
-                let note = "The filter acts before the cut to k, so there are as many hits as asked for.";
+                let search = HybridSearch::new()
+                    .knn(self.knn(row, HITS)?)
+                    .filter(self.text(filter)?);
+                let title = format!(
+                    "Picture, filtered: {}, only {filter}",
+                    class(self.dataset, label)
+                );
+                let note =
+                    "The filter acts before the cut to k, so there are as many hits as asked for.";
                 sections.push(self.section(title, note, Some(row), search)?);
             }
             for label in [1, 9] {
                 let row = self.query(label, 5)?;
                 let range = HammingQuery::new(self.catalog.fields.code, self.encode(row)?, RADIUS);
-                let title = format!("Radius {RADIUS}: everything near a {}", class(self.dataset, label));
+                let title = format!(
+                    "Radius {RADIUS}: everything near a {}",
+                    class(self.dataset, label)
+                );
                 let search = HybridSearch::new().range(range).rank_window(100_000);
-                sections.push(self.section(title, "Every code within the radius; the first are shown.", Some(row), search)?);
+                sections.push(self.section(
+                    title,
+                    "Every code within the radius; the first are shown.",
+                    Some(row),
+                    search,
+                )?);
             }
             Ok(sections)
         }
@@ -377,7 +516,9 @@ mod journey {
                     let stored = self.catalog.record(&self.searcher, hit.address)?;
                     let row: usize = stored.key.parse().context("keys are row numbers")?;
                     let distance = hit.legs.iter().flatten().find_map(|leg| leg.distance);
-                    let distance = distance.map(|distance| format!(", distance {distance}")).unwrap_or_default();
+                    let distance = distance
+                        .map(|distance| format!(", distance {distance}"))
+                        .unwrap_or_default();
                     let truth = wanted.map(|label| self.dataset.database.labels[row] == label);
                     let mark = match truth {
                         Some(true) => "✓ ",
@@ -396,15 +537,31 @@ mod journey {
                 None => None,
                 Some(row) => Some(Tile {
                     png: png(&self.dataset.query, row)?,
-                    caption: format!("query: {}", class(self.dataset, self.dataset.query.labels[row])),
+                    caption: format!(
+                        "query: {}",
+                        class(self.dataset, self.dataset.query.labels[row])
+                    ),
                     detail: format!("test picture {row}"),
                     truth: None,
                 }),
             };
-            let legs: Vec<String> =
-                result.legs.iter().map(|leg| format!("{} {}", leg.n_hits, leg.name)).collect();
-            let note = format!("{note} {} documents found ({}).", result.total, legs.join(", "));
-            Ok(Section { title, note, ms, query, tiles })
+            let legs: Vec<String> = result
+                .legs
+                .iter()
+                .map(|leg| format!("{} {}", leg.n_hits, leg.name))
+                .collect();
+            let note = format!(
+                "{note} {} documents found ({}).",
+                result.total,
+                legs.join(", ")
+            );
+            Ok(Section {
+                title,
+                note,
+                ms,
+                query,
+                tiles,
+            })
         }
     }
 

@@ -40,13 +40,18 @@ pub fn run(args: Args, common: Common) -> Result<()> {
     rows_path.push(".jsonl");
     let rows_path = PathBuf::from(rows_path);
     let create = |path: &PathBuf| File::create(path).with_context(|| path.display().to_string());
-    let (mut codes_out, mut rows_out) =
-        (BufWriter::new(create(&args.out)?), BufWriter::new(create(&rows_path)?));
+    let (mut codes_out, mut rows_out) = (
+        BufWriter::new(create(&args.out)?),
+        BufWriter::new(create(&rows_path)?),
+    );
     let bar = output::progress(records.expected.unwrap_or(0) as u64, "encoding");
     let (mut n_codes, mut failed) = (0usize, 0usize);
     let mut batch: Vec<(String, Payload)> = Vec::new();
     let mut batch_bytes = 0;
-    let mut flush = |batch: &mut Vec<(String, Payload)>, n_codes: &mut usize, failed: &mut usize| -> Result<()> {
+    let mut flush = |batch: &mut Vec<(String, Payload)>,
+                     n_codes: &mut usize,
+                     failed: &mut usize|
+     -> Result<()> {
         let payloads: Vec<Payload> = batch.iter().map(|(_, payload)| payload.clone()).collect();
         let mut codes = Codes::new(encoder.code_len());
         for ((key, _), outcome) in batch.drain(..).zip(encoder.encode(&payloads)?) {

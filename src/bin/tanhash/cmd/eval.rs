@@ -71,7 +71,8 @@ pub fn run(args: Args, common: Common) -> Result<()> {
     if let Some(dir) = &args.report {
         std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
         let path = dir.join("report.json");
-        std::fs::write(&path, serde_json::to_vec_pretty(&report)?).with_context(|| path.display().to_string())?;
+        std::fs::write(&path, serde_json::to_vec_pretty(&report)?)
+            .with_context(|| path.display().to_string())?;
     }
     if common.json {
         return output::json(&report);
@@ -81,7 +82,10 @@ pub fn run(args: Args, common: Common) -> Result<()> {
         output::line(format!("{name}: {value}"))?;
     }
     for at in &report.at_k {
-        output::line(format!("P@{:<5} {:.4}   recall {:.4}", at.k, at.precision, at.recall))?;
+        output::line(format!(
+            "P@{:<5} {:.4}   recall {:.4}",
+            at.k, at.precision, at.recall
+        ))?;
     }
     let within = &report.within_radius;
     output::line(format!(
@@ -89,8 +93,14 @@ pub fn run(args: Args, common: Common) -> Result<()> {
         within.radius, within.precision, within.recall, within.n_retrieved
     ))?;
     for class in &report.per_class {
-        let name = dataset.class_names.get(class.label as usize).map_or("", String::as_str);
-        output::line(format!("{name:<16} {:.4}  ({} queries)", class.map, class.n_queries))?;
+        let name = dataset
+            .class_names
+            .get(class.label as usize)
+            .map_or("", String::as_str);
+        output::line(format!(
+            "{name:<16} {:.4}  ({} queries)",
+            class.map, class.n_queries
+        ))?;
     }
     Ok(())
 }

@@ -80,23 +80,43 @@ pub fn run(args: Args, common: Common) -> Result<()> {
     let spec = match (&args.model, args.encoder, &args.codes, args.bits) {
         (Some(model), _, _, _) => {
             let model_id = open_model(model)?.model_id().to_owned();
-            EncoderSpec::Model { file: model.clone(), model_id }
+            EncoderSpec::Model {
+                file: model.clone(),
+                model_id,
+            }
         }
-        (None, Some(EncoderKind::Phash), _, bits) => EncoderSpec::Phash { bits: bits.unwrap_or(64) },
+        (None, Some(EncoderKind::Phash), _, bits) => EncoderSpec::Phash {
+            bits: bits.unwrap_or(64),
+        },
         (None, Some(EncoderKind::Lsh), _, bits) => {
-            let dim = args.dim.context("expected --dim, the length of the vectors, beside --encoder lsh")?;
-            EncoderSpec::Lsh { bits: bits.unwrap_or(64), dim, seed: common.seed }
+            let dim = args
+                .dim
+                .context("expected --dim, the length of the vectors, beside --encoder lsh")?;
+            EncoderSpec::Lsh {
+                bits: bits.unwrap_or(64),
+                dim,
+                seed: common.seed,
+            }
         }
         (None, None, Some(_), Some(bits)) => EncoderSpec::None { bits },
-        _ => bail!("expected a source of codes: give --model F, --encoder phash, --encoder lsh, or --codes F --bits B"),
+        _ => bail!(
+            "expected a source of codes: give --model F, --encoder phash, --encoder lsh, or --codes F --bits B"
+        ),
     };
     let records: Records = match (&args.codes, args.bits) {
         (Some(path), Some(bits)) => {
             let codes = read_codes(path, CodeLen::new(bits)?)?;
             let rows = (0..codes.n_codes()).map(move |row| {
-                Ok(Record { key: row.to_string(), body: Body::Code(codes.get(row)), ..Record::default() })
+                Ok(Record {
+                    key: row.to_string(),
+                    body: Body::Code(codes.get(row)),
+                    ..Record::default()
+                })
             });
-            Records { expected: None, iter: Box::new(rows) }
+            Records {
+                expected: None,
+                iter: Box::new(rows),
+            }
         }
         _ => Records::open(&args.input)?,
     };
@@ -142,7 +162,13 @@ pub struct Summary {
 
 impl Summary {
     pub fn to_line(&self, index: &Path) -> String {
-        let Summary { documents, codes, failed, seconds, .. } = self;
+        let Summary {
+            documents,
+            codes,
+            failed,
+            seconds,
+            ..
+        } = self;
         let rate = *documents as f64 / seconds.max(1e-9);
         let quarantine = match &self.quarantine {
             Some(path) => format!("; {failed} pictures refused, named in {}", path.display()),
@@ -186,22 +212,44 @@ pub fn fill(
     memory_budget_bytes: usize,
     dir: &Path,
 ) -> Result<Summary> {
-    ensure!(memory_budget_bytes >= 15 << 20, "expected --memory-mib of at least 15, tantivy's minimum");
+    ensure!(
+        memory_budget_bytes >= 15 << 20,
+        "expected --memory-mib of at least 15, tantivy's minimum"
+    );
     let started = Instant::now();
-    let writer =
-        catalog.index.writer(WriterOptions { memory_budget_bytes, on_bad_document, ..Default::default() })?;
+    let writer = catalog.index.writer(WriterOptions {
+        memory_budget_bytes,
+        on_bad_document,
+        ..Default::default()
+    })?;
     // Segments are merged once, at the end.
     writer.set_merge_policy(Box::new(NoMergePolicy))?;
     let bar = output::progress(records.expected.unwrap_or(0) as u64, "indexing");
-    let mut summary = Summary { documents: 0, codes: 0, failed: 0, seconds: 0.0, quarantine: None };
-    let mut quarantine = Quarantine { path: dir.join(QUARANTINE), out: None };
+    let mut summary = Summary {
+        documents: 0,
+        codes: 0,
+        failed: 0,
+        seconds: 0.0,
+        quarantine: None,
+    };
+    let mut quarantine = Quarantine {
+        path: dir.join(QUARANTINE),
+        out: None,
+    };
     let mut batch: Vec<Record> = Vec::new();
     let mut batch_bytes = 0;
-    let flush = |batch: &mut Vec<Record>, summary: &mut Summary, quarantine: &mut Quarantine| -> Result<()> {
-        let documents = batch.iter().map(|record| to_document(catalog, record)).collect();
+    let flush = |batch: &mut Vec<Record>,
+                 summary: &mut Summary,
+                 quarantine: &mut Quarantine|
+     -> Result<()> {
+        let documents = batch
+            .iter()
+            .map(|record| to_document(catalog, record))
+            .collect();
         let outcome = writer.add_documents(documents).with_context(|| {
             let (first, last) = (batch.first(), batch.last());
-            let key = |record: Option<&Record>| record.map_or(String::new(), |record| record.key.clone());
+            let key =
+                |record: Option<&Record>| record.map_or(String::new(), |record| record.key.clone());
             format!("among {} to {}", key(first), key(last))
         })?;
         for (record, outcome) in batch.drain(..).zip(&outcome.documents) {
@@ -257,7 +305,11 @@ fn to_document(catalog: &Catalog, record: &Record) -> TantivyDocument {
         document.add_text(fields.text, &record.text);
     }
     if !record.meta.is_empty() {
-        let meta = record.meta.iter().map(|(name, value)| (name.clone(), value.clone().into())).collect();
+        let meta = record
+            .meta
+            .iter()
+            .map(|(name, value)| (name.clone(), value.clone().into()))
+            .collect();
         document.add_object(fields.meta, meta);
     }
     match &record.body {

@@ -27,9 +27,17 @@ pub fn run(args: Args, common: Common) -> Result<()> {
             "index": args.index, "documents": searcher.num_docs(), "schema": schema, "columns": columns,
         }));
     }
-    output::line(format!("{} documents in {} segments", searcher.num_docs(), searcher.segment_readers().len()))?;
+    output::line(format!(
+        "{} documents in {} segments",
+        searcher.num_docs(),
+        searcher.segment_readers().len()
+    ))?;
     for (_, entry) in schema.fields() {
-        output::line(format!("field {:<10} {:?}", entry.name(), entry.field_type().value_type()))?;
+        output::line(format!(
+            "field {:<10} {:?}",
+            entry.name(),
+            entry.field_type().value_type()
+        ))?;
     }
     for column in columns {
         let bytes = column.codes_bytes + column.doc_ids_bytes + column.tables_bytes;

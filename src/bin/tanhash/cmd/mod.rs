@@ -24,7 +24,10 @@ pub struct Common {
 }
 
 pub fn run(arguments: Arguments) -> Result<()> {
-    let common = Common { json: arguments.json, seed: arguments.seed };
+    let common = Common {
+        json: arguments.json,
+        seed: arguments.seed,
+    };
     match arguments.command {
         Command::Train(args) => train::run(args, common),
         Command::Eval(args) => eval::run(args, common),

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use serde_json::json;
-use tanhash::plugin::{Fusion, HammingQuery, HybridSearch, KnnQuery, Leg, LegHit};
 use tanhash::HashCode;
+use tanhash::plugin::{Fusion, HammingQuery, HybridSearch, KnnQuery, Leg, LegHit};
 
 use crate::catalog::{Catalog, EncoderSpec, Stored, Use};
 use crate::cmd::Common;
@@ -85,8 +85,15 @@ pub fn run(args: Args, common: Common) -> Result<()> {
     }
     ensure!(args.k != Some(0), "expected --k of at least 1, got 0");
     let hashes = args.image.is_some() || args.code.is_some();
-    ensure!(args.radius.is_none() || hashes, "expected --image or --code beside --radius, got neither");
-    let purpose = if args.image.is_some() { Use::Encode } else { Use::SearchOnly };
+    ensure!(
+        args.radius.is_none() || hashes,
+        "expected --image or --code beside --radius, got neither"
+    );
+    let purpose = if args.image.is_some() {
+        Use::Encode
+    } else {
+        Use::SearchOnly
+    };
     let catalog = Catalog::open(&args.index, purpose, args.model.as_deref())?;
     if !args.trust {
         let report = catalog.index.verify()?;
@@ -115,18 +122,29 @@ pub fn run(args: Args, common: Common) -> Result<()> {
     };
     let searcher = catalog.index.searcher()?;
     if searcher.num_docs() == 0 {
-        output::note(format!("expected documents in {}, found none", args.index.display()));
+        output::note(format!(
+            "expected documents in {}, found none",
+            args.index.display()
+        ));
     }
     let all = (searcher.num_docs() as usize).max(1);
-    let limit = args.k.unwrap_or(if args.radius.is_some() { all } else { 10 });
+    let limit = args
+        .k
+        .unwrap_or(if args.radius.is_some() { all } else { 10 });
     let window = limit.saturating_add(args.offset).max(LEG_HITS_MIN).min(all);
     let fusion = match args.fusion {
         FusionKind::Rrf => Fusion::default(),
         FusionKind::Linear => Fusion::linear(),
     };
-    let mut search = HybridSearch::new().limit(limit).offset(args.offset).fusion(fusion).rank_window(window);
+    let mut search = HybridSearch::new()
+        .limit(limit)
+        .offset(args.offset)
+        .fusion(fusion)
+        .rank_window(window);
     if let Some(text) = &args.text {
-        search = search.leg(Leg::text(catalog.parse(text, vec![fields.text, fields.label])?));
+        search = search.leg(Leg::text(
+            catalog.parse(text, vec![fields.text, fields.label])?,
+        ));
     }
     match (&code, args.radius) {
         (Some(code), Some(radius)) => {
@@ -134,7 +152,11 @@ pub fn run(args: Args, common: Common) -> Result<()> {
             search = search.rank_window(all).leg(Leg::range(range));
         }
         (Some(code), None) => {
-            let k = if args.text.is_some() { window } else { limit.saturating_add(args.offset) };
+            let k = if args.text.is_some() {
+                window
+            } else {
+                limit.saturating_add(args.offset)
+            };
             search = search.leg(Leg::knn(KnnQuery::new(fields.code, code.clone(), k)));
         }
         (None, _) => {}
@@ -160,8 +182,14 @@ pub fn run(args: Args, common: Common) -> Result<()> {
             })
         })
         .collect::<Result<Vec<Hit>>>()?;
-    if let Some(k) = args.k.filter(|&k| result.total < k && result.total < window.max(k)) {
-        output::note(format!("expected {k} hits, found {}: no more documents match", result.total));
+    if let Some(k) = args
+        .k
+        .filter(|&k| result.total < k && result.total < window.max(k))
+    {
+        output::note(format!(
+            "expected {k} hits, found {}: no more documents match",
+            result.total
+        ));
     }
     let legs: Vec<_> = result
         .legs
@@ -170,12 +198,22 @@ pub fn run(args: Args, common: Common) -> Result<()> {
         .collect();
     if common.json {
         let code = code.map(|code| code.to_hex());
-        return output::json(&json!({"hits": hits, "total": result.total, "legs": legs, "code": code}));
+        return output::json(
+            &json!({"hits": hits, "total": result.total, "legs": legs, "code": code}),
+        );
     }
     for hit in &hits {
-        let distance = hit.distance.map(|distance| format!("  distance {distance}")).unwrap_or_default();
-        let Stored { key, label, text, .. } = &hit.stored;
-        output::line(format!("{:>3}  {:.4}{distance}  {key}  {label}  {text}", hit.rank, hit.score))?;
+        let distance = hit
+            .distance
+            .map(|distance| format!("  distance {distance}"))
+            .unwrap_or_default();
+        let Stored {
+            key, label, text, ..
+        } = &hit.stored;
+        output::line(format!(
+            "{:>3}  {:.4}{distance}  {key}  {label}  {text}",
+            hit.rank, hit.score
+        ))?;
         for (leg_hit, leg) in hit.legs.iter().flatten().zip(&result.legs) {
             match leg_hit {
                 Some(leg_hit) => output::line(format!(

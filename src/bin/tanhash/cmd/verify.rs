@@ -49,6 +49,9 @@ pub fn run(args: Args, common: Common) -> Result<()> {
             }
             Ok(())
         }
-        [first, ..] => bail!("{} files or sections are damaged, the first: {first}", report.problems.len()),
+        [first, ..] => bail!(
+            "{} files or sections are damaged, the first: {first}",
+            report.problems.len()
+        ),
     }
 }
