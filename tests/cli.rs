@@ -47,11 +47,13 @@ fn packed(rng: &mut impl Rng, n: usize, bytes: usize) -> Vec<u8> {
     let mut rows = Vec::with_capacity(n * bytes);
     for _ in 0..n {
         let center = &centers[rng.random_range(0..4)];
-        let flip = |byte: &u8| byte ^ if rng.random_bool(0.5) { 0 } else { 1 << rng.random_range(0..8) };
         let row: Vec<u8> = match rng.random_range(0..3) {
             0 => (0..bytes).map(|_| rng.random()).collect(),
             1 => center.clone(),
-            _ => center.iter().map(flip).collect(),
+            _ => {
+                let mut flip = |byte: &u8| byte ^ if rng.random_bool(0.5) { 0 } else { 1 << rng.random_range(0..8) };
+                center.iter().map(&mut flip).collect()
+            }
         };
         rows.extend(row);
     }

@@ -133,7 +133,7 @@ fn on_disk() -> OnDisk {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().to_owned();
     let (schema, fields) = schema(64, None);
-    let plugin = HashPlugin::builder().tables(TablePolicy::Always).build();
+    let plugin = HashPlugin::builder().tables(TablePolicy::Always).build().unwrap();
     let index = HashIndex::create_in_dir(&path, schema, plugin).unwrap();
     let mut rng = seeded("on_disk", 12);
     let writer = index.writer(WriterOptions { num_threads: 1, ..Default::default() }).unwrap();

@@ -25,7 +25,7 @@ const BITS: usize = 64;
 const BATCH: u64 = 25;
 
 fn plugin() -> HashPlugin {
-    HashPlugin::builder().tables(TablePolicy::Always).build()
+    HashPlugin::builder().tables(TablePolicy::Always).build().unwrap()
 }
 
 /// The document of a key; every seventh has no code.

@@ -30,7 +30,7 @@ fn options(on_bad_document: OnBadDocument) -> WriterOptions {
 
 fn index(bits: usize) -> (HashIndex, Fields) {
     let (schema, fields) = schema(bits, Some(MODEL));
-    let plugin = HashPlugin::with_encoder(Arc::new(Lookup::new(MODEL, bits)));
+    let plugin = HashPlugin::with_encoder(Arc::new(Lookup::new(MODEL, bits))).unwrap();
     (HashIndex::create_in_ram(schema, plugin).unwrap(), fields)
 }
 

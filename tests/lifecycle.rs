@@ -25,7 +25,7 @@ fn writer_options(num_threads: usize) -> WriterOptions {
 }
 
 fn plugin() -> HashPlugin {
-    HashPlugin::builder().tables(TablePolicy::Always).build()
+    HashPlugin::builder().tables(TablePolicy::Always).build().unwrap()
 }
 
 fn settings(sort: Option<Order>) -> IndexSettings {
@@ -272,7 +272,7 @@ fn wrong_plugin_sets_are_refused() {
     assert!(error.to_string().contains("hash field"), "{error}");
     // Another model.
     let encoder = std::sync::Arc::new(common::encoder::Lookup::new("model-b", 64));
-    let error = HashIndex::open_in_dir(dir.path(), HashPlugin::with_encoder(encoder)).unwrap_err().to_string();
+    let error = HashIndex::open_in_dir(dir.path(), HashPlugin::with_encoder(encoder).unwrap()).unwrap_err().to_string();
     assert!(error.contains("model-a") && error.contains("model-b"), "{error}");
     // No index.
     let empty = tempfile::tempdir().unwrap();

@@ -165,8 +165,9 @@ impl HashIndexWriter {
         };
         // tantivy refuses less than 15 MB a thread, so fewer threads share a small budget.
         let num_threads = num_threads.min((options.memory_budget_bytes / 15_000_000).max(1));
-        let writer: IndexWriter =
-            index.writer_with_num_threads(num_threads, options.memory_budget_bytes)?;
+        // Nor does it take more than 4 GB a thread.
+        let budget = options.memory_budget_bytes.min(num_threads * ((4 << 30) - (2 << 20)));
+        let writer: IndexWriter = index.writer_with_num_threads(num_threads, budget)?;
         Ok(HashIndexWriter {
             state: RwLock::new(State::Open(writer)),
             order: Mutex::new(()),

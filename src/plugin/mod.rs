@@ -92,14 +92,17 @@ impl HashPluginBuilder {
         self
     }
 
-    /// The plugin.
-    pub fn build(self) -> HashPlugin {
-        let encoders = self.encoders.into_iter().map(|encoder| EncoderEntry {
-            service: EncoderService::start(encoder.clone(), self.service.clone()),
-            encoder,
+    /// The plugin, with the service of each encoder running.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for service options that make no sense; `Io` if no thread can be started.
+    pub fn build(self) -> Result<HashPlugin> {
+        let encoders = self.encoders.into_iter().map(|encoder| {
+            let service = EncoderService::new(encoder.clone(), self.service.clone())?;
+            Ok(EncoderEntry { service, encoder })
         });
         let state = Arc::new(PluginState {
-            encoders: encoders.collect(),
+            encoders: encoders.collect::<Result<_>>()?,
             tables: self.tables,
             integrity: self.integrity,
             segments: Mutex::default(),
@@ -108,7 +111,7 @@ impl HashPluginBuilder {
         let mut live = LIVE_PLUGINS.lock();
         live.retain(|plugin| plugin.strong_count() > 0);
         live.push(Arc::downgrade(&state));
-        HashPlugin(state)
+        Ok(HashPlugin(state))
     }
 }
 
@@ -150,11 +153,14 @@ fn plugin_of(index: &Index) -> Option<Arc<PluginState>> {
 impl HashPlugin {
     /// A plugin without encoders: documents bring ready codes.
     pub fn new() -> HashPlugin {
-        HashPlugin::builder().build()
+        HashPlugin::builder().build().expect("a plugin without encoders starts nothing that can fail")
     }
 
     /// A plugin that encodes pictures and vectors with this encoder.
-    pub fn with_encoder(encoder: Arc<dyn Encoder>) -> HashPlugin {
+    ///
+    /// # Errors
+    /// `Io` if the encoder's thread cannot be started.
+    pub fn with_encoder(encoder: Arc<dyn Encoder>) -> Result<HashPlugin> {
         HashPlugin::builder().encoder(encoder).build()
     }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
+use tanhash::CodeLen;
 use tanhash::encode::{Encoder, PerceptualHash, SignLsh};
 use tanhash::plugin::{HashFieldOptions, HashIndex, HashPlugin, SchemaBuilderExt};
 use tantivy::query::{Query, QueryParser};
@@ -48,9 +49,9 @@ impl EncoderSpec {
                 }
                 Some(encoder)
             }
-            EncoderSpec::Phash { bits } => Some(Arc::new(PerceptualHash::new(*bits)?)),
+            EncoderSpec::Phash { bits } => Some(Arc::new(PerceptualHash::new(CodeLen::new(*bits)?)?)),
             EncoderSpec::Lsh { bits, dim, seed } => {
-                Some(Arc::new(SignLsh::new(tanhash::CodeLen::new(*bits)?, *dim, *seed)?))
+                Some(Arc::new(SignLsh::new(CodeLen::new(*bits)?, *dim, *seed)?))
             }
         })
     }
@@ -79,6 +80,20 @@ pub fn open_model(path: &Path) -> Result<Arc<dyn Encoder>> {
 struct Manifest {
     format: u32,
     codes: EncoderSpec,
+}
+
+/// Puts a model beside an index, and never on top of another file.
+fn copy_model(from: &Path, to: &Path) -> Result<()> {
+    let about = || format!("copying {} to {}", from.display(), to.display());
+    if to.exists() {
+        let same = fs::canonicalize(from).and_then(|from| Ok(from == fs::canonicalize(to)?)).with_context(about)?;
+        if same {
+            return Ok(());
+        }
+        bail!("expected no other file at {}, found one; choose another --index or move it", to.display());
+    }
+    let temporary = to.with_extension("safetensors.part");
+    fs::copy(from, &temporary).and_then(|_| fs::rename(&temporary, to)).with_context(about)
 }
 
 /// The fields of the program's schema.
@@ -138,15 +153,14 @@ fn schema(options: HashFieldOptions) -> tanhash::Result<Schema> {
 
 impl Catalog {
     /// Creates an index in a directory that holds none; a model is copied into it.
-    pub fn create(dir: &Path, spec: EncoderSpec, plugin: impl Fn(Option<Arc<dyn Encoder>>) -> HashPlugin) -> Result<Catalog> {
+    pub fn create(dir: &Path, spec: EncoderSpec, plugin: impl Fn(Option<Arc<dyn Encoder>>) -> tanhash::Result<HashPlugin>) -> Result<Catalog> {
         if dir.join("meta.json").exists() {
             bail!("expected a directory without an index, found one in {}; choose another or remove it", dir.display());
         }
         fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
         let spec = match spec {
             EncoderSpec::Model { file, model_id } => {
-                let copy = dir.join(MODEL_FILE);
-                fs::copy(&file, &copy).with_context(|| format!("{} to {}", file.display(), copy.display()))?;
+                copy_model(&file, &dir.join(MODEL_FILE))?;
                 EncoderSpec::Model { file: MODEL_FILE.into(), model_id }
             }
             other => other,
@@ -160,7 +174,7 @@ impl Catalog {
         let manifest = Manifest { format: 1, codes: spec.clone() };
         fs::write(dir.join(MANIFEST), serde_json::to_vec_pretty(&manifest)?)
             .with_context(|| dir.join(MANIFEST).display().to_string())?;
-        let index = HashIndex::create_in_dir(dir, schema(options)?, plugin(encoder))?;
+        let index = HashIndex::create_in_dir(dir, schema(options)?, plugin(encoder)?)?;
         Ok(Catalog { fields: Fields::of(&index)?, index, spec })
     }
 
@@ -183,7 +197,7 @@ impl Catalog {
             (Use::Encode, Some(model)) => Some(open_model(model)?),
             (Use::Encode, None) => spec.open(dir)?,
         };
-        let plugin = encoder.map_or_else(HashPlugin::new, HashPlugin::with_encoder);
+        let plugin = encoder.map_or_else(|| Ok(HashPlugin::new()), HashPlugin::with_encoder)?;
         let index = HashIndex::open_in_dir(dir, plugin)?;
         Ok(Catalog { fields: Fields::of(&index)?, index, spec })
     }

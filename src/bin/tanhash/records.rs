@@ -8,12 +8,15 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{SyncSender, sync_channel};
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use tanhash::media::Limits;
 use tanhash::{HashCode, Payload};
+
+use crate::output;
 
 /// What becomes a code.
 #[derive(Clone, Debug, Default)]
@@ -79,12 +82,7 @@ impl Records {
             [file] if has(file, "jsonl") => manifest(file),
             [file] if has(file, "txt") || has(file, "lst") => list(file),
             shards if !shards.is_empty() && shards.iter().all(|shard| has(shard, "tar")) => {
-                let shards = shards.to_vec();
-                let iter = shards.into_iter().flat_map(|shard| match tar_records(&shard) {
-                    Ok(records) => records,
-                    Err(error) => vec![Err(error)],
-                });
-                Ok(Records { expected: None, iter: Box::new(iter) })
+                Ok(self::shards(shards.to_vec()))
             }
             [missing] if !missing.exists() => bail!("{}: no such file or directory", missing.display()),
             _ => bail!(
@@ -98,11 +96,12 @@ impl Records {
 /// A picture file, within the decoder's limit on bytes.
 pub fn read_picture(path: &Path) -> Body {
     let read = || -> Result<Vec<u8>> {
-        let file = File::open(path)?;
-        let metadata = file.metadata()?;
+        // Before it is opened: opening a pipe would wait for its writer.
+        let metadata = fs::metadata(path)?;
         if !metadata.is_file() {
             bail!("expected a file");
         }
+        let file = File::open(path)?;
         let max_bytes = Limits::default().max_bytes;
         if metadata.len() > max_bytes as u64 {
             bail!("expected at most {max_bytes} bytes, got {}", metadata.len());
@@ -191,7 +190,7 @@ struct Line {
     vector: Option<Vec<f32>>,
     #[serde(alias = "id")]
     key: Option<serde_json::Value>,
-    label: Option<String>,
+    label: Option<serde_json::Value>,
     #[serde(alias = "caption")]
     text: Option<String>,
     #[serde(flatten)]
@@ -209,9 +208,12 @@ fn manifest(file: &Path) -> Result<Records> {
                 return Ok(None);
             }
             let line: Line = serde_json::from_str(&line)?;
+            let plain = |value: &serde_json::Value| match value {
+                serde_json::Value::String(text) => text.clone(),
+                other => other.to_string(),
+            };
             let key = match (&line.key, &line.image) {
-                (Some(serde_json::Value::String(key)), _) => key.clone(),
-                (Some(key), _) => key.to_string(),
+                (Some(key), _) => plain(key),
                 (None, Some(image)) => image.display().to_string(),
                 (None, None) => number.to_string(),
             };
@@ -222,7 +224,8 @@ fn manifest(file: &Path) -> Result<Records> {
                 (None, None, None) => Body::None,
                 _ => bail!("expected one of image, code and vector, got several"),
             };
-            let (label, text) = (line.label.unwrap_or_default(), line.text.unwrap_or_default());
+            let label = line.label.as_ref().map(plain).unwrap_or_default();
+            let text = line.text.unwrap_or_default();
             Ok(Some(Record { key, label, text, meta: line.meta, body }))
         };
         record().with_context(|| format!("{name}, line {number}")).transpose()
@@ -230,50 +233,73 @@ fn manifest(file: &Path) -> Result<Records> {
     Ok(Records { expected: None, iter: Box::new(iter) })
 }
 
-/// The members of a WebDataset shard: files of one stem are one record; `.txt` is its text, `.json` its
-/// further fields.
-fn tar_records(shard: &Path) -> Result<Vec<Result<Record>>> {
+/// Records of a shard that wait to be read further.
+const SHARD_AHEAD: usize = 64;
+
+/// Reads shards one after the other on a thread of its own, a few records ahead, so that a shard of any size
+/// needs little memory.
+fn shards(paths: Vec<PathBuf>) -> Records {
+    let (send, receive) = sync_channel(SHARD_AHEAD);
+    std::thread::spawn(move || {
+        for path in paths {
+            if let Err(error) = read_shard(&path, &send) {
+                // A receiver that is gone wants no more.
+                let _ = send.send(Err(error));
+                return;
+            }
+        }
+    });
+    Records { expected: None, iter: Box::new(receive.into_iter()) }
+}
+
+/// The members of a WebDataset shard: files of one stem, up to the first dot of their name, are one record;
+/// `.txt` is its text, `.cls` its label, `.json` its further fields.
+fn read_shard(shard: &Path, send: &SyncSender<Result<Record>>) -> Result<()> {
     let name = shard.display().to_string();
     let mut archive = tar::Archive::new(BufReader::new(File::open(shard).with_context(|| name.clone())?));
-    let mut records: Vec<Record> = Vec::new();
-    let mut broken = None;
-    for entry in archive.entries().with_context(|| name.clone())? {
-        let member = || -> Result<()> {
-            let mut entry = entry?;
-            let path = entry.path()?.to_string_lossy().into_owned();
-            if !entry.header().entry_type().is_file() {
-                return Ok(());
-            }
-            let max_bytes = Limits::default().max_bytes as u64;
-            let size = entry.size();
-            let (stem, extension) = path.rsplit_once('.').unwrap_or((&path, ""));
-            if records.last().is_none_or(|record| record.key != stem) {
-                records.push(Record { key: stem.to_owned(), ..Record::default() });
-            }
-            let Some(record) = records.last_mut() else { return Ok(()) };
-            let extension = extension.to_ascii_lowercase();
-            let picture = PICTURES.contains(&extension.as_str());
-            if size > max_bytes {
-                if picture {
-                    record.body = Body::Unreadable(format!("expected at most {max_bytes} bytes, got {size}"));
-                }
-                return Ok(());
-            }
-            let mut bytes = Vec::new();
-            entry.read_to_end(&mut bytes)?;
-            match extension.as_str() {
-                _ if picture => record.body = Body::Payload(Payload::Image(bytes.into())),
-                "txt" => record.text = String::from_utf8_lossy(&bytes).trim().to_owned(),
-                "cls" => record.label = String::from_utf8_lossy(&bytes).trim().to_owned(),
-                "json" => record.meta = serde_json::from_slice(&bytes).with_context(|| path.clone())?,
-                _ => {}
-            }
-            Ok(())
+    let damaged = || format!("{name}: the archive is damaged or ends early");
+    let mut record: Option<Record> = None;
+    for entry in archive.entries().with_context(damaged)? {
+        let mut entry = entry.with_context(damaged)?;
+        if !entry.header().entry_type().is_file() {
+            continue;
+        }
+        let path = entry.path().with_context(damaged)?.to_string_lossy().into_owned();
+        let base = path.rfind('/').map_or(0, |slash| slash + 1);
+        let (stem, extension) = match path[base..].split_once('.') {
+            Some((stem, extension)) => (&path[..base + stem.len()], extension.to_ascii_lowercase()),
+            None => (path.as_str(), String::new()),
         };
-        if let Err(error) = member() {
-            broken = Some(error.context(format!("{name}: the archive is damaged or ends early")));
-            break;
+        if record.as_ref().is_some_and(|record| record.key != stem)
+            && let Some(whole) = record.take()
+            && send.send(Ok(whole)).is_err()
+        {
+            return Ok(());
+        }
+        let record = record.get_or_insert_with(|| Record { key: stem.to_owned(), ..Record::default() });
+        let picture = PICTURES.contains(&extension.as_str());
+        let (max_bytes, size) = (Limits::default().max_bytes as u64, entry.size());
+        if size > max_bytes {
+            if picture {
+                record.body = Body::Unreadable(format!("expected at most {max_bytes} bytes, got {size}"));
+            }
+            continue;
+        }
+        let mut bytes = Vec::new();
+        entry.read_to_end(&mut bytes).with_context(damaged)?;
+        match extension.as_str() {
+            _ if picture => record.body = Body::Payload(Payload::Image(bytes.into())),
+            "txt" => record.text = String::from_utf8_lossy(&bytes).trim().to_owned(),
+            "cls" => record.label = String::from_utf8_lossy(&bytes).trim().to_owned(),
+            "json" => match serde_json::from_slice(&bytes) {
+                Ok(meta) => record.meta = meta,
+                Err(error) => output::note(format!("{name}, {path}: left out, {error}")),
+            },
+            _ => {}
         }
     }
-    Ok(records.into_iter().map(Ok).chain(broken.map(Err)).collect())
+    if let Some(whole) = record {
+        let _ = send.send(Ok(whole));
+    }
+    Ok(())
 }

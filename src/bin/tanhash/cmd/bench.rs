@@ -115,6 +115,10 @@ pub fn run(args: Args) -> Result<()> {
     if args.k.is_empty() && args.radius.is_empty() {
         bail!("expected something to measure: give --k, --radius or both");
     }
+    ensure!(args.k.iter().all(|&k| k > 0), "expected --k of at least 1, got 0");
+    if let Some(radius) = args.radius.iter().find(|&&radius| radius as usize > args.bits) {
+        bail!("expected --radius of at most {}, the bits of a code, got {radius}", args.bits);
+    }
     let codes = read_codes(&args.codes, len)?;
     let queries = read_codes(&args.queries, len)?;
     let n_queries = args.max_queries.unwrap_or(usize::MAX).min(queries.n_codes());
@@ -149,23 +153,26 @@ pub fn run(args: Args) -> Result<()> {
             for &engine in &args.engine {
                 let search = |query: &HashCode| bench.search(op, engine, share, query);
                 search(&queries[0])?;
-                let batches: Vec<(f64, Vec<HammingResult>)> = pool.install(|| {
+                let keep = answers.is_some();
+                let batches: Vec<(f64, SearchStats, Vec<HammingResult>)> = pool.install(|| {
                     queries
                         .par_chunks(args.batch)
                         .map(|batch| {
                             let started = Instant::now();
                             let results = batch.iter().map(search).collect::<Result<Vec<_>>>()?;
                             let ms = started.elapsed().as_secs_f64() * 1e3 / batch.len() as f64;
-                            Ok((ms, results))
+                            let mut stats = SearchStats::default();
+                            results.iter().for_each(|result| stats.add(&result.stats));
+                            Ok((ms, stats, if keep { results } else { Vec::new() }))
                         })
                         .collect::<Result<_>>()
                 })?;
-                let mut times: Vec<f64> = batches.iter().map(|(ms, _)| *ms).collect();
+                let mut times: Vec<f64> = batches.iter().map(|(ms, _, _)| *ms).collect();
                 times.sort_by(f64::total_cmp);
                 let mut stats = SearchStats::default();
-                for result in batches.iter().flat_map(|(_, results)| results) {
-                    stats.add(&result.stats);
-                }
+                batches.iter().for_each(|(_, batch, _)| stats.add(batch));
+                let sizes = queries.chunks(args.batch).map(<[_]>::len);
+                let total_ms: f64 = batches.iter().zip(sizes).map(|((ms, _, _), size)| ms * size as f64).sum();
                 let (name, k, radius) = match op {
                     Op::Knn(k) => ("knn", Some(k), None),
                     Op::Radius(radius) => ("radius", None, Some(radius)),
@@ -176,13 +183,13 @@ pub fn run(args: Args) -> Result<()> {
                     "bits": args.bits, "queries": n_queries, "threads": args.threads, "batch": args.batch,
                     "filter_share": share, "delete_share": args.delete_share,
                     "segments": bench.searcher.segment_readers().len(),
-                    "ms_mean": times.iter().sum::<f64>() / times.len() as f64,
+                    "ms_mean": total_ms / n_queries as f64,
                     "ms_p50": quantile(0.5), "ms_p99": quantile(0.99),
                     "build_s": build_s, "open_ms": open_ms, "index_bytes": index_bytes,
                     "exact": stats.exact, "stats": stats,
                 }))?;
                 if let Some(out) = &mut answers {
-                    let results = batches.iter().flat_map(|(_, results)| results);
+                    let results = batches.iter().flat_map(|(_, _, results)| results);
                     for (query, result) in results.enumerate() {
                         let distances: Vec<u32> = result.hits.iter().map(|hit| hit.distance).collect();
                         let (op, engine) = (name, engine.to_string());
@@ -236,7 +243,7 @@ fn build(args: &Args, codes: &Codes, dir: &Path) -> Result<()> {
         true => TablePolicy::Always,
         false => TablePolicy::Auto,
     };
-    let plugin = HashPlugin::builder().tables(tables).build();
+    let plugin = HashPlugin::builder().tables(tables).build()?;
     let index = HashIndex::create_in_dir(dir, builder.build(), plugin)?;
     let writer = index.writer(WriterOptions { num_threads: 1, memory_budget_bytes: 3 << 30, ..Default::default() })?;
     writer.set_merge_policy(Box::new(NoMergePolicy))?;

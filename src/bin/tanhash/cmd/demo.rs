@@ -65,6 +65,8 @@ mod journey {
 
     /// The published code of Debian's package of the data set.
     const PACKAGE: &str = "dataset-fashion-mnist";
+    /// Says that a folder is the demo's own.
+    const MARK: &str = "MADE_BY_DEMO";
     const HITS: usize = 12;
     const RADIUS: u32 = 2;
 
@@ -84,6 +86,9 @@ mod journey {
         ))?;
 
         let (model, training) = match &args.model {
+            Some(model) if model.starts_with(out.join("index")) => {
+                bail!("expected a model outside {}, which the demo replaces", out.join("index").display())
+            }
             Some(model) => (model.clone(), None),
             None => {
                 let model = out.join("model.safetensors");
@@ -107,9 +112,18 @@ mod journey {
         }
 
         let dir = out.join("index");
-        if dir.join("tanhash.json").is_file() {
+        // Only what an earlier demo made is replaced.
+        let mark = out.join(MARK);
+        if dir.exists() {
+            ensure!(
+                mark.is_file(),
+                "expected no {} or one made by an earlier demo, found another; choose another --out",
+                dir.display()
+            );
             fs::remove_dir_all(&dir).with_context(|| dir.display().to_string())?;
         }
+        fs::write(&mark, "This folder is made by `tanhash demo` and replaced by the next one.\n")
+            .with_context(|| mark.display().to_string())?;
         let spec = EncoderSpec::Model {
             file: model.clone(),
             model_id: tanhash::Encoder::model_id(&encoder).to_owned(),

@@ -28,7 +28,9 @@ pub struct Args {
     out: PathBuf,
 }
 
+/// Pictures encoded at a time, and the bytes of their files.
 const BATCH: usize = 512;
+const BATCH_BYTES: usize = 64 << 20;
 
 pub fn run(args: Args, common: Common) -> Result<()> {
     let encoder = open_model(&args.model)?;
@@ -43,6 +45,7 @@ pub fn run(args: Args, common: Common) -> Result<()> {
     let bar = output::progress(records.expected.unwrap_or(0) as u64, "encoding");
     let (mut n_codes, mut failed) = (0usize, 0usize);
     let mut batch: Vec<(String, Payload)> = Vec::new();
+    let mut batch_bytes = 0;
     let mut flush = |batch: &mut Vec<(String, Payload)>, n_codes: &mut usize, failed: &mut usize| -> Result<()> {
         let payloads: Vec<Payload> = batch.iter().map(|(_, payload)| payload.clone()).collect();
         let mut codes = Codes::new(encoder.code_len());
@@ -66,15 +69,19 @@ pub fn run(args: Args, common: Common) -> Result<()> {
         let record = record?;
         bar.inc(1);
         match record.body {
-            Body::Payload(payload) => batch.push((record.key, payload)),
+            Body::Payload(payload) => {
+                batch_bytes += payload.size_bytes();
+                batch.push((record.key, payload));
+            }
             Body::Unreadable(reason) => {
                 output::note(format!("{}: {reason}", record.key));
                 failed += 1;
             }
             Body::None | Body::Code(_) => bail!("{}: expected a picture, found none", record.key),
         }
-        if batch.len() >= BATCH {
+        if batch.len() >= BATCH || batch_bytes >= BATCH_BYTES {
             flush(&mut batch, &mut n_codes, &mut failed)?;
+            batch_bytes = 0;
         }
     }
     flush(&mut batch, &mut n_codes, &mut failed)?;

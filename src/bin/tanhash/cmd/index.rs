@@ -1,7 +1,7 @@
 //! `tanhash index`: pictures, manifests, tar shards or ready codes become a searchable index.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,6 +12,7 @@ use tanhash::encode::Encoder;
 use tanhash::plugin::{HashDocumentExt, HashPlugin, OnBadDocument, WriterOptions};
 use tanhash::{CodeLen, Payload};
 use tantivy::TantivyDocument;
+use tantivy::merge_policy::NoMergePolicy;
 
 use crate::catalog::{Catalog, EncoderSpec, open_model};
 use crate::cmd::Common;
@@ -104,8 +105,20 @@ pub fn run(args: Args, common: Common) -> Result<()> {
         OnBad::Skip => OnBadDocument::Skip,
         OnBad::Fail => OnBadDocument::Fail,
     };
-    let catalog = Catalog::create(&args.index, spec, plugin)?;
-    let summary = fill(&catalog, records, on_bad, args.memory_mib << 20, &args.index)?;
+    let made_dir = !args.index.exists();
+    let budget = args.memory_mib.saturating_mul(1 << 20);
+    let built = Catalog::create(&args.index, spec, plugin)
+        .and_then(|catalog| fill(&catalog, records, on_bad, budget, &args.index));
+    let summary = match built {
+        Ok(summary) => summary,
+        Err(error) => {
+            // What this run began would only be in the way of the next one.
+            if made_dir && std::fs::remove_dir_all(&args.index).is_ok() {
+                return Err(error.context(format!("{} was removed again", args.index.display())));
+            }
+            return Err(error);
+        }
+    };
     if common.json {
         return output::json(&summary);
     }
@@ -113,8 +126,8 @@ pub fn run(args: Args, common: Common) -> Result<()> {
 }
 
 /// A plugin with this encoder, if any.
-pub fn plugin(encoder: Option<Arc<dyn Encoder>>) -> HashPlugin {
-    encoder.map_or_else(HashPlugin::new, HashPlugin::with_encoder)
+pub fn plugin(encoder: Option<Arc<dyn Encoder>>) -> tanhash::Result<HashPlugin> {
+    encoder.map_or_else(|| Ok(HashPlugin::new()), HashPlugin::with_encoder)
 }
 
 /// What indexing did.
@@ -132,13 +145,36 @@ impl Summary {
         let Summary { documents, codes, failed, seconds, .. } = self;
         let rate = *documents as f64 / seconds.max(1e-9);
         let quarantine = match &self.quarantine {
-            Some(path) => format!("; {failed} without a code, named in {}", path.display()),
+            Some(path) => format!("; {failed} pictures refused, named in {}", path.display()),
             None => String::new(),
         };
         format!(
             "{documents} documents, {codes} codes in {} after {seconds:.1} s ({rate:.0}/s){quarantine}",
             index.display()
         )
+    }
+}
+
+/// The list of documents without a code, made when the first one turns up.
+struct Quarantine {
+    path: PathBuf,
+    out: Option<File>,
+}
+
+impl Quarantine {
+    fn add(&mut self, record: &Record, reason: &str, summary: &mut Summary) -> Result<()> {
+        summary.failed += 1;
+        let about = || self.path.display().to_string();
+        let out = match &mut self.out {
+            Some(out) => out,
+            None => {
+                let file = File::create(&self.path).with_context(about)?;
+                summary.quarantine = Some(self.path.clone());
+                self.out.insert(file)
+            }
+        };
+        let line = json!({"key": record.key, "reason": reason, "sha256": record.sha256()});
+        writeln!(out, "{line}").with_context(about)
     }
 }
 
@@ -154,14 +190,20 @@ pub fn fill(
     let started = Instant::now();
     let writer =
         catalog.index.writer(WriterOptions { memory_budget_bytes, on_bad_document, ..Default::default() })?;
+    // Segments are merged once, at the end.
+    writer.set_merge_policy(Box::new(NoMergePolicy))?;
     let bar = output::progress(records.expected.unwrap_or(0) as u64, "indexing");
     let mut summary = Summary { documents: 0, codes: 0, failed: 0, seconds: 0.0, quarantine: None };
-    let mut quarantine: Option<BufWriter<File>> = None;
+    let mut quarantine = Quarantine { path: dir.join(QUARANTINE), out: None };
     let mut batch: Vec<Record> = Vec::new();
     let mut batch_bytes = 0;
-    let mut flush = |batch: &mut Vec<Record>, summary: &mut Summary| -> Result<()> {
+    let flush = |batch: &mut Vec<Record>, summary: &mut Summary, quarantine: &mut Quarantine| -> Result<()> {
         let documents = batch.iter().map(|record| to_document(catalog, record)).collect();
-        let outcome = writer.add_documents(documents)?;
+        let outcome = writer.add_documents(documents).with_context(|| {
+            let (first, last) = (batch.first(), batch.last());
+            let key = |record: Option<&Record>| record.map_or(String::new(), |record| record.key.clone());
+            format!("among {} to {}", key(first), key(last))
+        })?;
         for (record, outcome) in batch.drain(..).zip(&outcome.documents) {
             summary.documents += usize::from(outcome.opstamp.is_some());
             let failure = match &record.body {
@@ -172,21 +214,7 @@ pub fn fill(
                 summary.codes += outcome.codes.len();
                 continue;
             };
-            summary.failed += 1;
-            let out = match &mut quarantine {
-                Some(out) => out,
-                None => {
-                    let path = dir.join(QUARANTINE);
-                    let file = File::create(&path).with_context(|| path.display().to_string())?;
-                    summary.quarantine = Some(path);
-                    quarantine.insert(BufWriter::new(file))
-                }
-            };
-            let sha256 = record.sha256();
-            writeln!(out, "{}", json!({"key": record.key, "reason": reason, "sha256": sha256}))?;
-        }
-        if let Some(out) = &mut quarantine {
-            out.flush()?;
+            quarantine.add(&record, reason, summary)?;
         }
         Ok(())
     };
@@ -195,20 +223,20 @@ pub fn fill(
         if let (Body::Unreadable(reason), OnBadDocument::Fail) = (&record.body, on_bad_document) {
             bail!("{}: {reason}", record.key);
         }
-        if matches!(record.body, Body::Unreadable(_)) && on_bad_document == OnBadDocument::Skip {
-            summary.failed += 1;
+        if let (Body::Unreadable(reason), OnBadDocument::Skip) = (&record.body, on_bad_document) {
+            quarantine.add(&record, reason, &mut summary)?;
             continue;
         }
         batch_bytes += record.size_bytes();
         batch.push(record);
         bar.inc(1);
         if batch.len() >= BATCH_DOCUMENTS || batch_bytes >= BATCH_BYTES {
-            flush(&mut batch, &mut summary)?;
+            flush(&mut batch, &mut summary, &mut quarantine)?;
             batch_bytes = 0;
         }
     }
     if !batch.is_empty() {
-        flush(&mut batch, &mut summary)?;
+        flush(&mut batch, &mut summary, &mut quarantine)?;
     }
     writer.commit()?;
     writer.merge_all()?;

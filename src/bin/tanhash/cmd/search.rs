@@ -6,11 +6,12 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use serde_json::json;
 use tanhash::plugin::{Fusion, HammingQuery, HybridSearch, KnnQuery, Leg, LegHit};
-use tanhash::{HashCode, Payload};
+use tanhash::HashCode;
 
 use crate::catalog::{Catalog, EncoderSpec, Stored, Use};
 use crate::cmd::Common;
 use crate::output;
+use crate::records::{Body, read_picture};
 
 /// Search an index by text, picture or code
 #[derive(clap::Args)]
@@ -30,7 +31,7 @@ pub struct Args {
     /// Hits to show; 10, or all within the radius if one is given
     #[arg(long)]
     k: Option<usize>,
-    /// Only codes within this distance, inclusive
+    /// All codes within this distance, inclusive, instead of the nearest ones
     #[arg(long)]
     radius: Option<u32>,
     /// Only documents that match, such as label:"Ankle boot" or meta.price:[10 TO 20]
@@ -75,8 +76,8 @@ pub struct Hit {
     legs: Option<Vec<Option<LegHit>>>,
 }
 
-/// Hits of a whole list when no number is asked for.
-const ALL: usize = 1 << 20;
+/// The shortest list that a leg of a hybrid search contributes, so that fusion has something to combine.
+const LEG_HITS_MIN: usize = 1_000;
 
 pub fn run(args: Args, common: Common) -> Result<()> {
     if args.text.is_none() && args.image.is_none() && args.code.is_none() {
@@ -102,8 +103,11 @@ pub fn run(args: Args, common: Common) -> Result<()> {
     let fields = catalog.fields;
     let code = match (&args.image, &args.code) {
         (Some(path), _) => {
-            let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
-            let code = catalog.index.encode(fields.code, Payload::Image(bytes.into()));
+            let code = match read_picture(path) {
+                Body::Payload(payload) => catalog.index.encode(fields.code, payload),
+                Body::Unreadable(reason) => bail!("{}: {reason}", path.display()),
+                _ => bail!("{}: expected a picture", path.display()),
+            };
             Some(code.with_context(|| path.display().to_string())?)
         }
         (None, Some(hex)) => Some(HashCode::from_hex(hex)?),
@@ -113,22 +117,24 @@ pub fn run(args: Args, common: Common) -> Result<()> {
     if searcher.num_docs() == 0 {
         output::note(format!("expected documents in {}, found none", args.index.display()));
     }
-    let limit = args.k.unwrap_or(if args.radius.is_some() { ALL } else { 10 });
+    let all = (searcher.num_docs() as usize).max(1);
+    let limit = args.k.unwrap_or(if args.radius.is_some() { all } else { 10 });
+    let window = limit.saturating_add(args.offset).max(LEG_HITS_MIN).min(all);
     let fusion = match args.fusion {
         FusionKind::Rrf => Fusion::default(),
         FusionKind::Linear => Fusion::linear(),
     };
-    let mut search = HybridSearch::new().limit(limit).offset(args.offset).fusion(fusion);
+    let mut search = HybridSearch::new().limit(limit).offset(args.offset).fusion(fusion).rank_window(window);
     if let Some(text) = &args.text {
         search = search.leg(Leg::text(catalog.parse(text, vec![fields.text, fields.label])?));
     }
     match (&code, args.radius) {
         (Some(code), Some(radius)) => {
-            search = search.rank_window(ALL).leg(Leg::range(HammingQuery::new(fields.code, code.clone(), radius)));
+            let range = HammingQuery::new(fields.code, code.clone(), radius);
+            search = search.rank_window(all).leg(Leg::range(range));
         }
-        // A leg as long as any page, and never so short that fusion has nothing to combine.
         (Some(code), None) => {
-            let k = (limit + args.offset).max(if args.text.is_some() { 1_000 } else { 0 });
+            let k = if args.text.is_some() { window } else { limit.saturating_add(args.offset) };
             search = search.leg(Leg::knn(KnnQuery::new(fields.code, code.clone(), k)));
         }
         (None, _) => {}
@@ -138,7 +144,7 @@ pub fn run(args: Args, common: Common) -> Result<()> {
     }
     let result = search.search(&searcher)?;
     let single = result.legs.len() == 1;
-    let hits = (args.offset + 1..)
+    let hits = (args.offset.saturating_add(1)..)
         .zip(&result.hits)
         .map(|(rank, hit)| {
             let leg = hit.legs.iter().flatten().next();
@@ -154,7 +160,7 @@ pub fn run(args: Args, common: Common) -> Result<()> {
             })
         })
         .collect::<Result<Vec<Hit>>>()?;
-    if let Some(k) = args.k.filter(|&k| result.total < k) {
+    if let Some(k) = args.k.filter(|&k| result.total < k && result.total < window.max(k)) {
         output::note(format!("expected {k} hits, found {}: no more documents match", result.total));
     }
     let legs: Vec<_> = result
