@@ -36,7 +36,8 @@ pub enum EngineChoice {
     Auto,
     /// The linear scan.
     Scan,
-    /// Multi-index hashing; the linear scan in segments without tables.
+    /// Multi-index hashing; the linear scan in segments without tables, and where the buckets to look up
+    /// outnumber the codes. `SearchStats` counts both.
     Mih,
 }
 

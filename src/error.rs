@@ -62,7 +62,7 @@ pub enum ErrorKind {
     /// An encoder service gave up after so many calls in a row failed on single payloads.
     #[error(
         "the encoder failed {failures} times in a row and was stopped, the last time by: {last}; \
-         repair it, then reset the service"
+         repair it, then call reset_encoders"
     )]
     EncoderStopped {
         /// Failed calls in a row.

@@ -63,8 +63,8 @@ impl HashIndex {
     /// Creates an index in a directory, which is made if it is missing and must hold no index.
     ///
     /// # Errors
-    /// `InvalidArgument` if an encoder of the plugin does not fit the schema; `Io`; `Tantivy` if there is
-    /// an index already.
+    /// `InvalidArgument` if an encoder of the plugin does not fit the schema or there is an index already;
+    /// `Io`.
     pub fn create_in_dir(
         path: impl AsRef<Path>,
         schema: Schema,

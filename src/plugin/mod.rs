@@ -197,6 +197,14 @@ impl HashPlugin {
         *self.0.report.lock() = IngestReport::default();
     }
 
+    /// Lets encoders try again that have stopped after failing over and over.
+    pub fn reset_encoders(&self) {
+        self.0
+            .encoders
+            .iter()
+            .for_each(|entry| entry.service.reset());
+    }
+
     /// The encoder whose model a field names.
     pub fn encoder_for(&self, options: &HashFieldOptions) -> Option<Arc<dyn Encoder>> {
         self.0.entry_for(options).map(|entry| entry.encoder.clone())
