@@ -20,13 +20,15 @@ demo: build
 
 ## test: every test that needs no GPU, with and without libtorch
 test: test-pure libtorch
-	$(CARGO) test --profile $(TEST_PROFILE) $(FULL)
+	LD_LIBRARY_PATH="$(LIBTORCH_LIBS):$$LD_LIBRARY_PATH" $(CARGO) test --profile $(TEST_PROFILE) $(FULL)
 
 ## test-pure: the library alone, as an application without libtorch and C++ builds it
 test-pure:
 	$(CARGO) test --profile $(TEST_PROFILE)
 
 TEST_PROFILE ?= dev
+# cargo tells doctests nothing of where libtorch is.
+LIBTORCH_LIBS = $(or $(LIBTORCH),$(CURDIR)/.libtorch)/lib
 
 ## lint: formatting, clippy and documentation, over the feature sets
 lint: libtorch

@@ -67,7 +67,7 @@ mod journey {
     const PACKAGE: &str = "dataset-fashion-mnist";
     /// Says that a folder is the demo's own.
     const MARK: &str = "MADE_BY_DEMO";
-    const HITS: usize = 12;
+    const HITS: usize = 11;
     const RADIUS: u32 = 2;
 
     pub fn run(args: Args, common: Common) -> Result<()> {
@@ -449,7 +449,7 @@ mod journey {
                     search,
                 )?);
             }
-            for (label, skip, words) in [(7, 1, "dark"), (4, 2, "bright"), (8, 3, "small")] {
+            for (label, skip, words) in [(7, 1, "dark sneaker"), (4, 2, "bright coat"), (8, 3, "small bag")] {
                 let row = self.query(label, skip)?;
                 let search = HybridSearch::new()
                     .text(self.text(words)?)
