@@ -175,15 +175,21 @@ pub fn threads() -> usize {
 
 static THREADS_CHOSEN: Once = Once::new();
 
-/// Half of the cores, unless the caller or the environment chose. libtorch's threads spin while they
-/// wait for each other, so one core that is busy with something else (decoding pictures, another
-/// process) stalls all of them: on two shared cores, two threads trained five times slower than one.
-/// With `OMP_WAIT_POLICY=passive` they sleep instead, and all cores are a fair choice.
+/// Half of the cores, or all where `OMP_WAIT_POLICY` is `passive`, unless the caller or the environment
+/// chose a number. libtorch's threads spin while they wait for each other, so one core that is busy with
+/// something else (decoding pictures, another process) stalls all of them: on two shared cores, two
+/// threads trained five times slower than one. With the passive policy they sleep instead.
 fn choose_threads() {
     THREADS_CHOSEN.call_once(|| {
         if std::env::var_os("OMP_NUM_THREADS").is_none() {
             let n_cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-            let n_threads = (n_cores / 2).max(1);
+            let passive = std::env::var("OMP_WAIT_POLICY")
+                .is_ok_and(|policy| policy.eq_ignore_ascii_case("passive"));
+            let n_threads = if passive {
+                n_cores
+            } else {
+                (n_cores / 2).max(1)
+            };
             tch::set_num_threads(i32::try_from(n_threads).unwrap_or(i32::MAX));
         }
     });

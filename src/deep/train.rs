@@ -58,7 +58,7 @@ pub struct TrainOptions {
     /// Where to train.
     #[serde(skip)]
     pub device: Device,
-    /// Threads of libtorch; `None` leaves them as they are, half of the cores at first (see
+    /// Threads of libtorch; `None` leaves them as they are, half or all of the cores at first (see
     /// [`device::set_threads`]).
     #[serde(skip)]
     pub threads: Option<usize>,
@@ -91,7 +91,7 @@ impl TrainOptions {
             method,
             code_len,
             backbone: BackboneKind::ConvSmall,
-            epochs: 10,
+            epochs: 12,
             batch: 256,
             lr: 3e-3,
             backbone_lr_scale: 1.0,

@@ -18,8 +18,37 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::Parser;
 
+/// libtorch's threads spin while they wait for each other unless `OMP_WAIT_POLICY` says otherwise, and it is
+/// read before `main`. So commands that compute with libtorch start once more with the policy that does not
+/// stall on a busy machine; a policy that the user has set stays.
+#[cfg(all(feature = "torch", unix))]
+fn let_threads_sleep(command: &cli::Command) {
+    use std::os::unix::process::CommandExt;
+
+    const POLICY: &str = "OMP_WAIT_POLICY";
+    let computes = matches!(
+        command,
+        cli::Command::Train(_)
+            | cli::Command::Eval(_)
+            | cli::Command::Encode(_)
+            | cli::Command::Demo(_)
+    );
+    if !computes || std::env::var_os(POLICY).is_some() {
+        return;
+    }
+    if let Ok(program) = std::env::current_exe() {
+        // Returns only if it failed, and then this process does the work as it is.
+        let _ = std::process::Command::new(program)
+            .args(std::env::args_os().skip(1))
+            .env(POLICY, "passive")
+            .exec();
+    }
+}
+
 fn main() -> ExitCode {
     let arguments = cli::Arguments::parse();
+    #[cfg(all(feature = "torch", unix))]
+    let_threads_sleep(&arguments.command);
     // A panic is a defect of ours or of a library below. The library contains those it expects; for any
     // other the user gets one line and exit code 1.
     let place: Arc<Mutex<String>> = Arc::default();

@@ -449,7 +449,11 @@ mod journey {
                     search,
                 )?);
             }
-            for (label, skip, words) in [(7, 1, "dark sneaker"), (4, 2, "bright coat"), (8, 3, "small bag")] {
+            for (label, skip, words) in [
+                (7, 1, "dark sneaker"),
+                (4, 2, "bright coat"),
+                (8, 3, "small bag"),
+            ] {
                 let row = self.query(label, skip)?;
                 let search = HybridSearch::new()
                     .text(self.text(words)?)

@@ -47,7 +47,7 @@ pub struct Args {
     /// Where to train: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// Threads of the CPU; half of the cores if not given
+    /// Threads of the CPU; all cores if not given
     #[arg(long)]
     pub threads: Option<usize>,
     /// Write a JSON line a step to this file
