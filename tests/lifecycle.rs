@@ -517,3 +517,72 @@ fn cached_segments_are_let_go_after_merges() {
         plugin.cached_segments()
     );
 }
+
+/// A segment without a single term has text files whose contents are shorter than tantivy's footer; they are
+/// sound all the same.
+#[test]
+fn an_index_without_terms_is_opened_again() {
+    use tanhash::plugin::{HashFieldOptions, SchemaBuilderExt};
+    let dir = tempfile::tempdir().unwrap();
+    let mut builder = Schema::builder();
+    let image = builder
+        .add_hash_field("image", HashFieldOptions::new(16))
+        .unwrap();
+    let index = HashIndex::create_in_dir(dir.path(), builder.build(), plugin()).unwrap();
+    let writer = index.writer(writer_options(1)).unwrap();
+    let mut document = TantivyDocument::new();
+    let code = HashCode::from_hex("0123").unwrap();
+    document.add_code(image, &code);
+    writer.add_document(document).unwrap();
+    writer.commit().unwrap();
+    drop(writer);
+    let index = HashIndex::open_in_dir(dir.path(), plugin()).unwrap();
+    assert!(index.verify().unwrap().is_ok());
+    let hits = KnnQuery::new(image, code, 1)
+        .search(&index.searcher().unwrap())
+        .unwrap()
+        .hits;
+    assert_eq!(hits[0].distance, 0);
+}
+
+/// tantivy's indexing threads die of a value of another type, and take every uncommitted document along.
+#[test]
+fn mistyped_values_are_refused_before_they_cost_anything() {
+    let (index, fields, codes) = small_index(10);
+    let writer = index.writer(writer_options(1)).unwrap();
+    let good = Doc {
+        key: 100,
+        rank: 1,
+        image: Some(codes[0].clone()),
+        other: None,
+    };
+    writer.add_document(good.to_tantivy(&fields)).unwrap();
+    let mut bad = good.to_tantivy(&fields);
+    bad.add_text(fields.rank, "no number");
+    let error = writer.add_document(bad).unwrap_err().to_string();
+    assert!(error.contains("`rank`") && error.contains("U64"), "{error}");
+    writer.commit().unwrap();
+    assert_eq!(index.searcher().unwrap().num_docs(), 11);
+    let unindexed = Term::from_field_bytes(fields.image, b"x");
+    assert!(writer.delete_term(unindexed).is_err());
+}
+
+/// The merged index has the plugin it was given, and accepts documents.
+#[test]
+fn a_merged_index_can_be_written() {
+    let (first, fields, codes) = small_index(20);
+    let directory = RamDirectory::create();
+    let merged = merge_indices(&[(*first).clone()], directory.clone(), plugin()).unwrap();
+    let writer = merged.writer(writer_options(1)).unwrap();
+    let doc = Doc {
+        key: 500,
+        rank: 1,
+        image: Some(codes[0].clone()),
+        other: None,
+    };
+    writer.add_document(doc.to_tantivy(&fields)).unwrap();
+    writer.commit().unwrap();
+    assert_eq!(merged.searcher().unwrap().num_docs(), 21);
+    let error = merge_indices(&[(*first).clone()], directory, plugin()).unwrap_err();
+    assert!(error.to_string().contains("found one there"), "{error}");
+}

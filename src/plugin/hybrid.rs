@@ -15,6 +15,7 @@ use tantivy::{DocAddress, Score, Searcher};
 
 use crate::engine::SearchStats;
 use crate::error::{Error, Result};
+use crate::plugin::contained;
 use crate::plugin::query::{HammingQuery, HammingResult, KnnQuery};
 
 /// How the legs' lists become one.
@@ -380,7 +381,7 @@ impl HybridSearch {
                 // tantivy allocates by the limit, and no list is longer than the index.
                 let window = self.rank_window.min(searcher.num_docs().max(1) as usize);
                 let top = TopDocs::with_limit(window).order_by_score();
-                let hits = searcher.search(&query, &top)?;
+                let hits = contained("index", || Ok(searcher.search(&query, &top)?))?;
                 Ok((
                     hits.into_iter()
                         .map(|(score, address)| (address, score, None))

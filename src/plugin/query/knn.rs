@@ -16,7 +16,7 @@ use crate::plugin::query::filter::SegmentFilter;
 use crate::plugin::query::hits::{
     DocDistances, HammingResult, HitScorer, address, address_base, explain,
 };
-use crate::plugin::{OpenColumn, plugin_of};
+use crate::plugin::{OpenColumn, contained, plugin_of};
 use crate::topk::{Neighbor, TopK};
 
 /// The `k` documents whose codes are nearest to a code, over all segments, deleted documents skipped.
@@ -144,7 +144,9 @@ impl KnnQuery {
             if column.n_codes() == 0 {
                 continue;
             }
-            let allowed = SegmentFilter::evaluate(filter.as_deref(), reader)?;
+            let allowed = contained("index", || {
+                Ok(SegmentFilter::evaluate(filter.as_deref(), reader)?)
+            })?;
             let rows = column
                 .rows(address_base(segment_ord), self.engine != EngineChoice::Scan)
                 .map_err(OpenColumn::about(reader))?;

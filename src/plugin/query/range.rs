@@ -13,7 +13,7 @@ use crate::plugin::field::HashFieldOptions;
 use crate::plugin::query::filter::SegmentFilter;
 use crate::plugin::query::hits::{DocDistances, HammingResult, HitScorer, address_base, explain};
 use crate::plugin::query::knn::check_distance;
-use crate::plugin::{OpenColumn, PluginState, plugin_of};
+use crate::plugin::{OpenColumn, PluginState, contained, plugin_of};
 use crate::topk::Neighbor;
 
 /// Every document whose code lies within a radius of a code: `distance <= radius`, so radius 0 finds
@@ -65,7 +65,9 @@ impl HammingQuery {
         let mut found = Vec::new();
         let mut stats = SearchStats::default();
         for (segment_ord, reader) in (0..).zip(searcher.segment_readers()) {
-            let allowed = SegmentFilter::evaluate(filter.as_deref(), reader)?;
+            let allowed = contained("index", || {
+                Ok(SegmentFilter::evaluate(filter.as_deref(), reader)?)
+            })?;
             weight.search_segment(
                 reader,
                 address_base(segment_ord),
