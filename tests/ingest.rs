@@ -423,3 +423,54 @@ fn a_failed_commit_is_rolled_back_and_the_writer_goes_on() {
         model.values().filter(|doc| doc.image.is_some()).count()
     );
 }
+
+/// Every thread of the global pool waits for its codes at once; the encoder must not need one of them.
+#[test]
+fn callers_on_the_global_pool_do_not_starve_the_encoder() {
+    use rayon::prelude::*;
+    use tanhash::CodeLen;
+    use tanhash::encode::{Encoder, SignLsh};
+    let encoder = SignLsh::new(CodeLen::new(64).unwrap(), 8, 1).unwrap();
+    let (schema, fields) = schema(64, Some(encoder.model_id()));
+    let plugin = HashPlugin::with_encoder(Arc::new(encoder)).unwrap();
+    let index = HashIndex::create_in_ram(schema, plugin).unwrap();
+    let writer = index.writer(options(OnBadDocument::Quarantine)).unwrap();
+    (0..4 * rayon::current_num_threads() as u64)
+        .into_par_iter()
+        .for_each(|batch| {
+            let documents = (batch * 20..batch * 20 + 20).map(|key| {
+                let doc = Doc {
+                    key,
+                    rank: key,
+                    image: None,
+                    other: None,
+                };
+                let mut document = doc.to_tantivy(&fields);
+                document.add_vector(fields.image, &[key as f32 - 3.0; 8]);
+                document
+            });
+            let outcome = writer.add_documents(documents.collect()).unwrap();
+            assert_eq!(outcome.failures().count(), 0);
+        });
+    writer.commit().unwrap();
+}
+
+/// tantivy panics on some leaves inside a JSON field.
+#[test]
+fn objects_with_leaves_that_are_no_json_are_refused() {
+    use tantivy::schema::{OwnedValue, STORED, Schema, TEXT};
+    let mut builder = Schema::builder();
+    let meta = builder.add_json_field("meta", TEXT | STORED);
+    let options_of = tanhash::plugin::HashFieldOptions::new(16);
+    tanhash::plugin::SchemaBuilderExt::add_hash_field(&mut builder, "image", options_of).unwrap();
+    let index = HashIndex::create_in_ram(builder.build(), HashPlugin::new()).unwrap();
+    let writer = index.writer(options(OnBadDocument::Quarantine)).unwrap();
+    let mut document = TantivyDocument::new();
+    document.add_object(
+        meta,
+        [("thumb".to_owned(), OwnedValue::Bytes(vec![1; 1_000]))].into(),
+    );
+    let error = writer.add_document(document).unwrap_err().to_string();
+    assert!(error.contains("`meta`") && error.len() < 200, "{error}");
+    writer.commit().unwrap();
+}

@@ -198,6 +198,13 @@ fn model_id(config: &ModelConfig, network: &DeepHashNet) -> Result<String> {
         digest.update(format!("{:?}", tensor.size()).as_bytes());
         digest.update(bytes_of(tensor)?);
     }
+    // What happens to a picture before the first weight makes codes as much as the weights do.
+    let (side, channels) = (config.picture_side, config.picture_channels);
+    digest.update(format!("{} {side} {channels}", config.backbone).as_bytes());
+    let Normalization { mean, std } = &config.normalization;
+    for value in mean.iter().chain(std) {
+        digest.update(value.to_bits().to_le_bytes());
+    }
     let hex: String = digest.finalize()[..6]
         .iter()
         .map(|byte| format!("{byte:02x}"))
@@ -279,13 +286,15 @@ pub(crate) struct TensorFile {
 impl TensorFile {
     /// Reads the whole file, after checking its size and the start of its header.
     pub fn read(path: &Path) -> Result<TensorFile> {
-        let size = fs::metadata(path)
-            .map_err(|error| Error::io(path, error))?
-            .len();
+        let metadata = fs::metadata(path).map_err(|error| Error::io(path, error))?;
+        let size = metadata.len();
         let file = TensorFile {
             path: path.to_owned(),
             bytes: Vec::new(),
         };
+        if !metadata.is_file() {
+            return Err(file.corrupt("expected a file, found a folder or a pipe".into()));
+        }
         if size > FILE_BYTES_MAX {
             return Err(file.corrupt(format!(
                 "expected at most {FILE_BYTES_MAX} bytes, found {size}"

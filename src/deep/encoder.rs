@@ -16,7 +16,7 @@ use crate::data::{PictureSet, PictureShape};
 use crate::deep::augment::bytes_tensor;
 use crate::deep::checkpoint::{Checkpoint, ModelConfig};
 use crate::deep::device::{self, Device};
-use crate::encode::{EncodeError, EncodeStage, Encoder, Payload};
+use crate::encode::{EncodeError, EncodeStage, Encoder, Payload, on_pool};
 use crate::error::{Error, ErrorKind, Result};
 use crate::media::{self, Limits};
 
@@ -191,10 +191,11 @@ impl Encoder for TorchEncoder {
     fn encode(&self, batch: &[Payload]) -> Result<Vec<Result<HashCode, EncodeError>>> {
         let mut encoded = Vec::with_capacity(batch.len());
         for part in batch.chunks(BATCH_PICTURES) {
-            let pixels: Vec<Result<Vec<u8>, EncodeError>> = part
-                .par_iter()
-                .map(|payload| self.pixels(payload))
-                .collect();
+            let pixels: Vec<Result<Vec<u8>, EncodeError>> = on_pool(|| {
+                part.par_iter()
+                    .map(|payload| self.pixels(payload))
+                    .collect()
+            });
             let readable: Vec<u8> = pixels.iter().flatten().flatten().copied().collect();
             let codes = match readable.is_empty() {
                 true => Vec::new(),

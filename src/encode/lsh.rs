@@ -8,7 +8,7 @@
 use rand_chacha::rand_core::RngCore;
 use rayon::prelude::*;
 
-use super::{EncodeError, Encoder, Payload, pack};
+use super::{EncodeError, Encoder, Payload, on_pool, pack};
 use crate::code::{CodeLen, HashCode};
 use crate::error::{Error, Result};
 use crate::random;
@@ -73,7 +73,9 @@ impl Encoder for SignLsh {
     }
 
     fn encode(&self, batch: &[Payload]) -> Result<Vec<Result<HashCode, EncodeError>>> {
-        Ok(batch.par_iter().map(|payload| self.code(payload)).collect())
+        Ok(on_pool(|| {
+            batch.par_iter().map(|payload| self.code(payload)).collect()
+        }))
     }
 }
 

@@ -8,7 +8,7 @@ mod phash;
 mod precomputed;
 mod service;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::code::{CodeLen, HashCode};
 use crate::error::Result;
@@ -100,4 +100,21 @@ fn pack(len: CodeLen, logits: &[f32]) -> Result<HashCode, EncodeError> {
         stage: EncodeStage::Encode,
         reason: error.to_string(),
     })
+}
+
+/// Runs parallel work of an encoder on threads of its own. On the global pool it could wait for ever: when
+/// callers on that pool wait for their codes, no thread of it is left to make them.
+pub(crate) fn on_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    static POOL: OnceLock<Option<rayon::ThreadPool>> = OnceLock::new();
+    let pool = POOL.get_or_init(|| {
+        let named = |idx| format!("tanhash-encode-{idx}");
+        rayon::ThreadPoolBuilder::new()
+            .thread_name(named)
+            .build()
+            .ok()
+    });
+    match pool {
+        Some(pool) => pool.install(work),
+        None => work(),
+    }
 }

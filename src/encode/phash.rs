@@ -8,7 +8,7 @@
 use image_hasher::{HashAlg, Hasher, HasherConfig};
 use rayon::prelude::*;
 
-use super::{EncodeError, Encoder, Payload};
+use super::{EncodeError, Encoder, Payload, on_pool};
 use crate::code::{CodeLen, HashCode};
 use crate::error::{EncodeStage, Error, Result};
 use crate::media::{Limits, decode};
@@ -91,7 +91,9 @@ impl Encoder for PerceptualHash {
     }
 
     fn encode(&self, batch: &[Payload]) -> Result<Vec<Result<HashCode, EncodeError>>> {
-        Ok(batch.par_iter().map(|payload| self.code(payload)).collect())
+        Ok(on_pool(|| {
+            batch.par_iter().map(|payload| self.code(payload)).collect()
+        }))
     }
 }
 

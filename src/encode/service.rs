@@ -424,11 +424,13 @@ impl Shared {
     }
 }
 
+/// The first line of what a panic said.
 fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
     panic
         .downcast_ref::<&str>()
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .and_then(|message| message.lines().next())
         .unwrap_or("without a message")
 }
 

@@ -570,11 +570,11 @@ mod tests {
     #[test]
     fn refuses_what_has_no_meaning() {
         let list = vec![(1u32, 1.0)];
-        assert!(fuse(&[list.clone()], &[], Fusion::default()).is_err());
-        assert!(fuse(&[list.clone()], &[f32::NAN], Fusion::default()).is_err());
+        assert!(fuse(std::slice::from_ref(&list), &[], Fusion::default()).is_err());
+        assert!(fuse(std::slice::from_ref(&list), &[f32::NAN], Fusion::default()).is_err());
         assert!(
             fuse(
-                &[list.clone()],
+                std::slice::from_ref(&list),
                 &[1.0],
                 Fusion::Rrf {
                     rank_constant: -61.0

@@ -16,7 +16,7 @@ use tantivy::schema::{Field, FieldEntry, FieldType, Schema};
 use tantivy::{Directory, IndexWriter, Opstamp, SegmentMeta, TantivyDocument, Term};
 
 use crate::code::HashCode;
-use crate::encode::{Payload, Ticket};
+use crate::encode::{EncodeStage, Payload, Ticket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plugin::field::HashFieldOptions;
 use crate::plugin::index::HashIndex;
@@ -173,7 +173,7 @@ impl HashIndexWriter {
         // Nor does it take more than 4 GB a thread.
         let budget = options
             .memory_budget_bytes
-            .min(num_threads * ((4 << 30) - (2 << 20)));
+            .min(num_threads.saturating_mul((4 << 30) - (2 << 20)));
         let writer: IndexWriter = index.writer_with_num_threads(num_threads, budget)?;
         Ok(HashIndexWriter {
             state: RwLock::new(State::Open(writer)),
@@ -261,7 +261,14 @@ impl HashIndexWriter {
             .collect::<Result<Vec<(Field, Vec<Payload>, Ticket)>>>()?;
         let mut encoded = Vec::new();
         for (field, payloads, ticket) in tickets {
-            encoded.push((field, payloads, ticket.wait()));
+            let outcomes = ticket.wait();
+            // Not tried is not bad: nothing may be replaced by a document without its code on that ground.
+            let stopped = outcomes.iter().flat_map(|outcome| outcome.as_ref().err());
+            if let Some(error) = { stopped }.find(|error| error.stage == EncodeStage::Stopped) {
+                let message = format!("{error}; nothing was added");
+                return Err(ErrorKind::Encoder(message).into());
+            }
+            encoded.push((field, payloads, outcomes));
         }
         let finished: Vec<(TantivyDocument, Vec<(Field, CodeOutcome)>)> = prepared
             .into_iter()
@@ -374,16 +381,16 @@ impl HashIndexWriter {
                 FieldType::Facet(_) => value.as_facet().is_some(),
                 FieldType::Bytes(_) => value.as_bytes().is_some(),
                 FieldType::IpAddr(_) => value.as_ip_addr().is_some(),
-                FieldType::JsonObject(_) => value.as_object().is_some(),
+                FieldType::JsonObject(_) => {
+                    value.as_object().is_some() && json_fits(&value.as_value().into(), 0)
+                }
                 FieldType::Custom(_) => value.as_custom().is_some(),
                 _ => true,
             };
             (!fits).then(|| {
                 let (name, expected) = (entry.name(), entry.field_type().value_type());
-                format!(
-                    "field `{name}`: expected a value of type {expected:?}, got {:?}",
-                    OwnedValue::from(value.as_value())
-                )
+                let got = kind_of(&value.as_value().into());
+                format!("field `{name}`: expected a value of type {expected:?}, got {got}")
             })
         })
     }
@@ -510,12 +517,19 @@ impl HashIndexWriter {
                 "field `{name}`: expected a key of at most {KEY_BYTES_MAX} bytes, got {}",
                 text.len()
             ))),
+            OwnedValue::Bytes(bytes) if bytes.len() > KEY_BYTES_MAX => {
+                Err(Error::invalid(format!(
+                    "field `{name}`: expected a key of at most {KEY_BYTES_MAX} bytes, got {}",
+                    bytes.len()
+                )))
+            }
             OwnedValue::Str(text) => Ok(Term::from_field_text(key, &text)),
             OwnedValue::U64(value) => Ok(Term::from_field_u64(key, value)),
             OwnedValue::I64(value) => Ok(Term::from_field_i64(key, value)),
             OwnedValue::Bytes(bytes) => Ok(Term::from_field_bytes(key, &bytes)),
             other => Err(Error::invalid(format!(
-                "field `{name}`: {other:?} cannot be a key"
+                "field `{name}`: expected a key, got {}",
+                kind_of(&other)
             ))),
         }
     }
@@ -720,6 +734,38 @@ impl HashIndexWriter {
             State::Open(writer) | State::Failed(writer, _) => Ok(writer.wait_merging_threads()?),
             State::Closed(_) => Ok(()),
         }
+    }
+}
+
+/// Objects nested deeper than this are refused.
+const JSON_DEPTH_MAX: usize = 32;
+
+/// Whether tantivy can index every leaf of a JSON value: 0.27 panics on some that its own documents carry.
+fn json_fits(value: &OwnedValue, depth: usize) -> bool {
+    match value {
+        _ if depth > JSON_DEPTH_MAX => false,
+        OwnedValue::Object(fields) => fields.iter().all(|(_, value)| json_fits(value, depth + 1)),
+        OwnedValue::Array(values) => values.iter().all(|value| json_fits(value, depth + 1)),
+        OwnedValue::Null
+        | OwnedValue::Str(_)
+        | OwnedValue::U64(_)
+        | OwnedValue::I64(_)
+        | OwnedValue::F64(_)
+        | OwnedValue::Bool(_)
+        | OwnedValue::Date(_) => true,
+        _ => false,
+    }
+}
+
+/// A value in a few words, whatever its size.
+fn kind_of(value: &OwnedValue) -> String {
+    match value {
+        OwnedValue::Str(text) => format!("text of {} bytes", text.len()),
+        OwnedValue::Bytes(bytes) | OwnedValue::Custom(bytes) => format!("{} bytes", bytes.len()),
+        OwnedValue::Object(_) => "an object, or one with leaves that are no JSON".to_owned(),
+        OwnedValue::Array(values) => format!("an array of {} values", values.len()),
+        OwnedValue::PreTokStr(_) => "tokenized text".to_owned(),
+        small => format!("{small:?}"),
     }
 }
 

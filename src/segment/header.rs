@@ -256,7 +256,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Layout> {
             len: len.unwrap_or(0),
         };
         let inside = end.is_some_and(|end| end <= sections_end) && section.offset >= HEADER_BYTES;
-        if !inside || section.offset % SECTION_ALIGN != 0 {
+        if !inside || !section.offset.is_multiple_of(SECTION_ALIGN) {
             let reason = format!(
                 "{} lies outside the file or off its alignment",
                 section.name()

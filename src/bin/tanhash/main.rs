@@ -32,6 +32,8 @@ fn let_threads_sleep(command: &cli::Command) {
             | cli::Command::Eval(_)
             | cli::Command::Encode(_)
             | cli::Command::Demo(_)
+            | cli::Command::Index(_)
+            | cli::Command::Search(_)
     );
     if !computes || std::env::var_os(POLICY).is_some() {
         return;

@@ -296,7 +296,7 @@ fn manifest(file: &Path) -> Result<Records> {
 }
 
 /// Records of a shard that wait to be read further.
-const SHARD_AHEAD: usize = 64;
+const SHARD_AHEAD: usize = 4;
 
 /// Reads shards one after the other on a thread of its own, a few records ahead, so that a shard of any size
 /// needs little memory.

@@ -92,7 +92,7 @@ mod journey {
         ))?;
 
         let (model, training) = match &args.model {
-            Some(model) if model.starts_with(out.join("index")) => {
+            Some(model) if lies_in(model, &out.join("index")) => {
                 bail!(
                     "expected a model outside {}, which the demo replaces",
                     out.join("index").display()
@@ -203,6 +203,12 @@ mod journey {
             "search on: tanhash search --index {} --text \"dark boot\"",
             dir.display()
         ))
+    }
+
+    /// Whether a file lies below a folder, symbolic links and `..` followed.
+    fn lies_in(file: &Path, dir: &Path) -> bool {
+        let real = (fs::canonicalize(file), fs::canonicalize(dir));
+        matches!(real, (Ok(file), Ok(dir)) if file.starts_with(&dir))
     }
 
     fn facts(
