@@ -33,7 +33,7 @@ fn plugin() -> HashPlugin {
 
 /// The document of a key; every seventh has no code.
 fn doc(key: u64) -> Doc {
-    let image = (key % 7 != 0).then(|| Lookup::code(BITS, &key.to_le_bytes()));
+    let image = (!key.is_multiple_of(7)).then(|| Lookup::code(BITS, &key.to_le_bytes()));
     Doc {
         key,
         rank: key % 5,
@@ -44,7 +44,7 @@ fn doc(key: u64) -> Doc {
 
 /// After round `r`, keys `0..(r + 1) * BATCH` were added, and each round deleted its own first key.
 fn model(rounds: u64) -> BTreeMap<u64, Doc> {
-    let keys = (0..rounds * BATCH).filter(|key| key % BATCH != 0);
+    let keys = (0..rounds * BATCH).filter(|key| !key.is_multiple_of(BATCH));
     keys.map(|key| (key, doc(key))).collect()
 }
 
@@ -80,7 +80,7 @@ fn victim() {
         writer.commit().unwrap();
         round += 1;
         writeln!(acknowledged, "{round}").unwrap();
-        if round % 9 == 0 {
+        if round.is_multiple_of(9) {
             writer.merge_all().unwrap();
         }
     }

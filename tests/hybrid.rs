@@ -35,7 +35,7 @@ fn corpus() -> (HashIndex, Fields, Vec<HashCode>) {
             other: None,
         }
         .to_tantivy(&fields);
-        if key % 10 == 0 {
+        if key.is_multiple_of(10) {
             document.add_text(
                 fields.title,
                 format!("red {}", "filler ".repeat(key as usize / 10)),
@@ -79,7 +79,7 @@ fn every_hit_shows_its_legs() {
     let nearest = knn.search(&searcher).unwrap().hits;
     for hit in &result.hits {
         let key = key_of(&searcher, &fields, hit.address);
-        assert_eq!(hit.legs[0].is_some(), key % 10 == 0);
+        assert_eq!(hit.legs[0].is_some(), key.is_multiple_of(10));
         let expected = nearest.iter().find(|knn| knn.address == hit.address);
         assert_eq!(
             hit.legs[1].and_then(|leg| leg.distance),
@@ -124,7 +124,7 @@ fn the_filter_acts_inside_every_leg() {
     assert!(
         keys(&searcher, &fields, &result)
             .iter()
-            .all(|key| key % 3 == 0)
+            .all(|key| key.is_multiple_of(3))
     );
     assert_eq!(
         searcher.search(&search.match_query(), &Count).unwrap(),

@@ -292,7 +292,7 @@ fn threads_share_one_writer() {
     });
     writer.commit().unwrap();
     let model: BTreeMap<u64, Doc> = (0..400)
-        .filter(|key| key % 20 != 0)
+        .filter(|key: &u64| !key.is_multiple_of(20))
         .map(|key| {
             let image = Some(Lookup::code(64, format!("picture {key}").as_bytes()));
             (

@@ -219,7 +219,7 @@ fn queries_work_inside_tantivys_own() {
     };
     let thirds = hits
         .iter()
-        .filter(|hit| key_of(&searcher, &fields, hit.address) % 3 == 0)
+        .filter(|hit| key_of(&searcher, &fields, hit.address).is_multiple_of(3))
         .count();
     assert_eq!(
         both(Box::new(knn.clone())),

@@ -96,7 +96,11 @@ impl Doc {
     }
 
     pub fn group(&self) -> &'static str {
-        if self.key % 3 == 0 { "third" } else { "rest" }
+        if self.key.is_multiple_of(3) {
+            "third"
+        } else {
+            "rest"
+        }
     }
 
     pub fn to_tantivy(&self, fields: &Fields) -> TantivyDocument {

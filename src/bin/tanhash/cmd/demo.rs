@@ -404,9 +404,8 @@ mod journey {
         /// The first test picture of a class, past `skip` of them.
         fn query(&self, label: u32, skip: usize) -> Result<usize> {
             let labels = &self.dataset.query.labels;
-            let rows = (0..labels.len()).filter(|&row| labels[row] == label);
-            rows.skip(skip)
-                .next()
+            let mut rows = (0..labels.len()).filter(|&row| labels[row] == label);
+            rows.nth(skip)
                 .with_context(|| format!("no test picture of class {label}"))
         }
 
