@@ -876,7 +876,7 @@ mod tests {
             (riff(&[vp8()]), 12 + 384),
             (riff(&[vp8x(0, 2, 2), vp8()]), 12 + 384),
             (riff(&[vp8x(16, 2, 2), alph.clone(), vp8()]), 16 + 384 + 20),
-            (riff(&[vp8l.clone()]), 2400 + 3200),
+            (riff(std::slice::from_ref(&vp8l)), 2400 + 3200),
             (riff(&[vp8x(0, 40, 20), vp8l.clone()]), 2400 + 3200),
             (riff(&[vp8x(16, 40, 20), vp8l.clone()]), 3200),
             (
