@@ -1,7 +1,8 @@
 //! Pictures from bytes, safely: bounded memory, no panic, one line of reason where it fails.
 //!
 //! The header's dimensions are checked before a pixel is decoded, and the formats are allow-listed:
-//! JPEG, PNG, WebP, GIF, BMP, TIFF. Files that end too early are refused rather than padded with grey,
+//! JPEG, PNG, WebP, GIF, BMP. TIFF is refused by name: its decoder allocates what a strip asks for,
+//! whatever the limits. Files that end too early are refused rather than padded with grey,
 //! so a half-written upload never gets a code. Colour profiles are ignored; animation is cut to its
 //! first frame. Reads no file and knows no model; time is bounded only through the limits on size.
 
@@ -10,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
+use image::{ColorType, DynamicImage, ImageDecoder, ImageFormat, ImageReader};
 
 use crate::error::{EncodeError, EncodeStage};
 
@@ -59,10 +60,10 @@ pub struct PictureShape {
     pub channels: usize,
 }
 
-/// Decodes the bytes of a JPEG, PNG, WebP, GIF, BMP or TIFF file.
+/// Decodes the bytes of a JPEG, PNG, WebP, GIF or BMP file.
 ///
 /// The EXIF orientation is applied. Grey is copied into the three channels, CMYK is converted without
-/// its profile, 16 bits and floats are brought to 8. What is transparent is laid on white, as a page
+/// its profile, 16 bits are brought to 8. What is transparent is laid on white, as a page
 /// would show it, because the colour hidden under a transparent pixel is an accident of the program
 /// that saved it. Of an animation the first frame counts.
 ///
@@ -99,8 +100,17 @@ fn decode_unguarded(bytes: &[u8], limits: &Limits) -> Result<Picture, String> {
 
     let (width, height) = decoder.dimensions();
     check_dimensions(width, height, limits)?;
+    let color = decoder.color_type();
     let extra_bytes = match format {
-        ImageFormat::Jpeg => jpeg_coefficient_bytes(bytes)?,
+        ImageFormat::Jpeg => {
+            check_jpeg_is_whole(bytes)?;
+            jpeg_coefficient_bytes(bytes, (width, height))
+        }
+        ImageFormat::WebP => webp_extra_bytes(bytes, color.has_alpha())?,
+        // The copy with 8 bits a channel that is laid on white.
+        _ if color.has_alpha() && color != ColorType::Rgba8 => {
+            4 * u64::from(width) * u64::from(height)
+        }
         _ => 0,
     };
     let needed_bytes = decoder.total_bytes().saturating_add(extra_bytes);
@@ -133,13 +143,16 @@ fn decode_unguarded(bytes: &[u8], limits: &Limits) -> Result<Picture, String> {
 }
 
 fn allowed_format(bytes: &[u8]) -> Result<ImageFormat, String> {
-    const EXPECTED: &str = "expected a JPEG, PNG, WebP, GIF, BMP or TIFF file";
+    const EXPECTED: &str = "expected a JPEG, PNG, WebP, GIF or BMP file";
     use ImageFormat::{Bmp, Gif, Jpeg, Png, Tiff, WebP};
     if bytes.is_empty() {
         return Err(format!("{EXPECTED}, found zero bytes"));
     }
     match image::guess_format(bytes) {
-        Ok(format @ (Bmp | Gif | Jpeg | Png | Tiff | WebP)) => Ok(format),
+        Ok(format @ (Bmp | Gif | Jpeg | Png | WebP)) => Ok(format),
+        Ok(Tiff) => Err(format!(
+            "{EXPECTED}, found a TIFF, which is not read; convert it"
+        )),
         Ok(other) => Err(format!("{EXPECTED}, found {}", name(other))),
         Err(_) => Err(format!(
             "{EXPECTED}, found {} bytes that start with \"{}\"",
@@ -177,13 +190,11 @@ fn check_dimensions(width: u32, height: u32, limits: &Limits) -> Result<(), Stri
     Ok(())
 }
 
-/// Walks the markers of a JPEG file: what a progressive one needs for its coefficients (2 bytes each,
-/// all kept until the last scan), in bytes, or the finding that the file ends before its end marker.
-///
-/// The decoder itself fills what is missing with grey and says nothing, and it counts no coefficients.
-fn jpeg_coefficient_bytes(bytes: &[u8]) -> Result<u64, String> {
-    let u16_at = |at: usize| Some(u64::from(*bytes.get(at)?) << 8 | u64::from(*bytes.get(at + 1)?));
-    let mut coefficient_bytes = 0;
+/// Walks the markers of a JPEG file to its end marker: a file without one was cut off, and the decoder
+/// itself would fill what is missing with grey and say nothing.
+fn check_jpeg_is_whole(bytes: &[u8]) -> Result<(), String> {
+    let mut in_scans = false;
+    let mut n_frames = 0;
     let mut at = 2;
     while let Some(found) = bytes
         .get(at..)
@@ -192,18 +203,24 @@ fn jpeg_coefficient_bytes(bytes: &[u8]) -> Result<u64, String> {
         at += found + 1;
         match bytes.get(at) {
             None => break,
-            // A fill byte, or a stuffed 0xff of the entropy-coded data, or a marker without a body.
+            // A fill byte, or a stuffed 0xff of the entropy-coded data, or a marker without a body. Before
+            // the first scan the decoder takes every marker for one with a body, and so does this walk.
             Some(0xff) => continue,
-            Some(0x00 | 0x01 | 0xd0..=0xd8) => at += 1,
-            Some(0xd9) => return Ok(coefficient_bytes),
+            Some(0x00) => at += 1,
+            Some(0x01 | 0xd0..=0xd8) if in_scans => at += 1,
+            Some(0xd9) if in_scans => return Ok(()),
+            Some(0xd9) => return Err("expected a JPEG with a picture, found its end first".into()),
             Some(marker) => {
-                let Some(body_len) = u16_at(at + 1) else {
+                let Some(body_len) = bytes.get(at + 1..at + 3) else {
                     break;
                 };
-                if matches!(marker, 0xc2 | 0xc6 | 0xca | 0xce) {
-                    coefficient_bytes = frame_coefficients(&bytes[at + 1..]).unwrap_or(0) * 2;
+                let body_len = usize::from(body_len[0]) << 8 | usize::from(body_len[1]);
+                in_scans |= *marker == 0xda;
+                n_frames += usize::from(is_frame(*marker));
+                if n_frames > 1 {
+                    return Err("expected a JPEG of one frame, found a second".to_owned());
                 }
-                at += 1 + body_len as usize;
+                at += 1 + body_len;
             }
         }
     }
@@ -211,6 +228,47 @@ fn jpeg_coefficient_bytes(bytes: &[u8]) -> Result<u64, String> {
         "expected a whole JPEG file, found {} bytes without an end marker; it was cut off",
         bytes.len()
     ))
+}
+
+fn is_frame(marker: u8) -> bool {
+    matches!(marker, 0xc0..=0xcf) && !matches!(marker, 0xc4 | 0xc8 | 0xcc)
+}
+
+/// What the coefficients of a JPEG file take, in bytes: 2 each, all kept until the last scan if the file
+/// is progressive or a scan leaves components out. The decoder counts them in no limit.
+///
+/// Looks at every frame header of the decoded size, wherever it stands, and takes the largest: a walk of
+/// the markers can be led past the one that the decoder reads (it reads some lengths its own way).
+fn jpeg_coefficient_bytes(bytes: &[u8], (width, height): (u32, u32)) -> u64 {
+    let side = |bytes: &[u8]| u32::from(bytes[0]) << 8 | u32::from(bytes[1]);
+    let mut any = 0;
+    let mut progressive = 0;
+    let mut n_components = 0;
+    let mut smallest_scan = u8::MAX;
+    for (at, pair) in bytes.windows(2).enumerate() {
+        if pair[0] != 0xff {
+            continue;
+        }
+        let body = &bytes[at + 2..];
+        if pair[1] == 0xda && body.len() > 2 && body[2] > 0 {
+            smallest_scan = smallest_scan.min(body[2]);
+        } else if is_frame(pair[1])
+            && body.len() > 7
+            && (side(&body[5..]), side(&body[3..])) == (width, height)
+        {
+            let coefficient_bytes = frame_coefficients(body).unwrap_or(0) * 2;
+            any = coefficient_bytes.max(any);
+            n_components = body[7].max(n_components);
+            if !matches!(pair[1], 0xc0 | 0xc1) {
+                progressive = coefficient_bytes.max(progressive);
+            }
+        }
+    }
+    if smallest_scan < n_components {
+        any
+    } else {
+        progressive
+    }
 }
 
 /// Coefficients of a JPEG frame, from its header: each component is sampled down by its own factor.
@@ -227,6 +285,188 @@ fn frame_coefficients(header: &[u8]) -> Option<u64> {
     let vertical_max = factors.iter().map(|factor| factor.1).max()?.max(1);
     let mcus = width.div_ceil(8 * horizontal_max) * height.div_ceil(8 * vertical_max);
     Some(factors.iter().map(|(h, v)| mcus * h * v * 64).sum())
+}
+
+/// What the WebP decoder allocates besides its output, in bytes: it obeys no limit. Walks the chunks, and
+/// refuses bitstreams of another size than the canvas or their frame, because a bitstream is decoded at
+/// the size that it states itself.
+fn webp_extra_bytes(bytes: &[u8], has_alpha: bool) -> Result<u64, String> {
+    let mut parts = WebpParts::default();
+    let first = webp_chunk(bytes, 12)?.ok_or("expected a WebP with a picture, found no chunk")?;
+    let canvas = if first.kind == *b"VP8X" {
+        if first.body.len() < 10 {
+            return Err(format!(
+                "expected a WebP header of 10 bytes, found {}",
+                first.body.len()
+            ));
+        }
+        parts.animated = first.body[0] & 2 != 0;
+        let canvas = (u24(&first.body[4..]) + 1, u24(&first.body[7..]) + 1);
+        // The decoder's own end of the file, a little after that of the container.
+        let riff_len = u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
+        let end = first
+            .next
+            .saturating_add(riff_len.saturating_sub(12) as usize);
+        let mut at = first.next;
+        while at < end
+            && let Some(chunk) = webp_chunk(bytes, at)?
+        {
+            match &chunk.kind {
+                b"ANMF" if parts.animated => parts.frame(chunk.body, canvas)?,
+                b"ANMF" => return Err("expected a WebP still, found a frame".to_owned()),
+                _ => parts.add(&chunk, canvas)?,
+            }
+            at = chunk.next;
+        }
+        canvas
+    } else {
+        let size = webp_bitstream_size(&first)?.unwrap_or_default();
+        parts.add(&first, size)?;
+        size
+    };
+    if !(parts.lossy || parts.lossless) {
+        return Err("expected a WebP with a picture, found none".to_owned());
+    }
+    let (width, height) = (u64::from(canvas.0), u64::from(canvas.1));
+    let n_pixels = width * height;
+    let mut extra_bytes = 0;
+    if parts.lossy {
+        // Luma, and chroma at half size, in whole blocks.
+        extra_bytes += width.next_multiple_of(16) * height.next_multiple_of(16) * 3 / 2;
+    }
+    if parts.alpha {
+        extra_bytes += 5 * n_pixels;
+    }
+    if parts.animated {
+        extra_bytes += 8 * n_pixels;
+    } else if parts.lossless && !has_alpha {
+        extra_bytes += 4 * n_pixels;
+    }
+    Ok(extra_bytes)
+}
+
+struct WebpChunk<'a> {
+    kind: [u8; 4],
+    body: &'a [u8],
+    /// Where the next chunk starts: the body is padded to even length.
+    next: usize,
+}
+
+/// The chunk at an offset, or none if there is no whole header, or an unknown one that leads outside.
+fn webp_chunk(bytes: &[u8], at: usize) -> Result<Option<WebpChunk<'_>>, String> {
+    let Some((head, rest)) = bytes
+        .get(at..)
+        .and_then(|rest| rest.split_first_chunk::<8>())
+    else {
+        return Ok(None);
+    };
+    let kind = [head[0], head[1], head[2], head[3]];
+    let len = u32::from_le_bytes([head[4], head[5], head[6], head[7]]) as usize;
+    let Some(body) = rest.get(..len) else {
+        return match &kind {
+            b"VP8 " | b"VP8L" | b"VP8X" | b"ALPH" | b"ANIM" | b"ANMF" | b"ICCP" | b"EXIF"
+            | b"XMP " | b"RIFF" | b"WEBP" => Err(format!(
+                "expected a WebP chunk {} of {len} bytes, found {}; it was cut off",
+                kind.escape_ascii(),
+                rest.len()
+            )),
+            _ => Ok(None),
+        };
+    };
+    let next = at + 8 + len + len % 2;
+    Ok(Some(WebpChunk { kind, body, next }))
+}
+
+/// Width and height that a bitstream states, or none if the chunk is no bitstream.
+fn webp_bitstream_size(chunk: &WebpChunk) -> Result<Option<(u32, u32)>, String> {
+    let body = chunk.body;
+    match &chunk.kind {
+        b"VP8 " if body.len() >= 10 && body[0] & 1 == 0 && body[3..6] == [0x9d, 0x01, 0x2a] => {
+            let side = |at: usize| u32::from(u16::from_le_bytes([body[at], body[at + 1]]) & 0x3fff);
+            Ok(Some((side(6), side(8))))
+        }
+        b"VP8L" if body.len() >= 5 && body[0] == 0x2f => {
+            let header = u32::from_le_bytes([body[1], body[2], body[3], body[4]]);
+            Ok(Some(((header & 0x3fff) + 1, (header >> 14 & 0x3fff) + 1)))
+        }
+        b"VP8 " | b"VP8L" => Err(format!(
+            "expected a sound WebP bitstream {}, found {} bytes that start with \"{}\"",
+            chunk.kind.escape_ascii(),
+            body.len(),
+            body[..body.len().min(6)].escape_ascii()
+        )),
+        _ => Ok(None),
+    }
+}
+
+/// What stands in a WebP file, in any of its frames.
+#[derive(Default)]
+struct WebpParts {
+    lossy: bool,
+    lossless: bool,
+    alpha: bool,
+    animated: bool,
+}
+
+impl WebpParts {
+    fn add(&mut self, chunk: &WebpChunk, size: (u32, u32)) -> Result<(), String> {
+        if let Some(found) = webp_bitstream_size(chunk)?
+            && found != size
+        {
+            return Err(format!(
+                "expected a WebP bitstream of {} x {}, found {} x {}",
+                size.0, size.1, found.0, found.1
+            ));
+        }
+        self.lossy |= chunk.kind == *b"VP8 ";
+        self.lossless |= chunk.kind == *b"VP8L";
+        self.alpha |= chunk.kind == *b"ALPH";
+        Ok(())
+    }
+
+    fn frame(&mut self, body: &[u8], canvas: (u32, u32)) -> Result<(), String> {
+        if body.len() < 24 {
+            return Err(format!(
+                "expected a WebP frame of at least 24 bytes, found {}",
+                body.len()
+            ));
+        }
+        let (x, y) = (u24(body) * 2, u24(&body[3..]) * 2);
+        let size = (u24(&body[6..]) + 1, u24(&body[9..]) + 1);
+        if x + size.0 > canvas.0 || y + size.1 > canvas.1 {
+            return Err(format!(
+                "expected a WebP frame within {} x {}, found {} x {} at {x}, {y}",
+                canvas.0, canvas.1, size.0, size.1
+            ));
+        }
+        // One bitstream, or an alpha plane and then a lossy one: the decoder takes what follows an alpha
+        // plane for lossy, whatever it is called.
+        let mut expected: &[&[u8; 4]] = &[b"VP8 ", b"VP8L", b"ALPH"];
+        let mut at = 16;
+        while !expected.is_empty() {
+            let chunk = webp_chunk(body, at)?
+                .filter(|chunk| expected.contains(&&chunk.kind))
+                .ok_or("expected a WebP frame with a bitstream, found none")?;
+            self.add(&chunk, size)?;
+            expected = if chunk.kind == *b"ALPH" {
+                &[b"VP8 "]
+            } else {
+                &[]
+            };
+            at = chunk.next;
+        }
+        // The decoder may read metadata here.
+        while let Some(chunk) = webp_chunk(body, at)? {
+            self.add(&chunk, size)?;
+            at = chunk.next;
+        }
+        Ok(())
+    }
+}
+
+/// The little-endian number in the first three bytes.
+fn u24(bytes: &[u8]) -> u32 {
+    u32::from_le_bytes([bytes[0], bytes[1], bytes[2], 0])
 }
 
 fn on_white(rgba: &image::RgbaImage) -> image::RgbImage {
@@ -325,13 +565,12 @@ mod tests {
     use super::*;
     use image::{ExtendedColorType, ImageEncoder};
 
-    const FORMATS: [ImageFormat; 6] = [
+    const FORMATS: [ImageFormat; 5] = [
         ImageFormat::Png,
         ImageFormat::Jpeg,
         ImageFormat::WebP,
         ImageFormat::Gif,
         ImageFormat::Bmp,
-        ImageFormat::Tiff,
     ];
 
     fn encoded(picture: &DynamicImage, format: ImageFormat) -> Vec<u8> {
@@ -372,11 +611,17 @@ mod tests {
     fn what_is_no_picture_is_refused_with_the_reason() {
         assert_eq!(
             reason(b""),
-            "expected a JPEG, PNG, WebP, GIF, BMP or TIFF file, found zero bytes"
+            "expected a JPEG, PNG, WebP, GIF or BMP file, found zero bytes"
         );
         assert!(
             reason(b"hello\nworld").contains(r#"found 11 bytes that start with "hello\nworld""#)
         );
+        for tiff in [b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08"] {
+            assert_eq!(
+                reason(tiff),
+                "expected a JPEG, PNG, WebP, GIF or BMP file, found a TIFF, which is not read; convert it"
+            );
+        }
         assert!(reason(b"P6 1 1 255 abc").ends_with("found PNM"));
         assert!(reason(b"\x00\x00\x01\x00\x01\x00").ends_with("found ICO"));
         let strict = Limits {
@@ -489,31 +734,241 @@ mod tests {
 
     #[test]
     fn cmyk_becomes_rgb() {
-        // A TIFF of one CMYK pixel (no cyan, full magenta and yellow, no black) is red.
-        let mut tiff = b"II*\0\x08\0\0\0".to_vec();
-        let entries: [(u16, u16, u32, u32); 9] = [
-            (256, 3, 1, 1),
-            (257, 3, 1, 1),
-            (258, 3, 4, 122),
-            (259, 3, 1, 1),
-            (262, 3, 1, 5),
-            (273, 4, 1, 130),
-            (277, 3, 1, 4),
-            (278, 3, 1, 1),
-            (279, 4, 1, 4),
-        ];
-        tiff.extend_from_slice(&(entries.len() as u16).to_le_bytes());
-        for (tag, kind, count, value) in entries {
-            tiff.extend_from_slice(&tag.to_le_bytes());
-            tiff.extend_from_slice(&kind.to_le_bytes());
-            tiff.extend_from_slice(&count.to_le_bytes());
-            tiff.extend_from_slice(&value.to_le_bytes());
+        // Adobe's files hold the complement: full cyan is 0. So this has no cyan and no black: red.
+        let picture = decode(&cmyk_jpeg(0xc0, &[]), &Limits::default()).unwrap();
+        assert!(near(&picture.rgb[..3], &[255, 1, 1], 2), "{picture:?}");
+    }
+
+    fn segment(marker: u8, body: &[u8]) -> Vec<u8> {
+        let mut segment = vec![0xff, marker];
+        segment.extend_from_slice(&(body.len() as u16 + 2).to_be_bytes());
+        segment.extend_from_slice(body);
+        segment
+    }
+
+    /// 8 x 8 pixels of one colour in four components, with something before the frame.
+    fn cmyk_jpeg(frame: u8, before: &[u8]) -> Vec<u8> {
+        let mut quantizers = [8; 65];
+        quantizers[0] = 0;
+        // One code of one bit: the difference has 7 bits, or the block ends.
+        let table = |class: u8, symbol: u8| {
+            let mut table = [0; 18];
+            (table[0], table[1], table[17]) = (class, 1, symbol);
+            segment(0xc4, &table)
+        };
+        [
+            vec![0xff, 0xd8],
+            before.to_vec(),
+            segment(0xee, b"Adobe\0\x64\0\0\0\0\0"),
+            segment(0xdb, &quantizers),
+            segment(
+                frame,
+                &[
+                    8, 0, 8, 0, 8, 4, 1, 0x11, 0, 2, 0x11, 0, 3, 0x11, 0, 4, 0x11, 0,
+                ],
+            ),
+            table(0x00, 7),
+            table(0x10, 0),
+            segment(0xda, &[4, 1, 0, 2, 0, 3, 0, 4, 0, 0, 63, 0]),
+            vec![0x7f, 0x00, 0x00, 0x0f, 0xef, 0xff, 0xd9],
+        ]
+        .concat()
+    }
+
+    #[test]
+    fn jpeg_coefficients_are_counted_wherever_the_frame_hides() {
+        let count = |bytes: &[u8]| jpeg_coefficient_bytes(bytes, (8, 8));
+        assert_eq!(count(&cmyk_jpeg(0xc0, &[])), 0);
+        assert_eq!(count(&cmyk_jpeg(0xc2, &[])), 512);
+        // Scans of single components make a baseline file keep them, too.
+        let mut baseline = cmyk_jpeg(0xc0, &[]);
+        let scan = baseline.windows(2).position(|w| w == [0xff, 0xda]).unwrap();
+        baseline[scan + 4] = 1;
+        assert_eq!(count(&baseline), 512);
+        // The decoder skips a body after each of these; a walk that did not would take the bodies of the
+        // segments inside for the picture's.
+        let tight = Limits {
+            max_alloc: 192 + 511,
+            ..Limits::default()
+        };
+        for marker in [0x01, 0xd0, 0xd7, 0xd8] {
+            let hidden = cmyk_jpeg(0xc2, &segment(marker, &[0xff, 0xe5, 0x00, 0xff]));
+            let error = decode(&hidden, &tight).unwrap_err();
+            assert!(error.reason.contains("takes 704"), "{error}");
+            let harmless = cmyk_jpeg(0xc0, &segment(marker, &[0xff, 0xe5, 0x00, 0xff]));
+            assert!(decode(&harmless, &Limits::default()).is_ok());
         }
-        tiff.extend_from_slice(&[0; 4]);
-        assert_eq!(tiff.len(), 122);
-        tiff.extend_from_slice(&[8, 0, 8, 0, 8, 0, 8, 0, 0, 255, 255, 0]);
-        let picture = decode(&tiff, &Limits::default()).unwrap();
-        assert_eq!(picture.rgb, [255, 0, 0]);
+        // The decoder takes 5 bytes of a short APP0, however short.
+        let hidden = cmyk_jpeg(0xc2, &[0xff, 0xe0, 0, 6, 1, 2, 3, 4, 0xff, 0xe5, 0, 40]);
+        let error = decode(&hidden, &tight).unwrap_err();
+        assert!(error.reason.contains("takes 704"), "{error}");
+
+        let mut twice = cmyk_jpeg(0xc2, &[]);
+        let end = twice.len() - 2;
+        twice.splice(end..end, segment(0xc2, &[8, 0, 1, 0, 1, 1, 1, 0x11, 0]));
+        assert!(check_jpeg_is_whole(&twice).unwrap_err().contains("second"));
+        assert_eq!(count(&twice), 512);
+        let ended = [0xff, 0xd8, 0xff, 0xd9];
+        assert!(
+            check_jpeg_is_whole(&ended)
+                .unwrap_err()
+                .contains("end first")
+        );
+        assert!(!reason(&ended).is_empty());
+    }
+
+    fn chunk(kind: &[u8; 4], body: &[u8]) -> Vec<u8> {
+        let mut chunk = kind.to_vec();
+        chunk.extend_from_slice(&(body.len() as u32).to_le_bytes());
+        chunk.extend_from_slice(body);
+        chunk.resize(chunk.len().next_multiple_of(2), 0);
+        chunk
+    }
+
+    fn riff(chunks: &[Vec<u8>]) -> Vec<u8> {
+        chunk(b"RIFF", &[b"WEBP".to_vec(), chunks.concat()].concat())
+    }
+
+    /// The header of the extended format; flag 2 is animation, 16 is alpha.
+    fn vp8x(flags: u8, width: u32, height: u32) -> Vec<u8> {
+        let mut body = vec![flags, 0, 0, 0];
+        body.extend_from_slice(&(width - 1).to_le_bytes()[..3]);
+        body.extend_from_slice(&(height - 1).to_le_bytes()[..3]);
+        chunk(b"VP8X", &body)
+    }
+
+    fn anmf(x: u32, width: u32, height: u32, chunks: &[Vec<u8>]) -> Vec<u8> {
+        let mut body = Vec::new();
+        for number in [x / 2, 0, width - 1, height - 1, 0] {
+            body.extend_from_slice(&u32::to_le_bytes(number)[..3]);
+        }
+        body.push(0);
+        body.extend_from_slice(&chunks.concat());
+        chunk(b"ANMF", &body)
+    }
+
+    /// A red picture of 2 x 2 pixels.
+    fn vp8() -> Vec<u8> {
+        let body = [
+            0xd0, 0x01, 0x00, 0x9d, 0x01, 0x2a, 0x02, 0x00, 0x02, 0x00, 0x02, 0x00, 0x34, 0x25,
+            0xa0, 0x02, 0x74, 0xba, 0x01, 0xf8, 0x00, 0x03, 0xb0, 0x00, 0xfe, 0xf0, 0xc4, 0x0b,
+            0xff, 0x20, 0xb9, 0x61, 0x75, 0xc8, 0xd7, 0xff, 0x20, 0x3f, 0xe4, 0x07, 0xfc, 0x80,
+            0xff, 0xf8, 0xf2, 0x00, 0x00, 0x00,
+        ];
+        chunk(b"VP8 ", &body)
+    }
+
+    fn vp8_header(width: u16, height: u16) -> Vec<u8> {
+        let mut body = vec![0xd0, 0x01, 0x00, 0x9d, 0x01, 0x2a];
+        body.extend_from_slice(&width.to_le_bytes());
+        body.extend_from_slice(&height.to_le_bytes());
+        body.extend_from_slice(&[0; 22]);
+        chunk(b"VP8 ", &body)
+    }
+
+    #[test]
+    fn webp_memory_is_counted() {
+        let source = red_and_blue();
+        let vp8l = encoded(&source, ImageFormat::WebP)[12..].to_vec();
+        let alph = chunk(b"ALPH", &[0, 255, 255, 255, 255]);
+        let anim = chunk(b"ANIM", &[0; 6]);
+        let files = [
+            (riff(&[vp8()]), 12 + 384),
+            (riff(&[vp8x(0, 2, 2), vp8()]), 12 + 384),
+            (riff(&[vp8x(16, 2, 2), alph.clone(), vp8()]), 16 + 384 + 20),
+            (riff(std::slice::from_ref(&vp8l)), 2400 + 3200),
+            (riff(&[vp8x(0, 40, 20), vp8l.clone()]), 2400 + 3200),
+            (riff(&[vp8x(16, 40, 20), vp8l.clone()]), 3200),
+            (
+                riff(&[vp8x(2, 2, 2), anim.clone(), anmf(0, 2, 2, &[vp8()])]),
+                12 + 384 + 32,
+            ),
+            (
+                riff(&[
+                    vp8x(18, 4, 2),
+                    anim.clone(),
+                    anmf(2, 2, 2, &[alph.clone(), vp8()]),
+                ]),
+                32 + 384 + 40 + 64,
+            ),
+        ];
+        for (file, needed_bytes) in files {
+            let limits = |max_alloc| Limits {
+                max_alloc,
+                ..Limits::default()
+            };
+            decode(&file, &limits(needed_bytes)).unwrap();
+            let error = decode(&file, &limits(needed_bytes - 1)).unwrap_err();
+            let within = format!("within {} bytes", needed_bytes - 1);
+            assert!(error.reason.contains(&within), "{error}");
+            assert!(
+                error.reason.ends_with(&format!("takes {needed_bytes}")),
+                "{error}"
+            );
+            for len in 0..file.len() {
+                let _ = decode(&file[..len], &Limits::default());
+            }
+            for at in 0..file.len() {
+                for flip in [0x01, 0x80, 0xff] {
+                    let mut bytes = file.clone();
+                    bytes[at] ^= flip;
+                    let _ = webp_extra_bytes(&bytes, false);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn webp_bitstreams_of_another_size_are_refused() {
+        let anim = chunk(b"ANIM", &[0; 6]);
+        let alph = chunk(b"ALPH", &[0, 255, 255, 255, 255]);
+        let huge = vp8_header(16_383, 16_383);
+        let still = riff(&[vp8x(0, 2, 2), huge.clone()]);
+        assert_eq!(
+            reason(&still),
+            "expected a WebP bitstream of 2 x 2, found 16383 x 16383"
+        );
+        let animated = |frame| riff(&[vp8x(18, 4, 4), anim.clone(), frame]);
+        assert!(
+            reason(&animated(anmf(0, 2, 2, std::slice::from_ref(&huge))))
+                .ends_with("of 2 x 2, found 16383 x 16383")
+        );
+        // After an alpha plane the decoder reads a lossy bitstream, whatever the chunk is called.
+        let mut unnamed = huge.clone();
+        unnamed[..4].copy_from_slice(b"XXXX");
+        assert!(
+            reason(&animated(anmf(0, 2, 2, &[alph, unnamed]))).ends_with("a bitstream, found none")
+        );
+        assert!(
+            reason(&animated(anmf(4, 2, 2, &[vp8()])))
+                .contains("frame within 4 x 4, found 2 x 2 at 4, 0")
+        );
+        // A frame in a still would be read in place of the still.
+        let mixed = riff(&[vp8x(0, 2, 2), vp8(), anmf(0, 2, 2, &[vp8()])]);
+        assert!(reason(&mixed).contains("found a frame"));
+        let mut claimed = chunk(b"EXIF", &[0; 8]);
+        claimed[4..8].copy_from_slice(&0xffff_fff0u32.to_le_bytes());
+        let lying = riff(&[vp8x(0, 2, 2), vp8(), claimed]);
+        assert!(reason(&lying).contains("EXIF of 4294967280 bytes"));
+        assert!(webp_extra_bytes(&riff(&[vp8x(0, 2, 2)]), false).is_err());
+        assert!(webp_extra_bytes(&riff(&[chunk(b"ICCP", &[0; 4])]), false).is_err());
+        assert!(webp_extra_bytes(b"RIFF", false).is_err());
+        let mut damaged = vp8();
+        damaged[11] = 0;
+        assert!(webp_extra_bytes(&riff(&[vp8x(0, 2, 2), damaged]), false).is_err());
+    }
+
+    #[test]
+    fn deep_transparency_is_counted() {
+        let deep = DynamicImage::ImageRgba16(image::ImageBuffer::new(10, 10));
+        let bytes = encoded(&deep, ImageFormat::Png);
+        let tight = Limits {
+            max_alloc: 1_199,
+            ..Limits::default()
+        };
+        let error = decode(&bytes, &tight).unwrap_err();
+        assert!(error.reason.ends_with("takes 1200"), "{error}");
+        assert!(decode(&bytes, &Limits::default()).is_ok());
     }
 
     #[test]

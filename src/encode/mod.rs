@@ -23,7 +23,7 @@ pub use service::{EncoderService, ServiceOptions, ServiceStats, Ticket};
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Payload {
-    /// An encoded picture: the bytes of a JPEG, PNG, WebP, GIF, BMP or TIFF file.
+    /// An encoded picture: the bytes of a JPEG, PNG, WebP, GIF or BMP file.
     Image(Arc<[u8]>),
     /// A float vector, such as the embedding of another model.
     Vector(Arc<[f32]>),

@@ -72,6 +72,8 @@ pub struct Records {
     pub iter: Box<dyn Iterator<Item = Result<Record>>>,
 }
 
+/// Extensions of what is taken for a picture. TIFF is not read; its files are listed so that they are counted
+/// and refused by name rather than overlooked.
 const PICTURES: [&str; 9] = [
     "jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "jfif",
 ];
