@@ -1,6 +1,6 @@
 //! Hamming distances over the blocked layout, on the best instructions this CPU has.
 //!
-//! The loops are written once, here, over the small trait [`Lanes`]: one word of the eight rows of a
+//! The loops are written once, here, over the small trait `Lanes`: one word of the eight rows of a
 //! block at a time. Each instruction set only says how to xor, count, add and compare eight lanes, and
 //! instantiates the loops under its `target_feature`. [`Kernel`] is the only dispatch; it is decided once.
 //! Leaves out: top-k, filters, doc ids. Scans of many queries at once, and planes that let a scan stop
