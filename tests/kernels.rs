@@ -6,7 +6,7 @@
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use tanhash::hamming::{self, Kernel};
+use tanhash::hamming::{self, Kernel, Nearest};
 use tanhash::{CodeLen, Codes, HashCode};
 
 fn random_code(len: CodeLen, density: f64, rng: &mut ChaCha8Rng) -> HashCode {
@@ -158,6 +158,75 @@ fn gathers_are_exact_within_the_bound() {
                         "{kernel:?}, {len} bits, bound {bound}: {distance}, {exact}"
                     );
                 }
+            }
+        }
+    }
+}
+
+/// The nearest center of each code by comparing all of them, the first of equally near ones.
+fn expected_nearest(codes: &Codes, centers: &Codes) -> Vec<Nearest> {
+    (0..codes.n_codes())
+        .map(|row| {
+            let code = codes.get(row);
+            let nearest = (0..centers.n_codes())
+                .map(|center| (centers.distance(center, code.words()), center as u32))
+                .min();
+            let (distance, center) = nearest.expect("there is a center");
+            Nearest { center, distance }
+        })
+        .collect()
+}
+
+#[test]
+fn nearest_centers_equal_the_naive_ones() {
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    for len in lens() {
+        let all = random_codes(len, 150, &mut rng);
+        for n_codes in [0, 1, 7, 8, 9, 33, 64, 65, 131] {
+            let mut codes = Codes::new(len);
+            (0..n_codes).for_each(|row| codes.push_row(&all, row));
+            let n_centers = [1, 2, 7, 8, 9, 20, 65][rng.random_range(0..7)];
+            let mut centers = random_codes(len, n_centers, &mut rng);
+            if n_codes % 2 == 1 {
+                // Centers that come again later, and centers that are codes.
+                (0..n_centers).for_each(|row| centers.push_row(&centers.clone(), row));
+                (0..10).for_each(|_| centers.push_row(&all, rng.random_range(0..150)));
+            }
+            let expected = expected_nearest(&codes, &centers);
+            for kernel in Kernel::available() {
+                let mut out = vec![Nearest::default(); n_codes];
+                kernel.nearest(codes.as_ref(), centers.as_ref(), &mut out);
+                assert_eq!(out, expected, "{kernel:?}, {len} bits, {n_codes} codes");
+            }
+        }
+    }
+}
+
+#[test]
+fn nearest_of_the_most_and_the_farthest_centers() {
+    // The last index and the greatest distance fill their bits of a key.
+    for bits in [64, 1024] {
+        let len = CodeLen::new(bits).unwrap();
+        let mut far = HashCode::zeros(len);
+        (0..bits).for_each(|bit| far.set_bit(bit, true));
+        let mut codes = Codes::new(len);
+        codes.push(&HashCode::zeros(len)).unwrap();
+        codes.push(&far).unwrap();
+        let mut centers = Codes::new(len);
+        for _ in 0..hamming::MAX_CENTERS - 1 {
+            centers.push(&far).unwrap();
+        }
+        for (last, zeros) in [(far, (0, bits)), (HashCode::zeros(len), (65_535, 0))] {
+            let mut centers = centers.clone();
+            centers.push(&last).unwrap();
+            let expected = [zeros, (0, 0)].map(|(center, distance)| Nearest {
+                center,
+                distance: distance as u32,
+            });
+            for kernel in Kernel::available() {
+                let mut out = [Nearest::default(); 2];
+                kernel.nearest(codes.as_ref(), centers.as_ref(), &mut out);
+                assert_eq!(out, expected, "{kernel:?}, {bits} bits");
             }
         }
     }

@@ -8,7 +8,7 @@ use std::arch::aarch64::*;
 use std::ops::Range;
 
 use crate::code::BLOCK_ROWS;
-use crate::hamming::Lanes;
+use crate::hamming::{INDEX_BITS, Lanes, Nearest};
 
 /// Asks for the cache line at `address`, which may be anywhere.
 #[inline(always)]
@@ -62,6 +62,18 @@ impl Neon {
         // SAFETY: `self` proves NEON.
         unsafe { neon::gather(blocks, rows, query, bound, out) }
     }
+
+    pub(super) fn nearest(
+        self,
+        blocks: &[u64],
+        centers: &[u64],
+        n_centers: usize,
+        words: usize,
+        out: &mut [Nearest],
+    ) {
+        // SAFETY: `self` proves NEON.
+        unsafe { neon::nearest(self, blocks, centers, n_centers, words, out) }
+    }
 }
 
 /// Two rows a register.
@@ -110,6 +122,23 @@ impl Lanes for Neon {
         for (distances, sum) in distances.iter_mut().zip(sum) {
             // SAFETY: `self` proves NEON.
             unsafe { *distances = vpaddlq_u32(vpaddlq_u16(vpaddlq_u8(sum))) };
+        }
+        distances
+    }
+
+    #[inline(always)]
+    fn none(self) -> Self::Distances {
+        [self.splat(u64::from(u32::MAX)); REGISTERS]
+    }
+
+    #[inline(always)]
+    fn keys(self, mut distances: Self::Distances, index: uint64x2_t) -> Self::Distances {
+        for distances in &mut distances {
+            // SAFETY: `self` proves NEON.
+            unsafe {
+                let shifted = vshlq_n_u64::<{ INDEX_BITS as i32 }>(*distances);
+                *distances = vorrq_u64(shifted, index);
+            }
         }
         distances
     }

@@ -23,6 +23,21 @@ use scalar::Scalar;
 /// Words of the widest code.
 const MAX_WORDS: usize = CodeLen::MAX_BITS / 64;
 
+/// Bits of a key that hold the index of a center; its distance stands above them.
+const INDEX_BITS: u32 = 16;
+
+/// The most centers that [`Kernel::nearest`] takes.
+pub const MAX_CENTERS: usize = 1 << INDEX_BITS;
+
+/// The center nearest to a code.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Nearest {
+    /// Row of the center; of equally near centers, the first.
+    pub center: u32,
+    /// Differing bits.
+    pub distance: u32,
+}
+
 /// A set of distance loops that this CPU can run.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Kernel(Isa);
@@ -149,6 +164,29 @@ impl Kernel {
         assert_eq!(out.len(), rows.len(), "one distance a row");
         dispatch!(self, lanes => lanes.gather(codes.blocks(), rows, query, bound, out));
     }
+
+    /// Writes the nearest of `centers` to each code; of equally near ones, the first.
+    ///
+    /// Costs a comparison of every code with every center. One thread; threads may share the work by
+    /// taking whole blocks each. Panics unless the lengths agree, there are 1 to [`MAX_CENTERS`]
+    /// centers and `out` has one place a code.
+    pub fn nearest(self, codes: CodesRef<'_>, centers: CodesRef<'_>, out: &mut [Nearest]) {
+        assert_eq!(
+            codes.code_len(),
+            centers.code_len(),
+            "lengths of the codes and of the centers"
+        );
+        let n_centers = centers.n_codes();
+        assert!(
+            (1..=MAX_CENTERS).contains(&n_centers),
+            "1 to {MAX_CENTERS} centers, got {n_centers}"
+        );
+        assert_eq!(out.len(), codes.n_codes(), "one nearest center a code");
+        let words = codes.code_len().words();
+        dispatch!(self, lanes => {
+            lanes.nearest(codes.blocks(), centers.blocks(), n_centers, words, out)
+        });
+    }
 }
 
 impl fmt::Debug for Kernel {
@@ -204,7 +242,12 @@ trait Lanes: Copy {
     /// Adds the bits in which `row_words` differ from `query`.
     fn add(self, sum: Self::Sum, row_words: &[u64; BLOCK_ROWS], query: Self::Word) -> Self::Sum;
     fn finish(self, sum: Self::Sum) -> Self::Distances;
+    /// More than any key: what a minimum starts from.
+    fn none(self) -> Self::Distances;
     fn min(self, a: Self::Distances, b: Self::Distances) -> Self::Distances;
+    /// The distances, with `index` in the [`INDEX_BITS`] below them: `min` of such keys prefers the
+    /// smaller distance, then the smaller index.
+    fn keys(self, distances: Self::Distances, index: Self::Word) -> Self::Distances;
     /// Bit `lane` is set where the distance is at most `bound`.
     fn within(self, distances: Self::Distances, bound: u32) -> u8;
     fn to_array(self, distances: Self::Distances) -> [u32; BLOCK_ROWS];
@@ -371,6 +414,72 @@ fn gather_rows<const WORDS: usize>(
     }
 }
 
+/// The nearest center of each code, `BLOCKS` blocks at a time: a word of a center is then loaded once
+/// for all their rows, and the blocks' own words stay in registers while the centers go by.
+#[inline(always)]
+fn nearest_centers<L: Lanes, const WORDS: usize, const BLOCKS: usize>(
+    lanes: L,
+    blocks: &[u64],
+    centers: &[u64],
+    n_centers: usize,
+    words: usize,
+    out: &mut [Nearest],
+) {
+    let words = if WORDS == 0 { words } else { WORDS };
+    let block_words = words * BLOCK_ROWS;
+    let mut groups = blocks.chunks_exact(BLOCKS * block_words);
+    let mut outs = out.chunks_mut(BLOCKS * BLOCK_ROWS);
+    for (group, out) in groups.by_ref().zip(outs.by_ref()) {
+        nearest_of_group::<L, WORDS, BLOCKS>(lanes, group, centers, n_centers, words, out);
+    }
+    let rest = groups.remainder().chunks_exact(block_words);
+    for (block, out) in rest.zip(outs.flat_map(|out| out.chunks_mut(BLOCK_ROWS))) {
+        nearest_of_group::<L, WORDS, 1>(lanes, block, centers, n_centers, words, out);
+    }
+}
+
+/// The nearest centers of `BLOCKS` blocks.
+#[inline(always)]
+fn nearest_of_group<L: Lanes, const WORDS: usize, const BLOCKS: usize>(
+    lanes: L,
+    group: &[u64],
+    centers: &[u64],
+    n_centers: usize,
+    words: usize,
+    out: &mut [Nearest],
+) {
+    let words = if WORDS == 0 { words } else { WORDS };
+    let block_words = words * BLOCK_ROWS;
+    // One load of bounds instead of one a block and word.
+    let group = &group[..BLOCKS * block_words];
+    let rows = group.as_chunks::<BLOCK_ROWS>().0;
+    let mut nearest: [L::Distances; BLOCKS] = [lanes.none(); BLOCKS];
+    for (centers_idx, centers) in centers.chunks_exact(block_words).enumerate() {
+        let first = centers_idx * BLOCK_ROWS;
+        for lane in 0..BLOCK_ROWS.min(n_centers - first) {
+            let mut sums: [L::Sum; BLOCKS] = [lanes.zero(); BLOCKS];
+            for word_idx in 0..words {
+                let center = lanes.splat(centers[word_idx * BLOCK_ROWS + lane]);
+                for (block_idx, sum) in sums.iter_mut().enumerate() {
+                    *sum = lanes.add(*sum, &rows[block_idx * words + word_idx], center);
+                }
+            }
+            let index = lanes.splat((first + lane) as u64);
+            for (nearest, sum) in nearest.iter_mut().zip(sums) {
+                *nearest = lanes.min(*nearest, lanes.keys(lanes.finish(sum), index));
+            }
+        }
+    }
+    for (out, nearest) in out.chunks_mut(BLOCK_ROWS).zip(nearest) {
+        for (out, key) in out.iter_mut().zip(lanes.to_array(nearest)) {
+            *out = Nearest {
+                center: key & ((1 << INDEX_BITS) - 1),
+                distance: key >> INDEX_BITS,
+            };
+        }
+    }
+}
+
 /// The loops of one instruction set: the specialised widths, then any width. With a list
 /// of CPU features the functions enable them, and are unsafe to call from functions that do not.
 macro_rules! loops {
@@ -413,6 +522,24 @@ macro_rules! loops {
                 2 => gather_rows::<2>(blocks, rows, query, bound, out),
                 4 => gather_rows::<4>(blocks, rows, query, bound, out),
                 _ => gather_rows::<0>(blocks, rows, query, bound, out),
+            }
+        }
+
+        $(#[target_feature(enable = $features)])?
+        pub(super) fn nearest(
+            lanes: $lanes,
+            blocks: &[u64],
+            centers: &[u64],
+            n_centers: usize,
+            words: usize,
+            out: &mut [crate::hamming::Nearest],
+        ) {
+            use crate::hamming::nearest_centers;
+            match words {
+                1 => nearest_centers::<_, 1, 8>(lanes, blocks, centers, n_centers, words, out),
+                2 => nearest_centers::<_, 2, 8>(lanes, blocks, centers, n_centers, words, out),
+                4 => nearest_centers::<_, 4, 4>(lanes, blocks, centers, n_centers, words, out),
+                _ => nearest_centers::<_, 0, 4>(lanes, blocks, centers, n_centers, words, out),
             }
         }
     };

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use crate::code::BLOCK_ROWS;
-use crate::hamming::Lanes;
+use crate::hamming::{INDEX_BITS, Lanes, Nearest};
 
 /// Needs no instruction that any CPU lacks.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -36,6 +36,16 @@ impl Lanes for Scalar {
     #[inline(always)]
     fn finish(self, sum: Self::Sum) -> Self::Distances {
         sum
+    }
+
+    #[inline(always)]
+    fn none(self) -> Self::Distances {
+        [u32::MAX; BLOCK_ROWS]
+    }
+
+    #[inline(always)]
+    fn keys(self, distances: Self::Distances, index: u64) -> Self::Distances {
+        distances.map(|distance| distance << INDEX_BITS | index as u32)
     }
 
     #[inline(always)]
@@ -87,6 +97,17 @@ impl Scalar {
         out: &mut [u32],
     ) {
         plain::gather(blocks, rows, query, bound, out);
+    }
+
+    pub(super) fn nearest(
+        self,
+        blocks: &[u64],
+        centers: &[u64],
+        n_centers: usize,
+        words: usize,
+        out: &mut [Nearest],
+    ) {
+        plain::nearest(self, blocks, centers, n_centers, words, out);
     }
 }
 

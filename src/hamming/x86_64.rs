@@ -10,7 +10,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use crate::code::BLOCK_ROWS;
-use crate::hamming::Lanes;
+use crate::hamming::{INDEX_BITS, Lanes, Nearest};
 
 /// Asks for the cache line at `address`, which may be anywhere.
 #[inline(always)]
@@ -103,6 +103,21 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn none(self) -> Pair {
+        // SAFETY: `self` proves AVX2.
+        unsafe { [_mm256_set1_epi64x(i64::from(u32::MAX)); 2] }
+    }
+
+    #[inline(always)]
+    fn keys(self, distances: Pair, index: __m256i) -> Pair {
+        // SAFETY: `self` proves AVX2.
+        distances.map(|distances| unsafe {
+            let shifted = _mm256_slli_epi64::<{ INDEX_BITS as i32 }>(distances);
+            _mm256_or_si256(shifted, index)
+        })
+    }
+
+    #[inline(always)]
     fn min(self, a: Pair, b: Pair) -> Pair {
         // SAFETY: `self` proves AVX2. 32-bit minima do, as the upper halves are zero.
         unsafe { [_mm256_min_epu32(a[0], b[0]), _mm256_min_epu32(a[1], b[1])] }
@@ -168,6 +183,18 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn none(self) -> __m512i {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm512_set1_epi64(i64::from(u32::MAX)) }
+    }
+
+    #[inline(always)]
+    fn keys(self, distances: __m512i, index: __m512i) -> __m512i {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm512_or_si512(_mm512_slli_epi64::<{ INDEX_BITS }>(distances), index) }
+    }
+
+    #[inline(always)]
     fn min(self, a: __m512i, b: __m512i) -> __m512i {
         // SAFETY: `self` proves AVX-512 F.
         unsafe { _mm512_min_epu64(a, b) }
@@ -221,6 +248,18 @@ macro_rules! face {
             ) {
                 // SAFETY: `self` proves the instructions that the function enables.
                 unsafe { $loops::gather(blocks, rows, query, bound, out) }
+            }
+
+            pub(super) fn nearest(
+                self,
+                blocks: &[u64],
+                centers: &[u64],
+                n_centers: usize,
+                words: usize,
+                out: &mut [Nearest],
+            ) {
+                // SAFETY: `self` proves the instructions that the function enables.
+                unsafe { $loops::nearest(self, blocks, centers, n_centers, words, out) }
             }
         }
     };
