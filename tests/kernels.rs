@@ -163,6 +163,67 @@ fn gathers_are_exact_within_the_bound() {
     }
 }
 
+#[test]
+fn batches_equal_the_scans_of_each_query() {
+    let mut rng = ChaCha8Rng::seed_from_u64(6);
+    for len in lens() {
+        // Past the end of a tile, for the wider codes of two.
+        let n_codes = rng.random_range(0..600);
+        let codes = random_codes(len, n_codes, &mut rng);
+        for n_queries in [0, 1, 2, 3, 4, 5, 9] {
+            let mut queries: Vec<HashCode> = (0..n_queries)
+                .map(|_| random_code(len, 0.5, &mut rng))
+                .collect();
+            queries
+                .iter_mut()
+                .take(1)
+                .for_each(|query| *query = HashCode::zeros(len));
+            let words: Vec<&[u64]> = queries.iter().map(HashCode::words).collect();
+            let middle = len.bits() as u32 / 2;
+            let bounds: Vec<Option<u32>> = (0..n_queries)
+                .map(|_| match rng.random_range(0..6) {
+                    0 => None,
+                    1 => Some(0),
+                    2 => Some(u32::MAX),
+                    _ => Some(rng.random_range(middle - middle / 3..=middle)),
+                })
+                .collect();
+            let step = [0, 1, 4][rng.random_range(0..3)];
+            let start = rng.random_range(0..=n_codes);
+            for rows in [0..n_codes, start..n_codes, 0..start, start..start] {
+                let expected: Vec<Vec<(usize, u32)>> = (0..n_queries)
+                    .map(|query_idx| {
+                        let mut distances = vec![0; n_codes];
+                        Kernel::SCALAR.distances(codes.as_ref(), words[query_idx], &mut distances);
+                        match bounds[query_idx] {
+                            Some(bound) => expected_hits(&distances, rows.clone(), bound, step),
+                            None => Vec::new(),
+                        }
+                    })
+                    .collect();
+                for kernel in Kernel::available() {
+                    let mut found = vec![Vec::new(); n_queries];
+                    let (mut current, mut left) = (bounds.clone(), bounds.clone());
+                    kernel.scan_batch(
+                        codes.as_ref(),
+                        rows.clone(),
+                        &words,
+                        &mut left,
+                        &mut |query_idx, row, distance| {
+                            found[query_idx].push((row, distance));
+                            current[query_idx] = current[query_idx]?.checked_sub(step);
+                            current[query_idx]
+                        },
+                    );
+                    let case = format!("{kernel:?}, {len} bits, rows {rows:?} of {n_codes}");
+                    assert_eq!(found, expected, "{case}, {bounds:?} less {step}");
+                    assert_eq!(left, current, "{case}, {bounds:?} less {step}");
+                }
+            }
+        }
+    }
+}
+
 /// The nearest center of each code by comparing all of them, the first of equally near ones.
 fn expected_nearest(codes: &Codes, centers: &Codes) -> Vec<Nearest> {
     (0..codes.n_codes())

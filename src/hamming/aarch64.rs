@@ -45,6 +45,19 @@ impl Neon {
         unsafe { neon::scan(self, blocks, rows, query, bound, sink) }
     }
 
+    pub(super) fn scan_batch<S: FnMut(usize, usize, u32) -> Option<u32>>(
+        self,
+        blocks: &[u64],
+        rows: Range<usize>,
+        words: usize,
+        queries: &[&[u64]],
+        bounds: &mut [Option<u32>],
+        sink: &mut S,
+    ) {
+        // SAFETY: `self` proves NEON.
+        unsafe { neon::scan_batch(self, blocks, rows, words, queries, bounds, sink) }
+    }
+
     pub(super) fn distances(self, blocks: &[u64], query: &[u64], out: &mut [u32]) {
         // SAFETY: `self` proves NEON.
         unsafe { neon::distances(self, blocks, query, out) }
@@ -156,12 +169,12 @@ impl Lanes for Neon {
     }
 
     #[inline(always)]
-    fn within(self, distances: Self::Distances, bound: u32) -> u8 {
+    fn within(self, distances: Self::Distances, bound: uint64x2_t) -> u8 {
         let mut mask = 0;
         for (register, distances) in distances.into_iter().enumerate() {
             // SAFETY: `self` proves NEON.
             let (first, second) = unsafe {
-                let near = vcleq_u64(distances, vdupq_n_u64(u64::from(bound)));
+                let near = vcleq_u64(distances, bound);
                 (vgetq_lane_u64::<0>(near), vgetq_lane_u64::<1>(near))
             };
             let pair = ((first & 1) | (second & 2)) as u8;
@@ -186,5 +199,5 @@ impl Lanes for Neon {
 
 /// The loops under NEON.
 mod neon {
-    crate::hamming::loops!(super::Neon, "neon");
+    crate::hamming::loops!(super::Neon, queries = 2, "neon");
 }

@@ -3,8 +3,8 @@
 //! The loops are written once, here, over the small trait `Lanes`: one word of the eight rows of a
 //! block at a time. Each instruction set only says how to xor, count, add and compare eight lanes, and
 //! instantiates the loops under its `target_feature`. [`Kernel`] is the only dispatch; it is decided once.
-//! Leaves out: top-k, filters, doc ids. Scans of many queries at once, and planes that let a scan stop
-//! half way through wide codes, would be further loops beside these.
+//! Leaves out: top-k, filters, doc ids. Planes that let a scan stop half way through wide codes would be
+//! further loops beside these.
 
 use std::fmt;
 use std::ops::Range;
@@ -14,6 +14,7 @@ use crate::code::{BLOCK_ROWS, CodeLen, CodesRef};
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
+mod batch;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
@@ -139,6 +140,38 @@ impl Kernel {
         dispatch!(self, lanes => lanes.scan(codes.blocks(), rows, query, bound, sink));
     }
 
+    /// The [`scan`](Kernel::scan) of many queries over the same rows, which are read from memory once
+    /// for all of them.
+    ///
+    /// Calls `sink(query_idx, row, distance)`, for each query in ascending row order, but with the calls
+    /// of several queries mixed. `bounds` has the bound each query starts from, `None` for a query that
+    /// wants nothing; afterwards each call returns the bound for the rows to come of that query, or `None`
+    /// if it wants no more. `bounds` is left as the last calls returned.
+    ///
+    /// Panics if `rows` reach past the codes, a query has another number of words, or `bounds` is not
+    /// as long as `queries`.
+    pub fn scan_batch<S: FnMut(usize, usize, u32) -> Option<u32>>(
+        self,
+        codes: CodesRef<'_>,
+        rows: Range<usize>,
+        queries: &[&[u64]],
+        bounds: &mut [Option<u32>],
+        sink: &mut S,
+    ) {
+        queries.iter().for_each(|query| check(codes, query));
+        assert_eq!(queries.len(), bounds.len(), "one bound a query");
+        assert!(
+            rows.end <= codes.n_codes(),
+            "rows up to {} of {} codes",
+            rows.end,
+            codes.n_codes()
+        );
+        let words = codes.code_len().words();
+        dispatch!(self, lanes => {
+            lanes.scan_batch(codes.blocks(), rows, words, queries, bounds, sink)
+        });
+    }
+
     /// Writes the distance from each code to `query`, in bits. Panics unless `out` has one place a
     /// code and `query` the codes' number of words.
     pub fn distances(self, codes: CodesRef<'_>, query: &[u64], out: &mut [u32]) {
@@ -249,7 +282,7 @@ trait Lanes: Copy {
     /// smaller distance, then the smaller index.
     fn keys(self, distances: Self::Distances, index: Self::Word) -> Self::Distances;
     /// Bit `lane` is set where the distance is at most `bound`.
-    fn within(self, distances: Self::Distances, bound: u32) -> u8;
+    fn within(self, distances: Self::Distances, bound: Self::Word) -> u8;
     fn to_array(self, distances: Self::Distances) -> [u32; BLOCK_ROWS];
 }
 
@@ -283,7 +316,7 @@ fn report<L: Lanes, S: FnMut(usize, u32) -> Option<u32>>(
     bound: &mut u32,
     sink: &mut S,
 ) -> Result<(), ()> {
-    let mut hits = lanes.within(distances, *bound) & lane_mask;
+    let mut hits = lanes.within(distances, lanes.splat(u64::from(*bound))) & lane_mask;
     if hits == 0 {
         return Ok(());
     }
@@ -335,7 +368,7 @@ fn scan_rows<L: Lanes, const WORDS: usize, S: FnMut(usize, u32) -> Option<u32>>(
             let d2 = block_distances(lanes, &group[2 * block_words..3 * block_words], query);
             let d3 = block_distances(lanes, &group[3 * block_words..4 * block_words], query);
             let nearest = lanes.min(lanes.min(d0, d1), lanes.min(d2, d3));
-            if lanes.within(nearest, bound) != 0 {
+            if lanes.within(nearest, lanes.splat(u64::from(bound))) != 0 {
                 let mut row = block_idx * BLOCK_ROWS;
                 for distances in [d0, d1, d2, d3] {
                     let reported = report(lanes, distances, u8::MAX, row, &mut bound, sink);
@@ -483,7 +516,7 @@ fn nearest_of_group<L: Lanes, const WORDS: usize, const BLOCKS: usize>(
 /// The loops of one instruction set: the specialised widths, then any width. With a list
 /// of CPU features the functions enable them, and are unsafe to call from functions that do not.
 macro_rules! loops {
-    ($lanes:ty $(, $features:literal)?) => {
+    ($lanes:ty, queries = $queries:literal $(, $features:literal)?) => {
         #[inline]
         $(#[target_feature(enable = $features)])?
         pub(super) fn scan<S: FnMut(usize, u32) -> Option<u32>>(
@@ -500,6 +533,25 @@ macro_rules! loops {
                 2 => scan_rows::<_, 2, S>(lanes, blocks, rows, query, bound, sink),
                 4 => scan_rows::<_, 4, S>(lanes, blocks, rows, query, bound, sink),
                 _ => scan_rows::<_, 0, S>(lanes, blocks, rows, query, bound, sink),
+            }
+        }
+
+        $(#[target_feature(enable = $features)])?
+        pub(super) fn scan_batch<S: FnMut(usize, usize, u32) -> Option<u32>>(
+            lanes: $lanes,
+            blocks: &[u64],
+            rows: std::ops::Range<usize>,
+            words: usize,
+            queries: &[&[u64]],
+            bounds: &mut [Option<u32>],
+            sink: &mut S,
+        ) {
+            use crate::hamming::batch::scan_batch_rows as scan;
+            match words {
+                1 => scan::<_, 1, $queries, S>(lanes, blocks, rows, words, queries, bounds, sink),
+                2 => scan::<_, 2, $queries, S>(lanes, blocks, rows, words, queries, bounds, sink),
+                4 => scan::<_, 4, $queries, S>(lanes, blocks, rows, words, queries, bounds, sink),
+                _ => scan::<_, 0, $queries, S>(lanes, blocks, rows, words, queries, bounds, sink),
             }
         }
 

@@ -57,10 +57,10 @@ impl Lanes for Scalar {
     }
 
     #[inline(always)]
-    fn within(self, distances: Self::Distances, bound: u32) -> u8 {
+    fn within(self, distances: Self::Distances, bound: u64) -> u8 {
         let mut mask = 0;
         for (lane, &distance) in distances.iter().enumerate() {
-            mask |= u8::from(distance <= bound) << lane;
+            mask |= u8::from(u64::from(distance) <= bound) << lane;
         }
         mask
     }
@@ -82,6 +82,18 @@ impl Scalar {
         sink: &mut S,
     ) {
         plain::scan(self, blocks, rows, query, bound, sink);
+    }
+
+    pub(super) fn scan_batch<S: FnMut(usize, usize, u32) -> Option<u32>>(
+        self,
+        blocks: &[u64],
+        rows: Range<usize>,
+        words: usize,
+        queries: &[&[u64]],
+        bounds: &mut [Option<u32>],
+        sink: &mut S,
+    ) {
+        plain::scan_batch(self, blocks, rows, words, queries, bounds, sink);
     }
 
     pub(super) fn distances(self, blocks: &[u64], query: &[u64], out: &mut [u32]) {
@@ -113,5 +125,5 @@ impl Scalar {
 
 /// The loops, with no instruction enabled.
 mod plain {
-    crate::hamming::loops!(super::Scalar);
+    crate::hamming::loops!(super::Scalar, queries = 1);
 }

@@ -124,10 +124,9 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    fn within(self, distances: Pair, bound: u32) -> u8 {
+    fn within(self, distances: Pair, bound: __m256i) -> u8 {
         // SAFETY: `self` proves AVX2.
         unsafe {
-            let bound = _mm256_set1_epi64x(i64::from(bound));
             let beyond = [
                 _mm256_movemask_pd(_mm256_castsi256_pd(_mm256_cmpgt_epi64(distances[0], bound))),
                 _mm256_movemask_pd(_mm256_castsi256_pd(_mm256_cmpgt_epi64(distances[1], bound))),
@@ -201,9 +200,9 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    fn within(self, distances: __m512i, bound: u32) -> u8 {
+    fn within(self, distances: __m512i, bound: __m512i) -> u8 {
         // SAFETY: `self` proves AVX-512 F.
-        unsafe { _mm512_cmple_epu64_mask(distances, _mm512_set1_epi64(i64::from(bound))) }
+        unsafe { _mm512_cmple_epu64_mask(distances, bound) }
     }
 
     #[inline(always)]
@@ -230,6 +229,19 @@ macro_rules! face {
             ) {
                 // SAFETY: `self` proves the instructions that the function enables.
                 unsafe { $loops::scan(self, blocks, rows, query, bound, sink) }
+            }
+
+            pub(super) fn scan_batch<S: FnMut(usize, usize, u32) -> Option<u32>>(
+                self,
+                blocks: &[u64],
+                rows: Range<usize>,
+                words: usize,
+                queries: &[&[u64]],
+                bounds: &mut [Option<u32>],
+                sink: &mut S,
+            ) {
+                // SAFETY: `self` proves the instructions that the function enables.
+                unsafe { $loops::scan_batch(self, blocks, rows, words, queries, bounds, sink) }
             }
 
             pub(super) fn distances(self, blocks: &[u64], query: &[u64], out: &mut [u32]) {
@@ -270,10 +282,10 @@ face!(Avx512, avx512);
 
 /// The loops under AVX2.
 mod avx2 {
-    crate::hamming::loops!(super::Avx2, "avx2,popcnt");
+    crate::hamming::loops!(super::Avx2, queries = 2, "avx2,popcnt");
 }
 
 /// The loops under AVX-512.
 mod avx512 {
-    crate::hamming::loops!(super::Avx512, "avx512f,avx512vpopcntdq,popcnt");
+    crate::hamming::loops!(super::Avx512, queries = 4, "avx512f,avx512vpopcntdq,popcnt");
 }

@@ -1,0 +1,180 @@
+//! The scan of many queries at once, over the [`Lanes`] of any instruction set.
+//!
+//! A single scan waits for memory. Here the rows are taken a tile at a time, small enough to stay in the
+//! first-level cache while one group of queries after another passes over it, and within a group each
+//! word of a row is loaded once for all its queries. Leaves out what the single scan leaves out.
+
+use std::ops::Range;
+
+use super::{GROUP, Lanes, MAX_WORDS, PREFETCH_WORDS, prefetch_word, report, scan_rows};
+use crate::code::BLOCK_ROWS;
+
+/// The size of a tile in 64-bit words, 16 KiB: half of a small first-level cache.
+const TILE_WORDS: usize = (16 << 10) / 8;
+
+/// The scan of [`Kernel::scan_batch`](super::Kernel::scan_batch). `WORDS` is the number of words of a
+/// code, or 0 to take it from `words`; `QUERIES` pass over a tile together, as many as the registers hold.
+///
+/// Contract: `rows` lies within the blocks, each query has `words` words, there is one bound a query.
+#[inline(always)]
+pub(super) fn scan_batch_rows<L, const WORDS: usize, const QUERIES: usize, S>(
+    lanes: L,
+    blocks: &[u64],
+    rows: Range<usize>,
+    words: usize,
+    queries: &[&[u64]],
+    bounds: &mut [Option<u32>],
+    sink: &mut S,
+) where
+    L: Lanes,
+    S: FnMut(usize, usize, u32) -> Option<u32>,
+{
+    let tile_blocks = (TILE_WORDS / (words * BLOCK_ROWS)).next_multiple_of(GROUP);
+    let mut live: Vec<usize> = (0..queries.len()).collect();
+    let mut row = rows.start;
+    while row < rows.end {
+        live.retain(|&query_idx| bounds[query_idx].is_some());
+        if live.is_empty() {
+            return;
+        }
+        let tile_end = (row / BLOCK_ROWS + tile_blocks) * BLOCK_ROWS;
+        let tile = row..tile_end.min(rows.end);
+        let (groups, singles) = match QUERIES {
+            1 => (&[][..], &live[..]),
+            _ => live.as_chunks::<QUERIES>(),
+        };
+        for group in groups {
+            scan_tile::<L, WORDS, QUERIES, S>(
+                lanes,
+                blocks,
+                tile.clone(),
+                words,
+                group,
+                queries,
+                bounds,
+                sink,
+            );
+        }
+        for &query_idx in singles {
+            let Some(bound) = bounds[query_idx] else {
+                continue;
+            };
+            let (rows, query) = (tile.clone(), queries[query_idx]);
+            let mut sink = |row, distance| {
+                bounds[query_idx] = sink(query_idx, row, distance);
+                bounds[query_idx]
+            };
+            scan_rows::<L, WORDS, _>(lanes, blocks, rows, query, bound, &mut sink);
+        }
+        row = tile.end;
+    }
+}
+
+/// One group of queries over one tile. A query without a bound gets nothing.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn scan_tile<L, const WORDS: usize, const N: usize, S>(
+    lanes: L,
+    blocks: &[u64],
+    rows: Range<usize>,
+    words: usize,
+    query_idxs: &[usize; N],
+    queries: &[&[u64]],
+    bounds: &mut [Option<u32>],
+    sink: &mut S,
+) where
+    L: Lanes,
+    S: FnMut(usize, usize, u32) -> Option<u32>,
+{
+    let words = if WORDS == 0 { words } else { WORDS };
+    let block_words = words * BLOCK_ROWS;
+    let mut splat = [[lanes.splat(0); MAX_WORDS]; N];
+    for (splat, &query_idx) in splat.iter_mut().zip(query_idxs) {
+        for (splat, &word) in splat[..words].iter_mut().zip(queries[query_idx]) {
+            *splat = lanes.splat(word);
+        }
+    }
+    // A finished query keeps a bound here, which a row in its way may pass; `report_to` asks again.
+    let lane_bound = |bound: Option<u32>| lanes.splat(u64::from(bound.unwrap_or(0)));
+    let mut lane_bounds = query_idxs.map(|query_idx| lane_bound(bounds[query_idx]));
+    let mut report_to = |n: usize, distances, lane_mask, first_row| {
+        let query_idx = query_idxs[n];
+        if let Some(mut bound) = bounds[query_idx] {
+            let mut sink = |row, distance| sink(query_idx, row, distance);
+            let reported = report(
+                lanes, distances, lane_mask, first_row, &mut bound, &mut sink,
+            );
+            bounds[query_idx] = reported.ok().map(|()| bound);
+        }
+        lane_bound(bounds[query_idx])
+    };
+
+    let mut block_idx = rows.start / BLOCK_ROWS;
+    let mut lane_mask = u8::MAX << (rows.start % BLOCK_ROWS);
+    let whole_end = rows.end / BLOCK_ROWS;
+    loop {
+        // Groups of whole blocks, once the partly wanted first block is behind.
+        while lane_mask == u8::MAX && block_idx + GROUP <= whole_end {
+            let start = block_idx * block_words;
+            let group = &blocks[start..start + GROUP * block_words];
+            for line in 0..GROUP * words {
+                prefetch_word(blocks, start + PREFETCH_WORDS + line * BLOCK_ROWS);
+            }
+            let mut nearest = tile_distances::<L, WORDS, N>(lanes, &group[..block_words], &splat);
+            for block in group[block_words..].chunks_exact(block_words) {
+                let distances = tile_distances::<L, WORDS, N>(lanes, block, &splat);
+                for (nearest, distances) in nearest.iter_mut().zip(distances) {
+                    *nearest = lanes.min(*nearest, distances);
+                }
+            }
+            let mut hits = 0;
+            for (&nearest, &bound) in nearest.iter().zip(&lane_bounds) {
+                hits |= lanes.within(nearest, bound);
+            }
+            if hits != 0 {
+                for (block, row) in group
+                    .chunks_exact(block_words)
+                    .zip((block_idx * BLOCK_ROWS..).step_by(BLOCK_ROWS))
+                {
+                    let distances = tile_distances::<L, WORDS, N>(lanes, block, &splat);
+                    for (n, distances) in distances.into_iter().enumerate() {
+                        if lanes.within(distances, lane_bounds[n]) != 0 {
+                            lane_bounds[n] = report_to(n, distances, u8::MAX, row);
+                        }
+                    }
+                }
+            }
+            block_idx += GROUP;
+        }
+        if block_idx >= whole_end {
+            // Rows past the end, padding among them, are masked off here and nowhere else.
+            lane_mask &= (1u8 << (rows.end % BLOCK_ROWS)).wrapping_sub(1);
+            if block_idx > whole_end || lane_mask == 0 {
+                return;
+            }
+        }
+        let block = &blocks[block_idx * block_words..(block_idx + 1) * block_words];
+        let distances = tile_distances::<L, WORDS, N>(lanes, block, &splat);
+        for (n, distances) in distances.into_iter().enumerate() {
+            lane_bounds[n] = report_to(n, distances, lane_mask, block_idx * BLOCK_ROWS);
+        }
+        block_idx += 1;
+        lane_mask = u8::MAX;
+    }
+}
+
+/// Distances of one block to each query of a group.
+#[inline(always)]
+fn tile_distances<L: Lanes, const WORDS: usize, const N: usize>(
+    lanes: L,
+    block: &[u64],
+    queries: &[[L::Word; MAX_WORDS]; N],
+) -> [L::Distances; N] {
+    let mut sums = [lanes.zero(); N];
+    for (word_idx, row_words) in block.as_chunks::<BLOCK_ROWS>().0.iter().enumerate() {
+        for (sum, query) in sums.iter_mut().zip(queries) {
+            *sum = lanes.add(*sum, row_words, query[word_idx]);
+        }
+    }
+    sums.map(|sum| lanes.finish(sum))
+}
