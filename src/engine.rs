@@ -271,6 +271,59 @@ pub fn range(
     }
 }
 
+/// k-NN search of one segment for many queries at once: offers `tops[i]` every allowed code that may
+/// enter it for `queries[i]`, as [`knn`] does.
+///
+/// By linear scan, which reads the codes once for the whole batch. Where the codes are clustered and the
+/// segment has tables, [`knn`] of each query may still be faster. The statistics count every query as a
+/// search.
+///
+/// # Errors
+/// As [`knn`], and `InvalidArgument` unless there is one `TopK` a query.
+pub fn knn_batch(
+    rows: &SegmentRows<'_>,
+    queries: &[HashCode],
+    allowed: &Allowed<'_>,
+    tops: &mut [TopK],
+    stats: &mut SearchStats,
+) -> Result<()> {
+    begin_batch(rows, queries, allowed, stats)?;
+    LinearScan::new(rows).knn_batch(queries, allowed, tops, stats)
+}
+
+/// Range search of one segment for many queries at once: appends to `found[i]` every allowed code within
+/// `radius` bits of `queries[i]`, as [`range`] does.
+///
+/// By linear scan, as [`knn_batch`].
+///
+/// # Errors
+/// As [`range`], and `InvalidArgument` unless there is one list a query.
+pub fn range_batch(
+    rows: &SegmentRows<'_>,
+    queries: &[HashCode],
+    radius: u32,
+    allowed: &Allowed<'_>,
+    found: &mut [Vec<Neighbor>],
+    stats: &mut SearchStats,
+) -> Result<()> {
+    begin_batch(rows, queries, allowed, stats)?;
+    LinearScan::new(rows).range_batch(queries, radius, allowed, found, stats)
+}
+
+fn begin_batch(
+    rows: &SegmentRows<'_>,
+    queries: &[HashCode],
+    allowed: &Allowed<'_>,
+    stats: &mut SearchStats,
+) -> Result<()> {
+    for query in queries {
+        rows.check(query)?;
+    }
+    stats.segments += queries.len() as u64;
+    stats.predicted_scan_ns += plan::batch_ns(rows.codes, allowed, queries.len()) as u64;
+    Ok(())
+}
+
 /// What a search did. Adds up over segments and queries.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]

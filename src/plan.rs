@@ -25,6 +25,13 @@ const SCAN_NS_PER_WORD: [(usize, f64); 4] = [
 const AVX2_NS_PER_WORD: f64 = 0.18;
 const SCALAR_NS_PER_WORD: f64 = 0.60;
 
+/// One word for each query of a batch, once the word is in the first-level cache.
+const AVX512_BATCH_NS_PER_WORD: f64 = 0.04;
+const AVX2_BATCH_NS_PER_WORD: f64 = 0.17;
+
+/// Copying a listed row, beside fetching it.
+const COPY_NS: f64 = 6.0;
+
 /// Work that no scan avoids.
 const SCAN_NS: f64 = 100.0;
 
@@ -71,10 +78,40 @@ pub(crate) fn full_scan_ns(codes: CodesRef<'_>) -> f64 {
     SCAN_NS + codes.blocks().len() as f64 * memory.max(least)
 }
 
+/// Comparing one word with each query of a batch, memory apart.
+fn batch_ns_per_word() -> f64 {
+    match Kernel::best().name() {
+        "avx512" => AVX512_BATCH_NS_PER_WORD,
+        "avx2" | "neon" => AVX2_BATCH_NS_PER_WORD,
+        _ => SCALAR_NS_PER_WORD,
+    }
+}
+
+/// The linear scan over all rows by `n_queries` queries at once.
+pub(crate) fn scan_batch_ns(codes: CodesRef<'_>, n_queries: usize) -> f64 {
+    let words = (codes.blocks().len() * n_queries) as f64;
+    full_scan_ns(codes).max(SCAN_NS + words * batch_ns_per_word())
+}
+
+/// The comparison of `n_rows` rows, copied side by side, by `n_queries` queries at once.
+pub(crate) fn gather_batch_ns(codes: CodesRef<'_>, n_rows: usize, n_queries: usize) -> f64 {
+    let words = (codes.code_len().words() * n_rows * n_queries) as f64;
+    gather_ns(codes, n_rows) + COPY_NS * n_rows as f64 + words * batch_ns_per_word()
+}
+
 /// The comparison of `n_rows` rows one by one.
 pub(crate) fn gather_ns(codes: CodesRef<'_>, n_rows: usize) -> f64 {
     let row_ns = GATHER_NS + GATHER_NS_PER_WORD * words_read(codes.code_len().words());
     SCAN_NS + n_rows as f64 * row_ns
+}
+
+/// The scan engine under a filter, for `n_queries` queries at once.
+pub(crate) fn batch_ns(codes: CodesRef<'_>, allowed: &Allowed<'_>, n_queries: usize) -> f64 {
+    let scan_ns = scan_batch_ns(codes, n_queries);
+    match allowed {
+        Allowed::Listed(docs) => scan_ns.min(gather_batch_ns(codes, docs.len(), n_queries)),
+        _ => scan_ns,
+    }
 }
 
 /// One lookup, in ns.

@@ -495,3 +495,156 @@ fn damaged_tables_give_errors_or_answers_but_no_panic() {
     }
     assert!(errors > 100, "damage went unseen: {errors} errors");
 }
+
+/// One batch against the searches of its queries one by one, for every kernel and through the engine.
+fn check_batch(
+    rows: &SegmentRows<'_>,
+    queries: &[HashCode],
+    tops: &[TopK],
+    radius: u32,
+    allowed: &Allowed<'_>,
+    case: &str,
+) {
+    type Tops = Vec<TopK>;
+    type Lists = Vec<Vec<Neighbor>>;
+    type KnnBatch<'a> = Box<dyn Fn(&mut Tops, &mut SearchStats) + 'a>;
+    type RangeBatch<'a> = Box<dyn Fn(&mut Lists, &mut SearchStats) + 'a>;
+
+    // What earlier segments found stays.
+    let earlier = vec![Neighbor {
+        distance: 7,
+        address: 1,
+    }];
+    let oracle = LinearScan::new(rows).with_kernel(Kernel::SCALAR);
+    let mut expected_stats = SearchStats::default();
+    let mut expected_lists = vec![earlier.clone(); queries.len()];
+    let mut expected: Vec<Vec<Neighbor>> = Vec::new();
+    for ((query, top), list) in queries.iter().zip(tops).zip(&mut expected_lists) {
+        let (mut top, stats) = (top.clone(), &mut expected_stats);
+        oracle.knn(query, allowed, &mut top, stats).unwrap();
+        expected.push(top.into_sorted());
+        oracle.range(query, radius, allowed, list, stats).unwrap();
+    }
+
+    let mut batches: Vec<(String, KnnBatch<'_>, RangeBatch<'_>)> = Vec::new();
+    for kernel in Kernel::available() {
+        let scan = LinearScan::new(rows).with_kernel(kernel);
+        batches.push((
+            format!("{kernel:?}"),
+            Box::new(move |tops, stats| scan.knn_batch(queries, allowed, tops, stats).unwrap()),
+            Box::new(move |lists, stats| {
+                scan.range_batch(queries, radius, allowed, lists, stats)
+                    .unwrap();
+            }),
+        ));
+    }
+    batches.push((
+        "engine".into(),
+        Box::new(|tops, stats| engine::knn_batch(rows, queries, allowed, tops, stats).unwrap()),
+        Box::new(|lists, stats| {
+            engine::range_batch(rows, queries, radius, allowed, lists, stats).unwrap();
+        }),
+    ));
+    for (name, knn_batch, range_batch) in batches {
+        let case = format!("{name}, {} queries, {allowed:?}, {case}", queries.len());
+        let mut stats = SearchStats::default();
+        let mut tops = tops.to_vec();
+        knn_batch(&mut tops, &mut stats);
+        let found: Vec<Vec<Neighbor>> = tops.into_iter().map(TopK::into_sorted).collect();
+        assert_eq!(found, expected, "{case}");
+        let mut lists = vec![earlier.clone(); queries.len()];
+        range_batch(&mut lists, &mut stats);
+        assert_eq!(lists, expected_lists, "radius {radius}, {case}");
+        assert_eq!(stats.segments_scan, expected_stats.segments_scan, "{case}");
+        if let Allowed::All = allowed {
+            assert_eq!(stats.codes_scanned, expected_stats.codes_scanned, "{case}");
+        }
+    }
+}
+
+#[test]
+fn batches_equal_their_queries_one_by_one() {
+    for seed in 0..80 {
+        let mut rng = ChaCha8Rng::seed_from_u64(4000 + seed);
+        let bits = [16, 64, 72, 128, 256, 520][seed as usize % 6];
+        let len = CodeLen::new(bits).unwrap();
+        let data = ALL_DATA[seed as usize % 5];
+        let n_codes = rng.random_range(1..3000);
+        let (codes, query) = generate(data, len, n_codes, &mut rng);
+        let mut doc = 0;
+        let doc_ids: Vec<u32> = (0..n_codes)
+            .map(|_| {
+                doc += rng.random_range(1..5);
+                doc
+            })
+            .collect();
+        let rows = SegmentRows {
+            codes: codes.as_ref(),
+            doc_ids: (seed % 2 == 0).then_some(&doc_ids),
+            mih: None,
+            address_base: ORDINAL,
+        };
+        let n_queries = [0, 1, 2, 3, 4, 5, 8, 11][rng.random_range(0..8)];
+        let queries: Vec<HashCode> = (0..n_queries)
+            .map(|query_idx| match query_idx % 4 {
+                0 => query.clone(),
+                1 => random_code(len, &mut rng),
+                2 => codes.get(rng.random_range(0..n_codes)),
+                _ => flipped(&query, 0.05, &mut rng),
+            })
+            .collect();
+        // Each query has a k and a greatest distance of its own; some are full or closed already.
+        let tops: Vec<TopK> = (0..n_queries)
+            .map(|_| {
+                let k = [0, 1, 10, 100, n_codes + 3][rng.random_range(0..5)];
+                let max_distance = match rng.random_range(0..3) {
+                    0 => rng.random_range(0..bits as u32),
+                    _ => u32::MAX,
+                };
+                let mut top = TopK::new(k, max_distance);
+                for address in 0..rng.random_range(0..40) {
+                    top.push(rng.random_range(0..3) * bits as u32 / 8, address);
+                }
+                top
+            })
+            .collect();
+        let radius = rng.random_range(0..=bits as u32 / 2);
+        let case = format!("{bits} bits, {n_codes} codes, {data:?}, seed {seed}");
+        check_batch(&rows, &queries, &tops, radius, &Allowed::All, &case);
+        for share in [0.0, 0.01, 0.3, 1.0] {
+            let listed: Vec<u32> = (0..4 * n_codes as u32 + 9)
+                .filter(|_| rng.random_bool(share))
+                .collect();
+            let is_listed = |doc: u32| listed.binary_search(&doc).is_ok();
+            let case = format!("{case}, share {share}");
+            for allowed in [Allowed::Listed(&listed), Allowed::Where(&is_listed)] {
+                check_batch(&rows, &queries, &tops, radius, &allowed, &case);
+            }
+        }
+    }
+}
+
+#[test]
+fn batches_refuse_what_does_not_fit() {
+    let len = CodeLen::new(64).unwrap();
+    let mut rng = ChaCha8Rng::seed_from_u64(5000);
+    let (codes, query) = generate(Data::Uniform, len, 20, &mut rng);
+    let rows = SegmentRows {
+        codes: codes.as_ref(),
+        doc_ids: None,
+        mih: None,
+        address_base: ORDINAL,
+    };
+    let (all, mut stats) = (Allowed::All, SearchStats::default());
+    let queries = [query, HashCode::zeros(CodeLen::new(72).unwrap())];
+    let mut tops = vec![TopK::new(3, 64); 2];
+    let error = engine::knn_batch(&rows, &queries, &all, &mut tops, &mut stats).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::CodeLenMismatch { .. }));
+    let error = engine::knn_batch(&rows, &queries[..1], &all, &mut tops, &mut stats).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::InvalidArgument(_)));
+    let error = engine::range_batch(&rows, &queries[..1], 3, &all, &mut [], &mut stats);
+    assert!(matches!(
+        error.unwrap_err().kind(),
+        ErrorKind::InvalidArgument(_)
+    ));
+}
