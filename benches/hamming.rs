@@ -65,12 +65,7 @@ fn bench_scan(n_codes: usize, rng: &mut ChaCha8Rng) {
         let len = CodeLen::new(bits).expect("a legal length");
         let codes = uniform(len, n_codes, rng);
         let queries: Vec<HashCode> = (0..15).map(|_| uniform(len, 1, rng).get(0)).collect();
-        let rows = SegmentRows {
-            codes: codes.as_ref(),
-            doc_ids: None,
-            mih: None,
-            address_base: 0,
-        };
+        let rows = SegmentRows::of(codes.as_ref());
         for kernel in Kernel::available() {
             let scan = LinearScan::new(&rows).with_kernel(kernel);
             let ns = median_ns(&queries, |query| {
@@ -106,10 +101,8 @@ fn bench_mih(name: &str, codes: &Codes, queries: &[HashCode]) {
     );
     let view = MihView::new(&params, tables.iter().map(MihTable::as_ref)).expect("just built");
     let rows = SegmentRows {
-        codes: codes.as_ref(),
-        doc_ids: None,
         mih: Some(view.clone()),
-        address_base: 0,
+        ..SegmentRows::of(codes.as_ref())
     };
     let knn = |choice, k, query: &HashCode, stats: &mut SearchStats| {
         let mut top = TopK::new(k, u32::MAX);

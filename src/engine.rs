@@ -9,7 +9,8 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
-use crate::code::{CodesRef, HashCode};
+use crate::cluster::{ClusterSearch, ClusterView};
+use crate::code::{CodesRef, HashCode, RowOrder};
 use crate::error::{Error, Result};
 use crate::mih::{MihView, MultiIndex};
 use crate::plan;
@@ -25,6 +26,8 @@ pub enum EngineKind {
     Scan,
     /// Multi-index hashing: the codes in nearby buckets are compared.
     Mih,
+    /// Cluster-pruned search: the codes of clusters that can hold an answer are compared.
+    Cluster,
 }
 
 /// The engine a caller asks for. Never changes an answer.
@@ -39,6 +42,9 @@ pub enum EngineChoice {
     /// Multi-index hashing; the linear scan in segments without tables, and where the buckets to look up
     /// outnumber the codes. `SearchStats` counts both.
     Mih,
+    /// Cluster-pruned search; the linear scan in segments without clusters, and where nearly all clusters
+    /// would have to be read. `SearchStats` counts both.
+    Cluster,
 }
 
 impl fmt::Display for EngineChoice {
@@ -47,6 +53,7 @@ impl fmt::Display for EngineChoice {
             EngineChoice::Auto => "auto",
             EngineChoice::Scan => "scan",
             EngineChoice::Mih => "mih",
+            EngineChoice::Cluster => "cluster",
         })
     }
 }
@@ -59,8 +66,9 @@ impl FromStr for EngineChoice {
             "auto" => Ok(EngineChoice::Auto),
             "scan" => Ok(EngineChoice::Scan),
             "mih" => Ok(EngineChoice::Mih),
+            "cluster" => Ok(EngineChoice::Cluster),
             _ => Err(Error::invalid(format!(
-                "an engine is auto, scan or mih, got {name:?}"
+                "an engine is auto, scan, mih or cluster, got {name:?}"
             ))),
         }
     }
@@ -140,29 +148,63 @@ impl<'a> Membership<'a> {
 pub struct SegmentRows<'a> {
     /// The codes, one a row.
     pub codes: CodesRef<'a>,
-    /// The doc id of each row; `None` if row and doc id are the same number. Contract: strictly
-    /// ascending, one a row.
+    /// The documents with a code; `None` if every document up to the number of rows has one. Contract:
+    /// strictly ascending, one a row. The place of a document in this list is its *rank*.
     pub doc_ids: Option<&'a [u32]>,
+    /// The rank of each row; `None` if row and rank are the same number, so that rows ascend by document.
+    pub order: Option<RowOrder<'a>>,
     /// The substring tables, if the segment has them.
     pub mih: Option<MihView<'a>>,
+    /// The clusters, if rows are in order of clusters.
+    pub clusters: Option<ClusterView<'a>>,
     /// Added to a doc id to make an address: the segment ordinal times 2^32.
     pub address_base: u64,
 }
 
-impl SegmentRows<'_> {
-    /// The doc id of row `row`. Panics past the end.
-    #[inline]
-    pub fn doc_id(&self, row: usize) -> u32 {
-        match self.doc_ids {
-            Some(doc_ids) => doc_ids[row],
-            None => row as u32,
+impl<'a> SegmentRows<'a> {
+    /// Rows that are documents 0, 1, 2, ..., without tables.
+    pub fn of(codes: CodesRef<'a>) -> SegmentRows<'a> {
+        SegmentRows {
+            codes,
+            doc_ids: None,
+            order: None,
+            mih: None,
+            clusters: None,
+            address_base: 0,
         }
+    }
+
+    /// The doc id of row `row`; `None` past the end, and where the row order of a damaged file gives
+    /// none.
+    #[inline]
+    pub fn doc_id(&self, row: usize) -> Option<u32> {
+        let rank = match &self.order {
+            Some(order) => order.rank(row)? as usize,
+            None => row,
+        };
+        match self.doc_ids {
+            Some(doc_ids) => doc_ids.get(rank).copied(),
+            None => Some(rank as u32),
+        }
+    }
+
+    /// True if rows ascend by document.
+    #[inline]
+    pub fn ascend(&self) -> bool {
+        self.order.is_none()
     }
 
     /// The address of a document.
     #[inline]
     pub fn address(&self, doc: u32) -> u64 {
         self.address_base + u64::from(doc)
+    }
+
+    /// The addresses of these rows that `top` holds, ascending. Offering one again would count it twice;
+    /// any other was never offered, or would be refused.
+    pub(crate) fn held_by(&self, top: &TopK) -> Vec<u64> {
+        let first = self.address_base;
+        top.addresses_in(first..first.saturating_add(1 << 32))
     }
 
     /// `Ok` if the parts fit each other and the query.
@@ -179,6 +221,14 @@ impl SegmentRows<'_> {
                     self.codes.n_codes()
                 ),
             ));
+        }
+        if let Some(order) = &self.order
+            && order.n_rows() != self.codes.n_codes()
+        {
+            return Err(RowOrder::damaged());
+        }
+        if let Some(view) = &self.clusters {
+            view.check(self.codes)?;
         }
         match &self.mih {
             Some(view) => view.check(self.codes),
@@ -234,8 +284,35 @@ pub fn knn(
     rows.check(query)?;
     let costs = plan::knn_costs(rows, allowed, top.k());
     stats.begin(rows, choice, &costs);
-    match (plan::choose(choice, &costs), &rows.mih) {
-        (EngineKind::Mih, Some(view)) => {
+    match (plan::choose(choice, &costs), &rows.mih, &rows.clusters) {
+        (EngineKind::Cluster, mih, Some(view)) => {
+            let engine = ClusterSearch::new(rows, view);
+            if choice == EngineChoice::Cluster || top.is_closed() || rows.codes.is_empty() {
+                return engine.knn(query, allowed, top, stats);
+            }
+            // The own cluster gives the bound at which the engines can be priced.
+            let seeded = engine.seed(query, allowed, top, stats)?;
+            let left_ns = plan::stretches_ns(rows.codes, seeded.left());
+            let mih_ns = mih.as_ref().map_or(f64::INFINITY, |view| {
+                plan::bounded_mih_ns(view, top.bound())
+            });
+            stats.predicted_cluster_ns += left_ns as u64;
+            if left_ns <= costs.scan_ns.min(mih_ns) {
+                stats.segments_cluster += 1;
+                return engine.finish(query, allowed, &seeded, top, stats);
+            }
+            stats.fell_back += 1;
+            match mih {
+                Some(view) if mih_ns < costs.scan_ns => {
+                    MultiIndex::new(rows, view).knn(query, allowed, top, stats)
+                }
+                _ => {
+                    let held = rows.held_by(top);
+                    LinearScan::new(rows).knn_except(query, allowed, &held, top, stats)
+                }
+            }
+        }
+        (EngineKind::Mih, Some(view), _) => {
             let mut engine = MultiIndex::new(rows, view);
             if choice == EngineChoice::Mih {
                 engine = engine.determined();
@@ -263,8 +340,28 @@ pub fn range(
     rows.check(query)?;
     let costs = plan::range_costs(rows, allowed, radius);
     stats.begin(rows, choice, &costs);
-    match (plan::choose(choice, &costs), &rows.mih) {
-        (EngineKind::Mih, Some(view)) => {
+    match (plan::choose(choice, &costs), &rows.mih, &rows.clusters) {
+        (EngineKind::Cluster, mih, Some(view)) => {
+            let engine = ClusterSearch::new(rows, view);
+            if choice == EngineChoice::Cluster {
+                return engine.range(query, radius, allowed, found, stats);
+            }
+            let radius = radius.min(query.code_len().bits() as u32);
+            let (price, seeded) = engine.price_range(query, radius, stats)?;
+            stats.predicted_cluster_ns += price as u64;
+            let mih_ns = costs.mih_ns.unwrap_or(f64::INFINITY);
+            match mih {
+                _ if price <= costs.scan_ns.min(mih_ns) => {
+                    stats.segments_cluster += 1;
+                    engine.read_range(query, radius, allowed, &seeded, found, stats)
+                }
+                Some(view) if mih_ns < costs.scan_ns => {
+                    MultiIndex::new(rows, view).range(query, radius, allowed, found, stats)
+                }
+                _ => LinearScan::new(rows).range(query, radius, allowed, found, stats),
+            }
+        }
+        (EngineKind::Mih, Some(view), _) => {
             MultiIndex::new(rows, view).range(query, radius, allowed, found, stats)
         }
         _ => LinearScan::new(rows).range(query, radius, allowed, found, stats),
@@ -334,12 +431,18 @@ pub struct SearchStats {
     pub segments_scan: u64,
     /// Segments answered by multi-index hashing.
     pub segments_mih: u64,
-    /// Segments where multi-index hashing was asked for and there were no tables.
+    /// Segments answered by cluster-pruned search.
+    pub segments_cluster: u64,
+    /// Segments that lack what the engine asked for needs: substring tables, or clusters.
     pub segments_without_tables: u64,
-    /// Segments where multi-index hashing gave up and the linear scan answered.
+    /// Segments where the engine that began left the rest to another.
     pub fell_back: u64,
     /// Codes whose distance the linear scan computed.
     pub codes_scanned: u64,
+    /// Distances to centroids that cluster-pruned search computed.
+    pub centroids: u64,
+    /// Codes whose distance cluster-pruned search computed.
+    pub cluster_codes: u64,
     /// Buckets looked up.
     pub lookups: u64,
     /// Rows found in those buckets, repeats included: distances multi-index hashing computed.
@@ -356,6 +459,9 @@ pub struct SearchStats {
     /// What the planner expected multi-index hashing to take, in ns, over the segments that have
     /// tables. For k-NN search this supposes uniformly random codes; clustered codes take less.
     pub predicted_mih_ns: u64,
+    /// What the planner expected cluster-pruned search to take, in ns, once it knew the query's own
+    /// cluster, over the segments where it came to that.
+    pub predicted_cluster_ns: u64,
 }
 
 impl Default for SearchStats {
@@ -364,9 +470,12 @@ impl Default for SearchStats {
             segments: 0,
             segments_scan: 0,
             segments_mih: 0,
+            segments_cluster: 0,
             segments_without_tables: 0,
             fell_back: 0,
             codes_scanned: 0,
+            centroids: 0,
+            cluster_codes: 0,
             lookups: 0,
             candidates: 0,
             duplicates: 0,
@@ -374,6 +483,7 @@ impl Default for SearchStats {
             exact: true,
             predicted_scan_ns: 0,
             predicted_mih_ns: 0,
+            predicted_cluster_ns: 0,
         }
     }
 }
@@ -384,9 +494,12 @@ impl SearchStats {
         self.segments += other.segments;
         self.segments_scan += other.segments_scan;
         self.segments_mih += other.segments_mih;
+        self.segments_cluster += other.segments_cluster;
         self.segments_without_tables += other.segments_without_tables;
         self.fell_back += other.fell_back;
         self.codes_scanned += other.codes_scanned;
+        self.centroids += other.centroids;
+        self.cluster_codes += other.cluster_codes;
         self.lookups += other.lookups;
         self.candidates += other.candidates;
         self.duplicates += other.duplicates;
@@ -394,13 +507,18 @@ impl SearchStats {
         self.exact &= other.exact;
         self.predicted_scan_ns += other.predicted_scan_ns;
         self.predicted_mih_ns += other.predicted_mih_ns;
+        self.predicted_cluster_ns += other.predicted_cluster_ns;
     }
 
     fn begin(&mut self, rows: &SegmentRows<'_>, choice: EngineChoice, costs: &plan::Costs) {
         self.segments += 1;
         self.predicted_scan_ns += costs.scan_ns as u64;
         self.predicted_mih_ns += costs.mih_ns.unwrap_or(0.0) as u64;
-        let without = choice == EngineChoice::Mih && rows.mih.is_none();
+        let without = match choice {
+            EngineChoice::Mih => rows.mih.is_none(),
+            EngineChoice::Cluster => rows.clusters.is_none(),
+            EngineChoice::Auto | EngineChoice::Scan => false,
+        };
         self.segments_without_tables += u64::from(without);
     }
 }
@@ -422,7 +540,12 @@ mod tests {
 
     #[test]
     fn choices_have_names() {
-        for choice in [EngineChoice::Auto, EngineChoice::Scan, EngineChoice::Mih] {
+        for choice in [
+            EngineChoice::Auto,
+            EngineChoice::Scan,
+            EngineChoice::Mih,
+            EngineChoice::Cluster,
+        ] {
             assert_eq!(choice.to_string().parse::<EngineChoice>().unwrap(), choice);
         }
         assert!("fast".parse::<EngineChoice>().is_err());

@@ -70,6 +70,7 @@ pub mod engine;
 pub mod plan;
 pub mod scan;
 
+pub mod cluster;
 pub mod mih;
 
 pub mod encode;

@@ -39,6 +39,9 @@ const SCAN_NS: f64 = 100.0;
 const GATHER_NS: f64 = 1.5;
 const GATHER_NS_PER_WORD: f64 = 1.4;
 
+/// A stretch of rows at a place of its own: finding it, and the wait for its first cache lines.
+const STRETCH_NS: f64 = 45.0;
+
 /// One lookup: an offset pair and the start of a list of rows, each a cache miss in a large table.
 const LOOKUP_NS: f64 = 13.0;
 
@@ -56,6 +59,9 @@ pub struct Costs {
     pub mih_ns: Option<f64>,
     /// A lower limit on multi-index hashing: what it takes whatever the codes are.
     pub mih_least_ns: f64,
+    /// What cluster-pruned search takes before it can be priced, where the segment has clusters: the
+    /// distances to the centroids, and a cluster.
+    pub cluster_least_ns: Option<f64>,
 }
 
 /// Words of a code that a gather or a candidate reads: it stops early in wide codes.
@@ -112,6 +118,17 @@ pub(crate) fn batch_ns(codes: CodesRef<'_>, allowed: &Allowed<'_>, n_queries: us
         Allowed::Listed(docs) => scan_ns.min(gather_batch_ns(codes, docs.len(), n_queries)),
         _ => scan_ns,
     }
+}
+
+/// Comparing the rows of scattered stretches: how many of those, and rows in all of them.
+pub(crate) fn stretches_ns(codes: CodesRef<'_>, (n_stretches, n_rows): (usize, usize)) -> f64 {
+    let row_ns = (full_scan_ns(codes) - SCAN_NS) / codes.n_codes().max(1) as f64;
+    n_stretches as f64 * STRETCH_NS + n_rows as f64 * row_ns
+}
+
+/// Multi-index hashing within a bound that is already known to hold enough codes.
+pub(crate) fn bounded_mih_ns(view: &MihView<'_>, bound: u32) -> f64 {
+    balls_ns(view, bound as usize)
 }
 
 /// One lookup, in ns.
@@ -172,6 +189,7 @@ pub fn knn_costs(rows: &SegmentRows<'_>, allowed: &Allowed<'_>, k: usize) -> Cos
         scan_ns: scan_ns(codes, allowed),
         mih_ns: None,
         mih_least_ns: f64::INFINITY,
+        cluster_least_ns: cluster_least_ns(rows),
     };
     if let Some(view) = &rows.mih {
         let bits = codes.code_len().bits();
@@ -195,16 +213,25 @@ pub fn range_costs(rows: &SegmentRows<'_>, allowed: &Allowed<'_>, radius: u32) -
         scan_ns: scan_ns(codes, allowed),
         mih_ns,
         mih_least_ns: mih_ns.unwrap_or(f64::INFINITY),
+        cluster_least_ns: cluster_least_ns(rows),
     }
+}
+
+fn cluster_least_ns(rows: &SegmentRows<'_>) -> Option<f64> {
+    let view = rows.clusters.as_ref()?;
+    let n_rows = rows.codes.n_codes() / view.n_clusters().max(1);
+    Some(full_scan_ns(view.centroids()) + stretches_ns(rows.codes, (1, n_rows)))
 }
 
 /// The engine to start with.
 pub fn choose(choice: EngineChoice, costs: &Costs) -> EngineKind {
-    match (choice, costs.mih_ns) {
-        (EngineChoice::Scan, _) | (_, None) => EngineKind::Scan,
-        (EngineChoice::Mih, _) => EngineKind::Mih,
-        (EngineChoice::Auto, _) if costs.mih_least_ns < costs.scan_ns => EngineKind::Mih,
-        (EngineChoice::Auto, _) => EngineKind::Scan,
+    let cluster_ns = costs.cluster_least_ns.unwrap_or(f64::INFINITY);
+    match choice {
+        EngineChoice::Mih if costs.mih_ns.is_some() => EngineKind::Mih,
+        EngineChoice::Cluster if costs.cluster_least_ns.is_some() => EngineKind::Cluster,
+        EngineChoice::Auto if cluster_ns < costs.scan_ns => EngineKind::Cluster,
+        EngineChoice::Auto if costs.mih_least_ns < costs.scan_ns => EngineKind::Mih,
+        _ => EngineKind::Scan,
     }
 }
 
@@ -237,10 +264,8 @@ mod tests {
             .collect();
         let view = MihView::new(&params, tables.iter().map(MihTable::as_ref)).unwrap();
         let rows = SegmentRows {
-            codes: codes.as_ref(),
-            doc_ids: None,
             mih: Some(view),
-            address_base: 0,
+            ..SegmentRows::of(codes.as_ref())
         };
         let chosen = |radius, allowed: &Allowed<'_>| {
             choose(EngineChoice::Auto, &range_costs(&rows, allowed, radius))

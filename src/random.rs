@@ -26,6 +26,24 @@ pub(crate) fn permutation(n: usize, seed: u64, stream: u64) -> Vec<u32> {
     order
 }
 
+/// A random sample of `size` numbers below `n`, ascending: one from each of `size` equal stretches.
+/// All numbers if `size` is not less than `n`.
+pub(crate) fn sample(n: usize, size: usize, seed: u64, stream: u64) -> Vec<u32> {
+    let n = u32::try_from(n).expect("fewer than 2^32 rows");
+    if size >= n as usize {
+        return (0..n).collect();
+    }
+    let mut rng = generator(seed, stream);
+    let start = |stretch: usize| (u128::from(n) * stretch as u128 / size as u128) as u64;
+    (0..size)
+        .map(|stretch| {
+            let (first, end) = (start(stretch), start(stretch + 1));
+            let draw = (u128::from(rng.next_u64()) * u128::from(end - first)) >> 64;
+            first as u32 + draw as u32
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -40,5 +58,23 @@ mod tests {
         assert_ne!(permutation(50, 7, 0), permutation(50, 7, 1));
         assert_ne!(permutation(50, 7, 0), permutation(50, 8, 0));
         assert_eq!(permutation(50, 7, 3), permutation(50, 7, 3));
+    }
+
+    #[test]
+    fn samples_ascend_and_stay_below_n() {
+        for (n, size) in [
+            (0, 0),
+            (0, 5),
+            (1, 1),
+            (10, 3),
+            (10, 10),
+            (10, 99),
+            (1000, 999),
+        ] {
+            let drawn = sample(n, size, 7, 0);
+            assert_eq!(drawn.len(), size.min(n));
+            assert!(drawn.is_sorted_by(|a, b| a < b) && drawn.iter().all(|&x| (x as usize) < n));
+        }
+        assert_ne!(sample(1000, 50, 7, 0), sample(1000, 50, 8, 0));
     }
 }

@@ -3,7 +3,7 @@
 //! A batch of queries is answered together, from one reading of the codes. Leaves out the choice among
 //! engines, and threads.
 
-use crate::code::{Codes, HashCode};
+use crate::code::{Codes, HashCode, RowOrder};
 use crate::engine::{Allowed, Engine, EngineKind, Membership, SearchStats, SegmentRows};
 use crate::error::{Error, Result};
 use crate::hamming::{Kernel, prefetch};
@@ -41,8 +41,22 @@ impl<'a> LinearScan<'a> {
         self
     }
 
-    /// Hands `hit(distance, doc)` every allowed code within the bound, in ascending row order; it
-    /// returns the bound for the rows to come, `None` to stop.
+    /// The listed documents, if comparing them alone is cheaper than scanning.
+    fn gathered<'l>(&self, allowed: &Allowed<'l>) -> Option<&'l [u32]> {
+        match allowed {
+            Allowed::Listed(docs)
+                if plan::gather_ns(self.rows.codes, docs.len())
+                    < plan::full_scan_ns(self.rows.codes) =>
+            {
+                Some(docs)
+            }
+            _ => None,
+        }
+    }
+
+    /// Hands `hit(distance, doc)` every allowed code within the bound; it returns the bound for those to
+    /// come, `None` to stop. They come in ascending row order, those of a short list in ascending
+    /// document order.
     fn visit(
         &self,
         query: &HashCode,
@@ -50,18 +64,20 @@ impl<'a> LinearScan<'a> {
         bound: u32,
         stats: &mut SearchStats,
         mut hit: impl FnMut(u32, u32) -> Option<u32>,
-    ) {
-        let codes = self.rows.codes;
-        if let Allowed::Listed(docs) = allowed
-            && plan::gather_ns(codes, docs.len()) < plan::full_scan_ns(codes)
-        {
+    ) -> Result<()> {
+        if let Some(docs) = self.gathered(allowed) {
             return self.gather(query, docs, bound, stats, hit);
         }
+        let codes = self.rows.codes;
         let mut membership = Membership::new(allowed);
         let mut current = bound;
         let mut filtered_out = 0;
+        let mut damaged = false;
         let mut sink = |row, distance| {
-            let doc = self.rows.doc_id(row);
+            let Some(doc) = self.rows.doc_id(row) else {
+                damaged = true;
+                return None;
+            };
             if membership.contains(doc) {
                 current = hit(distance, doc)?;
             } else {
@@ -74,6 +90,10 @@ impl<'a> LinearScan<'a> {
             .scan(codes, all, query.words(), bound, &mut sink);
         stats.codes_scanned += codes.n_codes() as u64;
         stats.filtered_out += filtered_out;
+        match damaged {
+            true => Err(RowOrder::damaged()),
+            false => Ok(()),
+        }
     }
 
     /// Compares the listed documents alone.
@@ -84,7 +104,7 @@ impl<'a> LinearScan<'a> {
         mut bound: u32,
         stats: &mut SearchStats,
         mut hit: impl FnMut(u32, u32) -> Option<u32>,
-    ) {
+    ) -> Result<()> {
         let mut gathered = Gathered::default();
         let mut next = Gathered::default();
         let mut rows = ListedRows::new(self.rows, docs);
@@ -103,13 +123,21 @@ impl<'a> LinearScan<'a> {
             stats.codes_scanned += gathered.len as u64;
             for (&row, &distance) in listed.iter().zip(&distances) {
                 if distance <= bound {
-                    match hit(distance, self.rows.doc_id(row as usize)) {
+                    let doc = self
+                        .rows
+                        .doc_id(row as usize)
+                        .ok_or_else(RowOrder::damaged)?;
+                    match hit(distance, doc) {
                         Some(lower) => bound = lower,
-                        None => return,
+                        None => return Ok(()),
                     }
                 }
             }
             std::mem::swap(&mut gathered, &mut next);
+        }
+        match rows.damaged {
+            true => Err(RowOrder::damaged()),
+            false => Ok(()),
         }
     }
 
@@ -129,10 +157,9 @@ impl<'a> LinearScan<'a> {
         stats: &mut SearchStats,
     ) -> Result<()> {
         self.begin_batch(queries, tops.len(), stats)?;
-        let mut bounds: Vec<Option<u32>> = tops
-            .iter()
-            .map(|top| top.bound_from(self.rows.address_base))
-            .collect();
+        let base = self.rows.address_base;
+        let mut bounds: Vec<Option<u32>> = tops.iter().map(|top| top.bound_from(base)).collect();
+        let ascending = self.rows.ascend();
         self.visit_batch(
             queries,
             allowed,
@@ -141,11 +168,13 @@ impl<'a> LinearScan<'a> {
             |query_idx, distance, doc| {
                 let address = self.rows.address(doc);
                 tops[query_idx].push(distance, address);
-                // Addresses ascend from here on.
-                tops[query_idx].bound_from(address.saturating_add(1))
+                tops[query_idx].bound_from(if ascending {
+                    address.saturating_add(1)
+                } else {
+                    base
+                })
             },
-        );
-        Ok(())
+        )
     }
 
     /// Range search of many queries from one reading of the codes: `found[i]` gets what
@@ -163,6 +192,7 @@ impl<'a> LinearScan<'a> {
     ) -> Result<()> {
         self.begin_batch(queries, found.len(), stats)?;
         let mut bounds = vec![Some(radius); queries.len()];
+        let starts: Vec<usize> = found.iter().map(Vec::len).collect();
         self.visit_batch(
             queries,
             allowed,
@@ -173,7 +203,12 @@ impl<'a> LinearScan<'a> {
                 found[query_idx].push(Neighbor { distance, address });
                 Some(radius)
             },
-        );
+        )?;
+        if !self.rows.ascend() {
+            for (found, start) in found.iter_mut().zip(starts) {
+                found[start..].sort_unstable_by_key(|neighbor| neighbor.address);
+            }
+        }
         Ok(())
     }
 
@@ -206,7 +241,8 @@ impl<'a> LinearScan<'a> {
         bounds: &mut [Option<u32>],
         stats: &mut SearchStats,
         mut hit: impl FnMut(usize, u32, u32) -> Option<u32>,
-    ) {
+    ) -> Result<()> {
+        let mut damaged = false;
         let codes = self.rows.codes;
         let n_live = bounds.iter().flatten().count();
         let words: Vec<&[u64]> = queries.iter().map(HashCode::words).collect();
@@ -217,8 +253,11 @@ impl<'a> LinearScan<'a> {
             loop {
                 let n_live = bounds.iter().flatten().count();
                 let rows: Vec<u32> = listed.by_ref().take(COPY_ROWS).collect();
+                if listed.damaged || damaged {
+                    return Err(RowOrder::damaged());
+                }
                 if n_live == 0 || rows.is_empty() {
-                    return;
+                    return Ok(());
                 }
                 let mut copy = Codes::with_capacity(codes.code_len(), rows.len());
                 for (place, &row) in rows.iter().enumerate() {
@@ -228,7 +267,11 @@ impl<'a> LinearScan<'a> {
                     copy.push_row(&codes, row as usize);
                 }
                 let mut sink = |query_idx, place: usize, distance| {
-                    hit(query_idx, distance, self.rows.doc_id(rows[place] as usize))
+                    let Some(doc) = self.rows.doc_id(rows[place] as usize) else {
+                        damaged = true;
+                        return None;
+                    };
+                    hit(query_idx, distance, doc)
                 };
                 let all = 0..rows.len();
                 self.kernel
@@ -241,7 +284,10 @@ impl<'a> LinearScan<'a> {
         let mut current = bounds.to_vec();
         let mut filtered_out = 0;
         let mut sink = |query_idx: usize, row, distance| {
-            let doc = self.rows.doc_id(row);
+            let Some(doc) = self.rows.doc_id(row) else {
+                damaged = true;
+                return None;
+            };
             if memberships[query_idx].contains(doc) {
                 current[query_idx] = hit(query_idx, distance, doc);
             } else {
@@ -254,6 +300,10 @@ impl<'a> LinearScan<'a> {
             .scan_batch(codes, all, &words, bounds, &mut sink);
         stats.codes_scanned += (codes.n_codes() * n_live) as u64;
         stats.filtered_out += filtered_out;
+        match damaged {
+            true => Err(RowOrder::damaged()),
+            false => Ok(()),
+        }
     }
 }
 
@@ -275,12 +325,15 @@ impl Gathered {
     }
 }
 
-/// The rows of listed documents, both ascending.
+/// The rows of listed documents, in the order of the list.
 struct ListedRows<'d, 'a> {
     docs: std::slice::Iter<'d, u32>,
     n_rows: usize,
-    /// Where doc ids are not row numbers: the list to look them up in, and the row reached.
-    row_docs: Option<Membership<'a>>,
+    /// Where ranks are not doc ids: the list to look them up in, and the rank reached.
+    ranks: Option<Membership<'a>>,
+    order: Option<RowOrder<'a>>,
+    /// A rank had no row.
+    damaged: bool,
 }
 
 impl<'d, 'a> ListedRows<'d, 'a> {
@@ -288,9 +341,11 @@ impl<'d, 'a> ListedRows<'d, 'a> {
         ListedRows {
             docs: docs.iter(),
             n_rows: rows.codes.n_codes(),
-            row_docs: rows
+            ranks: rows
                 .doc_ids
                 .map(|doc_ids| Membership::new(&Allowed::Listed(doc_ids))),
+            order: rows.order,
+            damaged: false,
         }
     }
 }
@@ -301,12 +356,17 @@ impl Iterator for ListedRows<'_, '_> {
     fn next(&mut self) -> Option<u32> {
         loop {
             let doc = *self.docs.next()?;
-            let row = match &mut self.row_docs {
-                Some(row_docs) => row_docs.contains(doc).then(|| row_docs.place()),
-                None => Some(doc as usize).filter(|&row| row < self.n_rows),
+            let rank = match &mut self.ranks {
+                Some(ranks) => ranks.contains(doc).then(|| ranks.place()),
+                None => Some(doc as usize).filter(|&rank| rank < self.n_rows),
             };
-            if let Some(row) = row {
-                return Some(row as u32);
+            let Some(rank) = rank else { continue };
+            match &self.order {
+                None => return Some(rank as u32),
+                Some(order) => match order.row(rank) {
+                    Some(row) => return Some(row),
+                    None => self.damaged = true,
+                },
             }
         }
     }
@@ -337,11 +397,15 @@ impl Engine for LinearScan<'_> {
     ) -> Result<()> {
         self.rows.codes.code_len().check(query.code_len())?;
         stats.segments_scan += 1;
+        let start = found.len();
         self.visit(query, allowed, radius, stats, |distance, doc| {
             let address = self.rows.address(doc);
             found.push(Neighbor { distance, address });
             Some(radius)
-        });
+        })?;
+        if !self.rows.ascend() {
+            found[start..].sort_unstable_by_key(|neighbor| neighbor.address);
+        }
         Ok(())
     }
 }
@@ -361,14 +425,18 @@ impl LinearScan<'_> {
         let Some(bound) = top.bound_from(self.rows.address_base) else {
             return Ok(());
         };
+        let base = self.rows.address_base;
+        let ascending = self.rows.ascend() || self.gathered(allowed).is_some();
         self.visit(query, allowed, bound, stats, |distance, doc| {
             let address = self.rows.address(doc);
             if held.is_empty() || held.binary_search(&address).is_err() {
                 top.push(distance, address);
             }
-            // Addresses ascend from here on.
-            top.bound_from(address.saturating_add(1))
-        });
-        Ok(())
+            top.bound_from(if ascending {
+                address.saturating_add(1)
+            } else {
+                base
+            })
+        })
     }
 }

@@ -7,6 +7,8 @@
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use tanhash::cluster::{ClusterParams, ClusterSearch, Clusters};
+use tanhash::code::RowOrder;
 use tanhash::engine::{self, Allowed, Engine, EngineChoice, SearchStats, SegmentRows};
 use tanhash::hamming::Kernel;
 use tanhash::mih::{MihParams, MihTable, MihView, MultiIndex};
@@ -16,46 +18,123 @@ use tanhash::{CodeLen, Codes, ErrorKind, HashCode};
 
 const ORDINAL: u64 = 3 << 32;
 
-struct Segment {
+const CHOICES: [EngineChoice; 4] = [
+    EngineChoice::Auto,
+    EngineChoice::Scan,
+    EngineChoice::Mih,
+    EngineChoice::Cluster,
+];
+
+/// Codes as a segment may store them: by document, or by cluster.
+struct Layout {
     codes: Codes,
+    tables: Vec<MihTable>,
+    clusters: Option<Clusters>,
+    /// Ranks by row and rows by rank, packed; empty without clusters.
+    order: [Vec<u8>; 2],
+}
+
+impl Layout {
+    fn new(codes: Codes, params: &MihParams, clusters: Option<Clusters>) -> Layout {
+        let tables = (0..params.n_substrings())
+            .map(|substring_idx| MihTable::build(&codes, params, substring_idx).unwrap())
+            .collect();
+        let order = clusters.as_ref().map_or([vec![], vec![]], |clusters| {
+            let mut rows = vec![0; clusters.order().len()];
+            for (row, &rank) in (0..).zip(clusters.order()) {
+                rows[rank as usize] = row;
+            }
+            [RowOrder::pack(clusters.order()), RowOrder::pack(&rows)]
+        });
+        Layout {
+            codes,
+            tables,
+            clusters,
+            order,
+        }
+    }
+
+    fn clustered(codes: &Codes, params: &MihParams) -> Option<Layout> {
+        let n_codes = codes.n_codes();
+        if n_codes == 0 {
+            return None;
+        }
+        // Enough clusters for the two-level assignment where there are codes enough.
+        let cluster_params = ClusterParams {
+            n_clusters: n_codes.div_ceil(if n_codes > 2000 { 8 } else { 40 }),
+            ..ClusterParams::choose(n_codes)
+        };
+        let clusters = Clusters::build(codes.as_ref(), None, &cluster_params).unwrap();
+        let mut reordered = Codes::new(codes.code_len());
+        for &row in clusters.order() {
+            reordered.push_row(codes, row as usize);
+        }
+        clusters.view().verify(reordered.as_ref()).unwrap();
+        Some(Layout::new(reordered, params, Some(clusters)))
+    }
+}
+
+struct Segment {
     doc_ids: Option<Vec<u32>>,
     params: MihParams,
-    tables: Vec<MihTable>,
+    layouts: Vec<Layout>,
 }
 
 impl Segment {
     fn new(codes: Codes, doc_ids: Option<Vec<u32>>, params: MihParams) -> Segment {
-        let tables = (0..params.n_substrings())
-            .map(|substring_idx| MihTable::build(&codes, &params, substring_idx).unwrap())
-            .collect();
+        let clustered = Layout::clustered(&codes, &params);
+        let plain = Layout::new(codes, &params, None);
+        let layouts = [plain].into_iter().chain(clustered).collect();
         Segment {
-            codes,
             doc_ids,
             params,
-            tables,
+            layouts,
         }
     }
 
-    fn view(&self) -> MihView<'_> {
-        MihView::new(&self.params, self.tables.iter().map(MihTable::as_ref)).unwrap()
+    fn codes(&self) -> &Codes {
+        &self.layouts[0].codes
     }
 
-    fn rows(&self) -> SegmentRows<'_> {
+    fn rows_of<'a>(&'a self, layout: &'a Layout) -> SegmentRows<'a> {
+        let [ranks, rows] = &layout.order;
+        let n_codes = layout.codes.n_codes();
         SegmentRows {
-            codes: self.codes.as_ref(),
             doc_ids: self.doc_ids.as_deref(),
-            mih: Some(self.view()),
+            order: layout
+                .clusters
+                .is_some()
+                .then(|| RowOrder::new(ranks, rows, n_codes).unwrap()),
+            mih: Some(
+                MihView::new(&self.params, layout.tables.iter().map(MihTable::as_ref)).unwrap(),
+            ),
+            clusters: layout.clusters.as_ref().map(Clusters::view),
             address_base: ORDINAL,
+            ..SegmentRows::of(layout.codes.as_ref())
         }
+    }
+
+    /// Rows by document.
+    fn rows(&self) -> SegmentRows<'_> {
+        self.rows_of(&self.layouts[0])
+    }
+
+    /// Rows by document, then rows by cluster.
+    fn all_rows(&self) -> impl Iterator<Item = SegmentRows<'_>> {
+        self.layouts.iter().map(|layout| self.rows_of(layout))
     }
 
     fn naive(&self, query: &HashCode, is_allowed: impl Fn(u32) -> bool) -> Vec<Neighbor> {
-        let rows = self.rows();
-        let mut all: Vec<Neighbor> = (0..self.codes.n_codes())
-            .filter(|&row| is_allowed(rows.doc_id(row)))
+        let doc = |row: usize| {
+            self.doc_ids
+                .as_ref()
+                .map_or(row as u32, |doc_ids| doc_ids[row])
+        };
+        let mut all: Vec<Neighbor> = (0..self.codes().n_codes())
+            .filter(|&row| is_allowed(doc(row)))
             .map(|row| Neighbor {
-                distance: self.codes.get(row).distance(query).unwrap(),
-                address: ORDINAL + u64::from(rows.doc_id(row)),
+                distance: self.codes().get(row).distance(query).unwrap(),
+                address: ORDINAL + u64::from(doc(row)),
             })
             .collect();
         all.sort();
@@ -124,19 +203,24 @@ fn generate(data: Data, len: CodeLen, n_codes: usize, rng: &mut ChaCha8Rng) -> (
 }
 
 /// Every way to search, by name.
-fn engines<'a>(
-    rows: &'a SegmentRows<'a>,
-    view: &'a MihView<'a>,
-) -> Vec<(String, Box<dyn Engine + 'a>)> {
+fn engines<'a>(rows: &'a SegmentRows<'a>) -> Vec<(String, Box<dyn Engine + 'a>)> {
     let mut engines: Vec<(String, Box<dyn Engine + 'a>)> = Vec::new();
     for kernel in Kernel::available() {
         let scan = LinearScan::new(rows).with_kernel(kernel);
         engines.push((format!("scan, {kernel:?}"), Box::new(scan)));
     }
-    let mih = MultiIndex::new(rows, view);
+    let mih = MultiIndex::new(rows, rows.mih.as_ref().unwrap());
     engines.push(("mih".into(), Box::new(mih)));
     engines.push(("mih, determined".into(), Box::new(mih.determined())));
     engines.push(("mih to the end".into(), Box::new(mih.without_fallback())));
+    if let Some(view) = &rows.clusters {
+        let cluster = ClusterSearch::new(rows, view);
+        engines.push(("cluster".into(), Box::new(cluster)));
+        let to_the_end = cluster.without_fallback();
+        engines.push(("cluster to the end".into(), Box::new(to_the_end)));
+        let scalar = to_the_end.with_kernel(Kernel::SCALAR);
+        engines.push(("cluster, scalar".into(), Box::new(scalar)));
+    }
     engines
 }
 
@@ -165,21 +249,24 @@ fn check_knn_filtered(
     let mut expected = segment.naive(query, is_allowed);
     expected.retain(|neighbor| neighbor.distance <= max_distance);
     expected.truncate(k);
-    let (rows, view) = (segment.rows(), segment.view());
-    for (name, engine) in engines(&rows, &view) {
-        let mut top = TopK::new(k, max_distance);
-        let mut stats = SearchStats::default();
-        engine.knn(query, allowed, &mut top, &mut stats).unwrap();
-        let found = top.into_sorted();
-        assert_eq!(found, expected, "{name}, k {k}, {allowed:?}, {case}");
-        assert_eq!(stats.segments_mih + stats.segments_scan, 1);
-    }
-    for choice in [EngineChoice::Auto, EngineChoice::Scan, EngineChoice::Mih] {
-        let mut top = TopK::new(k, max_distance);
-        let mut stats = SearchStats::default();
-        engine::knn(&rows, choice, query, allowed, &mut top, &mut stats).unwrap();
-        assert_eq!(top.into_sorted(), expected, "{choice}, k {k}, {case}");
-        assert!(stats.exact && stats.segments == 1);
+    for rows in segment.all_rows() {
+        let case = format!("k {k}, {allowed:?}, by document {}, {case}", rows.ascend());
+        for (name, engine) in engines(&rows) {
+            let mut top = TopK::new(k, max_distance);
+            let mut stats = SearchStats::default();
+            engine.knn(query, allowed, &mut top, &mut stats).unwrap();
+            let found = top.into_sorted();
+            assert_eq!(found, expected, "{name}, {case}");
+            let answered = stats.segments_mih + stats.segments_scan + stats.segments_cluster;
+            assert_eq!(answered, 1, "{name}, {case}");
+        }
+        for choice in CHOICES {
+            let mut top = TopK::new(k, max_distance);
+            let mut stats = SearchStats::default();
+            engine::knn(&rows, choice, query, allowed, &mut top, &mut stats).unwrap();
+            assert_eq!(top.into_sorted(), expected, "{choice}, {case}");
+            assert!(stats.exact && stats.segments == 1);
+        }
     }
 }
 
@@ -198,32 +285,34 @@ fn check_range_filtered(
     let mut expected = segment.naive(query, is_allowed);
     expected.retain(|neighbor| neighbor.distance <= radius);
     expected.sort_by_key(|neighbor| neighbor.address);
-    let (rows, view) = (segment.rows(), segment.view());
     // What an earlier segment found stays.
     let earlier = Neighbor {
         distance: 7,
         address: 1,
     };
     expected.insert(0, earlier);
-    for (name, engine) in engines(&rows, &view) {
-        let mut found = vec![earlier];
-        let mut stats = SearchStats::default();
-        engine
-            .range(query, radius, allowed, &mut found, &mut stats)
-            .unwrap();
-        assert_eq!(
-            found, expected,
-            "{name}, radius {radius}, {allowed:?}, {case}"
+    for rows in segment.all_rows() {
+        let case = format!(
+            "radius {radius}, {allowed:?}, by document {}, {case}",
+            rows.ascend()
         );
-    }
-    for choice in [EngineChoice::Auto, EngineChoice::Scan, EngineChoice::Mih] {
-        let mut found = vec![earlier];
-        let mut stats = SearchStats::default();
-        engine::range(
-            &rows, choice, query, radius, allowed, &mut found, &mut stats,
-        )
-        .unwrap();
-        assert_eq!(found, expected, "{choice}, radius {radius}, {case}");
+        for (name, engine) in engines(&rows) {
+            let mut found = vec![earlier];
+            let mut stats = SearchStats::default();
+            engine
+                .range(query, radius, allowed, &mut found, &mut stats)
+                .unwrap();
+            assert_eq!(found, expected, "{name}, {case}");
+        }
+        for choice in CHOICES {
+            let mut found = vec![earlier];
+            let mut stats = SearchStats::default();
+            engine::range(
+                &rows, choice, query, radius, allowed, &mut found, &mut stats,
+            )
+            .unwrap();
+            assert_eq!(found, expected, "{choice}, {case}");
+        }
     }
 }
 
@@ -347,11 +436,11 @@ fn giving_up_half_way_gives_nothing_twice() {
         let (codes, query) = generate(data, len, n_codes, &mut rng);
         let segment = Segment::new(codes, None, MihParams::choose(len, n_codes));
         let case = format!("{len} bits, {data:?}, seed {seed}");
-        let (rows, view) = (segment.rows(), segment.view());
+        let rows = segment.rows();
         for k in [1, 10, 300] {
             check_knn(&segment, &query, k, 1024, &case);
             let mut stats = SearchStats::default();
-            MultiIndex::new(&rows, &view)
+            MultiIndex::new(&rows, rows.mih.as_ref().unwrap())
                 .determined()
                 .knn(&query, &Allowed::All, &mut TopK::new(k, 1024), &mut stats)
                 .unwrap();
@@ -377,29 +466,29 @@ fn segments_share_a_top() {
                 Segment::new(codes, None, MihParams::choose(len, 200))
             })
             .collect();
-        let query = segments[2].codes.get(17);
+        let query = segments[2].codes().get(17);
         let mut order: Vec<usize> = (0..4).collect();
         order.shuffle(&mut rng);
         let mut expected = Vec::new();
         let mut top = TopK::new(25, 1024);
         for ordinal in order {
-            let mut rows = segments[ordinal].rows();
+            let layout = &segments[ordinal].layouts[ordinal / 2];
+            let mut rows = segments[ordinal].rows_of(layout);
             rows.address_base = (ordinal as u64) << 32;
-            let view = segments[ordinal].view();
             for mut neighbor in segments[ordinal].naive(&query, |_| true) {
                 neighbor.address = neighbor.address - ORDINAL + rows.address_base;
                 expected.push(neighbor);
             }
             let mut stats = SearchStats::default();
-            let mih = MultiIndex::new(&rows, &view).without_fallback();
-            if ordinal % 2 == 0 {
-                mih.knn(&query, &Allowed::All, &mut top, &mut stats)
-                    .unwrap();
-            } else {
-                LinearScan::new(&rows)
-                    .knn(&query, &Allowed::All, &mut top, &mut stats)
-                    .unwrap();
-            }
+            let mih = MultiIndex::new(&rows, rows.mih.as_ref().unwrap()).without_fallback();
+            let engine: Box<dyn Engine> = match &rows.clusters {
+                _ if ordinal % 2 == 0 => Box::new(mih),
+                Some(view) => Box::new(ClusterSearch::new(&rows, view).without_fallback()),
+                None => Box::new(LinearScan::new(&rows)),
+            };
+            engine
+                .knn(&query, &Allowed::All, &mut top, &mut stats)
+                .unwrap();
         }
         expected.sort();
         expected.truncate(25);
@@ -412,18 +501,14 @@ fn without_tables_the_scan_answers_and_says_so() {
     let len = CodeLen::new(64).unwrap();
     let mut rng = ChaCha8Rng::seed_from_u64(5);
     let (codes, query) = generate(Data::Uniform, len, 50, &mut rng);
-    let rows = SegmentRows {
-        codes: codes.as_ref(),
-        doc_ids: None,
-        mih: None,
-        address_base: 0,
-    };
-    let mut top = TopK::new(3, 64);
-    let mut stats = SearchStats::default();
-    let mih = EngineChoice::Mih;
-    engine::knn(&rows, mih, &query, &Allowed::All, &mut top, &mut stats).unwrap();
-    assert_eq!(top.len(), 3);
-    assert_eq!((stats.segments_without_tables, stats.segments_scan), (1, 1));
+    let rows = SegmentRows::of(codes.as_ref());
+    for choice in [EngineChoice::Mih, EngineChoice::Cluster] {
+        let mut top = TopK::new(3, 64);
+        let mut stats = SearchStats::default();
+        engine::knn(&rows, choice, &query, &Allowed::All, &mut top, &mut stats).unwrap();
+        assert_eq!(top.len(), 3);
+        assert_eq!((stats.segments_without_tables, stats.segments_scan), (1, 1));
+    }
 }
 
 #[test]
@@ -434,7 +519,7 @@ fn other_lengths_are_refused() {
     let mut segment = Segment::new(codes, None, MihParams::choose(len, 50));
     let query = HashCode::zeros(CodeLen::new(72).unwrap());
     let (mut top, mut stats) = (TopK::new(3, 64), SearchStats::default());
-    for choice in [EngineChoice::Auto, EngineChoice::Scan, EngineChoice::Mih] {
+    for choice in CHOICES {
         let rows = segment.rows();
         let error = engine::knn(&rows, choice, &query, &Allowed::All, &mut top, &mut stats);
         let expected = ErrorKind::CodeLenMismatch {
@@ -470,18 +555,19 @@ fn damaged_tables_give_errors_or_answers_but_no_panic() {
         let (codes, query) = generate(Data::Clustered, len, 300, &mut rng);
         let mut segment = Segment::new(codes, None, MihParams::choose(len, 300));
         for substring_idx in 0..segment.params.n_substrings() {
-            let mut offsets = segment.tables[substring_idx].offsets().to_vec();
-            let mut ids = segment.tables[substring_idx].ids().to_vec();
+            let mut offsets = segment.layouts[0].tables[substring_idx].offsets().to_vec();
+            let mut ids = segment.layouts[0].tables[substring_idx].ids().to_vec();
             for _ in 0..20 {
                 let last = offsets.len() - 1;
                 offsets[rng.random_range(0..last)] = rng.random::<u32>() >> rng.random_range(0..32);
                 ids[rng.random_range(0..300)] = rng.random::<u32>() >> rng.random_range(0..32);
             }
             let width = segment.params.width(substring_idx);
-            segment.tables[substring_idx] = MihTable::from_parts(offsets, ids, 300, width).unwrap();
+            let damaged = MihTable::from_parts(offsets, ids, 300, width).unwrap();
+            segment.layouts[0].tables[substring_idx] = damaged;
         }
-        let (rows, view) = (segment.rows(), segment.view());
-        for (_, engine) in engines(&rows, &view) {
+        let rows = segment.rows();
+        for (_, engine) in engines(&rows) {
             let mut stats = SearchStats::default();
             let mut top = TopK::new(20, 1024);
             let knn = engine.knn(&query, &Allowed::All, &mut top, &mut stats);
@@ -578,12 +664,11 @@ fn batches_equal_their_queries_one_by_one() {
                 doc
             })
             .collect();
-        let rows = SegmentRows {
-            codes: codes.as_ref(),
-            doc_ids: (seed % 2 == 0).then_some(&doc_ids),
-            mih: None,
-            address_base: ORDINAL,
-        };
+        let segment = Segment::new(
+            codes.clone(),
+            (seed % 2 == 0).then_some(doc_ids),
+            MihParams::choose(len, n_codes),
+        );
         let n_queries = [0, 1, 2, 3, 4, 5, 8, 11][rng.random_range(0..8)];
         let queries: Vec<HashCode> = (0..n_queries)
             .map(|query_idx| match query_idx % 4 {
@@ -610,7 +695,9 @@ fn batches_equal_their_queries_one_by_one() {
             .collect();
         let radius = rng.random_range(0..=bits as u32 / 2);
         let case = format!("{bits} bits, {n_codes} codes, {data:?}, seed {seed}");
-        check_batch(&rows, &queries, &tops, radius, &Allowed::All, &case);
+        for rows in segment.all_rows() {
+            check_batch(&rows, &queries, &tops, radius, &Allowed::All, &case);
+        }
         for share in [0.0, 0.01, 0.3, 1.0] {
             let listed: Vec<u32> = (0..4 * n_codes as u32 + 9)
                 .filter(|_| rng.random_bool(share))
@@ -618,7 +705,9 @@ fn batches_equal_their_queries_one_by_one() {
             let is_listed = |doc: u32| listed.binary_search(&doc).is_ok();
             let case = format!("{case}, share {share}");
             for allowed in [Allowed::Listed(&listed), Allowed::Where(&is_listed)] {
-                check_batch(&rows, &queries, &tops, radius, &allowed, &case);
+                for rows in segment.all_rows() {
+                    check_batch(&rows, &queries, &tops, radius, &allowed, &case);
+                }
             }
         }
     }
@@ -629,12 +718,7 @@ fn batches_refuse_what_does_not_fit() {
     let len = CodeLen::new(64).unwrap();
     let mut rng = ChaCha8Rng::seed_from_u64(5000);
     let (codes, query) = generate(Data::Uniform, len, 20, &mut rng);
-    let rows = SegmentRows {
-        codes: codes.as_ref(),
-        doc_ids: None,
-        mih: None,
-        address_base: ORDINAL,
-    };
+    let rows = SegmentRows::of(codes.as_ref());
     let (all, mut stats) = (Allowed::All, SearchStats::default());
     let queries = [query, HashCode::zeros(CodeLen::new(72).unwrap())];
     let mut tops = vec![TopK::new(3, 64); 2];

@@ -44,7 +44,7 @@ const GOLDEN: [Golden; 4] = [
             bits: 64,
             gap: 0,
             model_id: Some("model-a"),
-            tables: TablePolicy::Always,
+            tables: TablePolicy::Mih,
         }],
     },
     Golden {
@@ -67,7 +67,7 @@ const GOLDEN: [Golden; 4] = [
                 bits: 16,
                 gap: 0,
                 model_id: None,
-                tables: TablePolicy::Always,
+                tables: TablePolicy::Mih,
             },
             Field {
                 id: 7,
@@ -86,7 +86,7 @@ const GOLDEN: [Golden; 4] = [
             bits: 64,
             gap: 0,
             model_id: None,
-            tables: TablePolicy::Always,
+            tables: TablePolicy::Mih,
         }],
     },
 ];
@@ -186,7 +186,7 @@ fn golden_files_open_verify_and_answer() {
             assert_eq!(column.code_len().bits(), field.bits);
             assert_eq!(column.model_id(), field.model_id);
             assert_eq!(column.n_codes(), codes.len());
-            let wants_tables = field.tables == TablePolicy::Always && !codes.is_empty();
+            let wants_tables = field.tables == TablePolicy::Mih && !codes.is_empty();
             assert_eq!(column.mih_params().is_some(), wants_tables);
             for doc_id in 0..golden.max_doc {
                 let expected = codes

@@ -5,9 +5,11 @@
 //! length are zero in every word this module hands out, which lets every distance loop ignore the length.
 //! Knows no file, thread or index.
 
+mod order;
 mod pack;
 mod set;
 
+pub use order::RowOrder;
 pub use pack::{binarize, signs};
 pub use set::{BLOCK_ROWS, Codes, CodesRef};
 

@@ -188,7 +188,14 @@ impl Codes<Vec<u64>> {
         self.push_words(&words);
     }
 
-    fn push_words(&mut self, words: &[u64]) {
+    /// Drops every code and keeps the memory.
+    pub fn clear(&mut self) {
+        self.words.clear();
+        self.n_codes = 0;
+    }
+
+    /// Appends a code given by its words, which has no bits past the length.
+    pub(crate) fn push_words(&mut self, words: &[u64]) {
         if self.n_codes.is_multiple_of(BLOCK_ROWS) {
             self.words
                 .resize(self.words.len() + BLOCK_ROWS * self.len.words(), 0);

@@ -5,7 +5,7 @@
 
 use smallvec::SmallVec;
 
-use crate::code::{CodeLen, CodesRef, HashCode};
+use crate::code::{CodeLen, CodesRef, HashCode, RowOrder};
 use crate::engine::{Allowed, Engine, EngineKind, Membership, SearchStats, SegmentRows};
 use crate::error::{Error, Result};
 use crate::hamming::{Kernel, prefetch, prefetch_word};
@@ -200,6 +200,8 @@ impl<'a> MultiIndex<'a> {
             .collect();
         let query = walk.query;
         let mut membership = Membership::new(allowed);
+        // What another engine left in the top before this one began.
+        let held = self.rows.held_by(top);
         for radius in 0..=narrowest {
             for substring_idx in 0..n_substrings {
                 let shell = (radius, substring_idx);
@@ -214,10 +216,12 @@ impl<'a> MultiIndex<'a> {
                 let finished = walk.shell(substring_idx, radius, &mut |row, distance| {
                     if self.is_first_meeting(row, query, substring_idx, radius, visited)? {
                         let doc = self.rows.doc_id(row as usize);
-                        if membership.contains(doc) {
-                            top.push(distance, self.rows.address(doc));
-                        } else {
+                        let doc = doc.ok_or_else(RowOrder::damaged)?;
+                        let address = self.rows.address(doc);
+                        if !membership.contains(doc) {
                             stats.filtered_out += 1;
+                        } else if held.is_empty() || held.binary_search(&address).is_err() {
+                            top.push(distance, address);
                         }
                     } else {
                         stats.duplicates += 1;
@@ -276,6 +280,7 @@ impl<'a> MultiIndex<'a> {
                 let finished = walk.shell(substring_idx, shell, &mut |row, distance| {
                     if self.is_first_meeting(row, query, substring_idx, shell, visited)? {
                         let doc = self.rows.doc_id(row as usize);
+                        let doc = doc.ok_or_else(RowOrder::damaged)?;
                         if membership.contains(doc) {
                             let address = self.rows.address(doc);
                             found.push(Neighbor { distance, address });
@@ -327,10 +332,7 @@ impl Engine for MultiIndex<'_> {
             return Ok(());
         }
         stats.fell_back += 1;
-        // Offering a code twice would count it twice. Those met so far are in the top, or out of it
-        // for good.
-        let first = self.rows.address(0);
-        let held = top.addresses_in(first..first.saturating_add(1 << 32));
+        let held = self.rows.held_by(top);
         LinearScan::new(self.rows)
             .with_kernel(self.kernel)
             .knn_except(query, allowed, &held, top, stats)

@@ -264,7 +264,7 @@ impl HashIndex {
         for reader in searcher.segment_readers() {
             for (field, options) in HashFieldOptions::all(schema)? {
                 let column = OpenColumn::open(Some(self.plugin.state()), reader, field, &options)?;
-                let (codes_bytes, doc_ids_bytes, tables_bytes) = column.size_bytes();
+                let bytes = column.size_bytes();
                 columns.push(ColumnInfo {
                     segment: reader.segment_id().uuid_string(),
                     field: schema.get_field_name(field).to_owned(),
@@ -274,9 +274,11 @@ impl HashIndex {
                     deleted: reader.num_deleted_docs(),
                     n_codes: column.n_codes(),
                     mih_tables: column.mih_params().map(|params| params.n_substrings()),
-                    codes_bytes,
-                    doc_ids_bytes,
-                    tables_bytes,
+                    clusters: column.n_clusters(),
+                    codes_bytes: bytes.codes,
+                    doc_ids_bytes: bytes.doc_ids,
+                    clusters_bytes: bytes.clusters,
+                    tables_bytes: bytes.mih,
                 });
             }
         }
@@ -396,11 +398,15 @@ pub struct ColumnInfo {
     pub n_codes: usize,
     /// Tables of multi-index hashing, if the segment has them.
     pub mih_tables: Option<usize>,
+    /// Clusters, if the segment has them.
+    pub clusters: Option<usize>,
     /// Bytes of codes.
     pub codes_bytes: usize,
     /// Bytes of document ids; 0 if every document has a code.
     pub doc_ids_bytes: usize,
-    /// Bytes of tables.
+    /// Bytes of clusters: centroids, shells, the order of rows.
+    pub clusters_bytes: usize,
+    /// Bytes of multi-index hashing tables.
     pub tables_bytes: usize,
 }
 

@@ -60,9 +60,12 @@ impl SegmentPlugin for PluginState {
                 .map(|source| source.source())
                 .collect::<Result<Vec<_>>>()?;
             let mut column = Column::new(options.code_len()?);
+            for centroids in rows.iter().filter_map(|source| source.centroids) {
+                column.suggest_centroids(centroids)?;
+            }
             for (new_id, old) in (0..).zip(&order) {
                 let source = &rows[old.segment_ord as usize];
-                if let Some(row) = source.row_of(old.doc_id) {
+                if let Some(row) = source.row_of(old.doc_id)? {
                     column.push_row(new_id, &source.codes, row);
                 }
             }

@@ -5,7 +5,7 @@
 
 use std::ops::Deref;
 
-use crate::code::{CodeLen, Codes, CodesRef, HashCode};
+use crate::code::{CodeLen, Codes, CodesRef, HashCode, RowOrder};
 use crate::error::Result;
 
 /// Codes with the ascending ids of their documents.
@@ -14,6 +14,8 @@ pub struct Column {
     codes: Codes,
     /// Invariant: as many as codes, strictly ascending once `sort` has run.
     doc_ids: Vec<u32>,
+    /// Where the search for clusters may start.
+    first_centroids: Option<Codes>,
 }
 
 impl Column {
@@ -22,7 +24,26 @@ impl Column {
         Column {
             codes: Codes::new(len),
             doc_ids: Vec::new(),
+            first_centroids: None,
         }
+    }
+
+    /// Lets the search for clusters start from these centroids: those of merged segments, say.
+    ///
+    /// # Errors
+    /// `CodeLenMismatch`.
+    pub fn suggest_centroids(&mut self, centroids: CodesRef<'_>) -> Result<()> {
+        self.codes.code_len().check(centroids.code_len())?;
+        let suggested = self
+            .first_centroids
+            .get_or_insert_with(|| Codes::new(centroids.code_len()));
+        (0..centroids.n_codes()).for_each(|row| suggested.push_row(&centroids, row));
+        Ok(())
+    }
+
+    /// The centroids that were suggested.
+    pub fn first_centroids(&self) -> Option<CodesRef<'_>> {
+        self.first_centroids.as_ref().map(Codes::as_ref)
     }
 
     /// Adds the code of a document. Documents may come in any order, each at most once.
@@ -89,16 +110,30 @@ impl Column {
 pub struct RowSource<'a> {
     /// The rows of the source.
     pub codes: CodesRef<'a>,
-    /// The document of each row, ascending; `None` when row and document id are the same.
+    /// The documents with a code, ascending; `None` when all have one.
     pub doc_ids: Option<&'a [u32]>,
+    /// The rank of each row; `None` when rows ascend by document.
+    pub order: Option<RowOrder<'a>>,
+    /// The centers of the source's clusters, if it has any.
+    pub centroids: Option<CodesRef<'a>>,
 }
 
 impl RowSource<'_> {
     /// The row of a document, or `None` if it has no code.
-    pub fn row_of(&self, doc_id: u32) -> Option<usize> {
-        match self.doc_ids {
-            None => Some(doc_id as usize).filter(|&row| row < self.codes.n_codes()),
+    ///
+    /// # Errors
+    /// `Corrupt` where the row order of a damaged file gives no row.
+    pub fn row_of(&self, doc_id: u32) -> Result<Option<usize>> {
+        let rank = match self.doc_ids {
+            None => Some(doc_id as usize).filter(|&rank| rank < self.codes.n_codes()),
             Some(doc_ids) => doc_ids.binary_search(&doc_id).ok(),
+        };
+        match (rank, &self.order) {
+            (Some(rank), Some(order)) => match order.row(rank) {
+                Some(row) => Ok(Some(row as usize)),
+                None => Err(RowOrder::damaged()),
+            },
+            (rank, _) => Ok(rank),
         }
     }
 }

@@ -36,6 +36,16 @@ pub(crate) enum SectionKind {
     MihOffsets,
     /// `u32` rows of MIH table `param`, bucket by bucket.
     MihIds,
+    /// Blocked code words of the centroids.
+    Centroids,
+    /// `u32` extents of the clusters, then `u32` starts of their shells.
+    Clusters,
+    /// `u32` first rows of the shells.
+    Shells,
+    /// The rank of each row, bit-packed. Absent when rows ascend by document.
+    RowRanks,
+    /// The row of each rank, bit-packed.
+    RankRows,
 }
 
 impl SectionKind {
@@ -46,6 +56,11 @@ impl SectionKind {
             SectionKind::DocIds => 2,
             SectionKind::MihOffsets => 3,
             SectionKind::MihIds => 4,
+            SectionKind::Centroids => 5,
+            SectionKind::Clusters => 6,
+            SectionKind::Shells => 7,
+            SectionKind::RowRanks => 8,
+            SectionKind::RankRows => 9,
         }
     }
 
@@ -56,6 +71,11 @@ impl SectionKind {
             Self::DocIds,
             Self::MihOffsets,
             Self::MihIds,
+            Self::Centroids,
+            Self::Clusters,
+            Self::Shells,
+            Self::RowRanks,
+            Self::RankRows,
         ]
         .into_iter()
         .find(|known| known.to_u16() == kind)
@@ -68,6 +88,11 @@ impl SectionKind {
             SectionKind::DocIds => "document ids",
             SectionKind::MihOffsets => "MIH offsets",
             SectionKind::MihIds => "MIH ids",
+            SectionKind::Centroids => "centroids",
+            SectionKind::Clusters => "clusters",
+            SectionKind::Shells => "shells",
+            SectionKind::RowRanks => "row ranks",
+            SectionKind::RankRows => "rank rows",
         }
     }
 }

@@ -17,7 +17,7 @@ mod writer;
 pub use column::{Column, RowSource};
 pub use header::{FORMAT_VERSION, MAGIC, OLDEST_READ_VERSION};
 pub(crate) use header::{HEADER_BYTES, read_header};
-pub use reader::{HashColumn, HashSegment, Integrity, SegmentBytes};
+pub use reader::{ColumnBytes, HashColumn, HashSegment, Integrity, SegmentBytes};
 pub use writer::{ColumnSpec, SegmentWriter, TablePolicy};
 
 /// The extension of the segment file, without the dot. Frozen: tantivy fixes the extensions of an

@@ -8,13 +8,14 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-use crate::code::{BLOCK_ROWS, CodeLen, CodesRef, HashCode};
+use crate::cluster::ClusterView;
+use crate::code::{BLOCK_ROWS, CodeLen, CodesRef, HashCode, RowOrder};
 use crate::engine::SegmentRows;
 use crate::error::{Error, Result};
 use crate::mih::{MihParams, MihTable, MihView};
 use crate::segment::column::RowSource;
 use crate::segment::header::{Section, SectionKind, parse};
-use crate::segment::writer::Meta;
+use crate::segment::writer::{ClusterMeta, Meta};
 
 /// The bytes of a segment file, typically a memory map; kept alive by the reader.
 pub type SegmentBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
@@ -167,10 +168,46 @@ impl Checked {
 }
 
 #[derive(Debug)]
+struct ClusterSections {
+    n_clusters: usize,
+    centroids: Checked,
+    /// Extents, then starts.
+    table: Checked,
+    shells: Checked,
+    row_ranks: Checked,
+    rank_rows: Checked,
+}
+
+impl ClusterSections {
+    fn all(&self) -> [&Checked; 5] {
+        [
+            &self.centroids,
+            &self.table,
+            &self.shells,
+            &self.row_ranks,
+            &self.rank_rows,
+        ]
+    }
+}
+
+#[derive(Debug)]
 struct MihSections {
     params: MihParams,
     /// Offsets and ids of each table.
     tables: Vec<(Checked, Checked)>,
+}
+
+/// The room that a field takes in a segment file, in bytes, padding between sections excepted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ColumnBytes {
+    /// The codes themselves.
+    pub codes: usize,
+    /// Which documents have a code; 0 if all have.
+    pub doc_ids: usize,
+    /// Centroids, shells, and the order of rows.
+    pub clusters: usize,
+    /// Multi-index hashing tables.
+    pub mih: usize,
 }
 
 /// One hash field of one segment.
@@ -185,6 +222,7 @@ pub struct HashColumn {
     codes: Checked,
     doc_ids: Option<Checked>,
     mih: Option<MihSections>,
+    clusters: Option<ClusterSections>,
 }
 
 impl fmt::Debug for HashColumn {
@@ -236,11 +274,13 @@ impl HashColumn {
             }
             Ok(Checked::new(section.clone()))
         };
-        let code_bytes = n_codes
-            .div_ceil(BLOCK_ROWS)
-            .checked_mul(BLOCK_ROWS * code_len.words() * 8)
-            .ok_or_else(|| corrupt(format!("{n_codes} codes overflow")))?;
-        let codes = one(SectionKind::Codes, 0, code_bytes)?;
+        let block_bytes = |n_codes: usize| {
+            n_codes
+                .div_ceil(BLOCK_ROWS)
+                .checked_mul(BLOCK_ROWS * code_len.words() * 8)
+                .ok_or_else(|| corrupt(format!("{n_codes} codes overflow")))
+        };
+        let codes = one(SectionKind::Codes, 0, block_bytes(n_codes)?)?;
         let doc_ids = match n_codes == max_doc as usize {
             true => None,
             false => Some(one(SectionKind::DocIds, 0, n_codes * 4)?),
@@ -263,6 +303,30 @@ impl HashColumn {
                 Some(MihSections { params, tables })
             }
         };
+        let clusters = match found.clusters {
+            None => None,
+            Some(ClusterMeta {
+                n_clusters,
+                n_shells,
+            }) => {
+                // A cluster has a row, and no more shells than rows and distances.
+                let shells_max = n_clusters.saturating_mul(code_len.bits() + 2);
+                if n_clusters == 0 || n_clusters > n_codes || n_shells > shells_max {
+                    let reason =
+                        format!("{n_clusters} clusters with {n_shells} shells of {n_codes} codes");
+                    return Err(corrupt(reason));
+                }
+                let packed = RowOrder::packed_bytes(n_codes);
+                Some(ClusterSections {
+                    n_clusters,
+                    centroids: one(SectionKind::Centroids, 0, block_bytes(n_clusters)?)?,
+                    table: one(SectionKind::Clusters, 0, (2 * n_clusters + 1) * 4)?,
+                    shells: one(SectionKind::Shells, 0, n_shells * 4)?,
+                    row_ranks: one(SectionKind::RowRanks, 0, packed)?,
+                    rank_rows: one(SectionKind::RankRows, 0, packed)?,
+                })
+            }
+        };
         let (bytes, model_id) = (bytes.clone(), found.model_id);
         let field_id = meta.field_id;
         Ok(HashColumn {
@@ -276,6 +340,7 @@ impl HashColumn {
             codes,
             doc_ids,
             mih,
+            clusters,
         })
     }
 
@@ -304,18 +369,26 @@ impl HashColumn {
         self.mih.as_ref().map(|mih| &mih.params)
     }
 
-    /// Bytes of the field's sections: codes, document ids, tables.
-    pub fn size_bytes(&self) -> (usize, usize, usize) {
+    /// The number of clusters, if the segment has them.
+    pub fn n_clusters(&self) -> Option<usize> {
+        self.clusters.as_ref().map(|clusters| clusters.n_clusters)
+    }
+
+    /// Bytes of the field's sections.
+    pub fn size_bytes(&self) -> ColumnBytes {
+        let size = |checked: &Checked| checked.section.len;
         let tables = self.mih.iter().flat_map(|mih| &mih.tables);
-        (
-            self.codes.section.len,
-            self.doc_ids
-                .as_ref()
-                .map_or(0, |doc_ids| doc_ids.section.len),
-            tables
-                .map(|(offsets, ids)| offsets.section.len + ids.section.len)
+        ColumnBytes {
+            codes: size(&self.codes),
+            doc_ids: self.doc_ids.as_ref().map_or(0, size),
+            clusters: self
+                .clusters
+                .iter()
+                .flat_map(ClusterSections::all)
+                .map(size)
                 .sum(),
-        )
+            mih: tables.map(|(offsets, ids)| size(offsets) + size(ids)).sum(),
+        }
     }
 
     fn raw(&self) -> &[u8] {
@@ -343,7 +416,7 @@ impl HashColumn {
         CodesRef::from_blocks(self.code_len, self.n_codes, words)
     }
 
-    /// The document of each row, ascending; `None` if row and document id are the same.
+    /// The documents with a code, ascending; `None` if all have one.
     ///
     /// # Errors
     /// `Corrupt`.
@@ -360,6 +433,28 @@ impl HashColumn {
         Ok(Some(found))
     }
 
+    /// The order of rows; `None` if they ascend by document.
+    ///
+    /// # Errors
+    /// `Corrupt`.
+    pub fn order(&self) -> Result<Option<RowOrder<'_>>> {
+        let Some(clusters) = &self.clusters else {
+            return Ok(None);
+        };
+        self.checked(&clusters.row_ranks)?;
+        self.checked(&clusters.rank_rows)?;
+        self.row_order(clusters).map(Some)
+    }
+
+    fn row_order(&self, clusters: &ClusterSections) -> Result<RowOrder<'_>> {
+        let bytes = |checked: &Checked| &self.raw()[checked.section.range()];
+        RowOrder::new(
+            bytes(&clusters.row_ranks),
+            bytes(&clusters.rank_rows),
+            self.n_codes,
+        )
+    }
+
     /// Codes and documents, as merges read them.
     ///
     /// # Errors
@@ -368,6 +463,8 @@ impl HashColumn {
         Ok(RowSource {
             codes: self.codes()?,
             doc_ids: self.doc_ids()?,
+            order: self.order()?,
+            centroids: self.clusters()?.map(|view| view.centroids()),
         })
     }
 
@@ -377,11 +474,32 @@ impl HashColumn {
     /// `Corrupt`.
     pub fn code(&self, doc_id: u32) -> Result<Option<HashCode>> {
         let source = self.source()?;
-        Ok(source.row_of(doc_id).map(|row| source.codes.get(row)))
+        Ok(source.row_of(doc_id)?.map(|row| source.codes.get(row)))
     }
 
-    /// What engines search: codes, documents and, if `with_tables`, the MIH tables. `address_base` is
-    /// added to document ids to make addresses.
+    /// The clusters, if the segment has them.
+    ///
+    /// # Errors
+    /// `Corrupt`.
+    pub fn clusters(&self) -> Result<Option<ClusterView<'_>>> {
+        let Some(clusters) = &self.clusters else {
+            return Ok(None);
+        };
+        for section in [&clusters.centroids, &clusters.table, &clusters.shells] {
+            self.checked(section)?;
+        }
+        self.cluster_view(clusters).map(Some)
+    }
+
+    fn cluster_view(&self, clusters: &ClusterSections) -> Result<ClusterView<'_>> {
+        let blocks = bytemuck::cast_slice(&self.raw()[clusters.centroids.section.range()]);
+        let centroids = CodesRef::from_blocks(self.code_len, clusters.n_clusters, blocks)?;
+        let (extents, starts) = self.words(&clusters.table).split_at(clusters.n_clusters);
+        ClusterView::new(centroids, extents, starts, self.words(&clusters.shells))
+    }
+
+    /// What engines search: codes, documents and, if `with_tables`, clusters and MIH tables.
+    /// `address_base` is added to document ids to make addresses.
     ///
     /// # Errors
     /// `Corrupt`.
@@ -399,7 +517,9 @@ impl HashColumn {
         Ok(SegmentRows {
             codes: self.codes()?,
             doc_ids: self.doc_ids()?,
+            order: self.order()?,
             mih,
+            clusters: if with_tables { self.clusters()? } else { None },
             address_base,
         })
     }
@@ -446,6 +566,13 @@ impl HashColumn {
                 return Err(Error::corrupt(doc_ids.section.name(), reason));
             }
         }
+        if let Some(clusters) = &self.clusters {
+            for section in clusters.all() {
+                section.check(raw)?;
+            }
+            self.cluster_view(clusters)?.verify(codes)?;
+            self.row_order(clusters)?.verify()?;
+        }
         let Some(mih) = &self.mih else { return Ok(()) };
         for (table_idx, (offsets, ids)) in mih.tables.iter().enumerate() {
             offsets.check(raw)?;
@@ -467,6 +594,7 @@ impl HashColumn {
         [&self.codes]
             .into_iter()
             .chain(&self.doc_ids)
+            .chain(self.clusters.iter().flat_map(ClusterSections::all))
             .chain(tables)
             .map(|checked| (checked.section.name(), checked.section.range()))
             .collect()

@@ -1,13 +1,16 @@
 //! From columns to bytes: sections one after the other, each aligned and checksummed, then the table.
 //!
-//! Writes forward only, as tantivy's sinks demand. MIH tables are built and written one at a time, so a
-//! build never holds more than one beside the codes.
+//! Writes forward only, as tantivy's sinks demand. Clusters are found first, because they say in which
+//! order the codes are written. MIH tables are built and written one at a time, so a build never holds
+//! more than one beside the codes.
 
 use std::io::{self, Write};
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::code::CodeLen;
+use crate::cluster::{ClusterParams, Clusters};
+use crate::code::{CodeLen, Codes, RowOrder};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mih::{MihParams, MihTable};
 use crate::segment::column::Column;
@@ -15,28 +18,81 @@ use crate::segment::header::{
     HEADER_BYTES, SECTION_ALIGN, Section, SectionKind, header_bytes, table_bytes,
 };
 
-/// Whether a segment gets multi-index hashing tables. A matter of speed alone: answers never change.
+/// Which index structures a segment gets. A matter of speed and room alone: answers never change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum TablePolicy {
-    /// From 2 MiB of codes up; below, a linear scan from the cache is as fast.
+    /// From 2 MiB of codes up: clusters where codes have them, multi-index hashing tables where they have
+    /// not. Below, a linear scan from the cache is as fast.
     #[default]
     Auto,
-    /// For every segment with a code.
+    /// Clusters for every segment with a code.
+    Clusters,
+    /// Multi-index hashing tables for every segment with a code.
+    Mih,
+    /// Both for every segment with a code.
     Always,
-    /// Never; every search is a linear scan.
+    /// Neither; every search is a linear scan.
     Never,
 }
 
 /// Codes of fewer bytes than this get no tables under [`TablePolicy::Auto`].
 const AUTO_TABLES_BYTES: usize = 2 << 20;
 
-impl TablePolicy {
-    fn wants_tables(self, code_len: CodeLen, n_codes: usize) -> bool {
-        match self {
-            TablePolicy::Auto => n_codes.saturating_mul(code_len.words() * 8) >= AUTO_TABLES_BYTES,
-            TablePolicy::Always => n_codes > 0,
-            TablePolicy::Never => false,
+impl FromStr for TablePolicy {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<TablePolicy> {
+        match name {
+            "auto" => Ok(TablePolicy::Auto),
+            "cluster" => Ok(TablePolicy::Clusters),
+            "mih" => Ok(TablePolicy::Mih),
+            "all" => Ok(TablePolicy::Always),
+            "none" => Ok(TablePolicy::Never),
+            _ => Err(Error::invalid(format!(
+                "tables are auto, cluster, mih, all or none, got {name:?}"
+            ))),
         }
+    }
+}
+
+/// The structures of one field of one segment.
+#[derive(Default)]
+struct Tables {
+    clusters: Option<Clusters>,
+    mih: Option<MihParams>,
+}
+
+impl TablePolicy {
+    /// Finds the clusters and says which other tables are to be built.
+    fn tables(self, column: &Column) -> Result<Tables> {
+        let codes = column.codes();
+        let n_codes = codes.n_codes();
+        let small = n_codes.saturating_mul(codes.code_len().words() * 8) < AUTO_TABLES_BYTES;
+        let mih = || Some(MihParams::choose(codes.code_len(), n_codes));
+        let params = ClusterParams::choose(n_codes);
+        let first = column.first_centroids();
+        let mut tables = Tables::default();
+        match self {
+            _ if n_codes == 0 => {}
+            TablePolicy::Auto if small => {}
+            TablePolicy::Auto => {
+                tables.clusters = Clusters::build_if_useful(codes, first, &params)?;
+                if tables.clusters.is_none() {
+                    tables.mih = mih();
+                }
+            }
+            TablePolicy::Clusters => {
+                tables.clusters = Some(Clusters::build(codes, first, &params)?)
+            }
+            TablePolicy::Mih => tables.mih = mih(),
+            TablePolicy::Always => {
+                tables.clusters = Some(Clusters::build(codes, first, &params)?);
+                tables.mih = mih();
+            }
+            TablePolicy::Never => {}
+        }
+        Ok(tables)
     }
 }
 
@@ -59,6 +115,17 @@ pub(crate) struct Meta {
     pub(crate) model_id: Option<String>,
     pub(crate) n_codes: usize,
     pub(crate) mih: Option<MihParams>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) clusters: Option<ClusterMeta>,
+}
+
+/// The sizes of the cluster sections.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ClusterMeta {
+    pub(crate) n_clusters: usize,
+    /// Numbers in the shells section.
+    pub(crate) n_shells: usize,
 }
 
 /// Writes one segment file.
@@ -104,48 +171,61 @@ impl<W: Write> SegmentWriter<W> {
             let reason = format!("rows ascend by document id below {}", self.max_doc);
             return Err(Error::invalid(reason));
         }
-        let mih = policy
-            .wants_tables(spec.code_len, codes.n_codes())
-            .then(|| MihParams::choose(spec.code_len, codes.n_codes()));
-        let n_tables = mih.as_ref().map_or(0, MihParams::n_substrings);
+        let Tables { clusters, mih } = policy.tables(column)?;
         let meta = Meta {
             bits: spec.code_len.bits(),
             model_id: spec.model_id.clone(),
             n_codes: codes.n_codes(),
             mih,
+            clusters: clusters.as_ref().map(|clusters| ClusterMeta {
+                n_clusters: clusters.view().n_clusters(),
+                n_shells: clusters.tables()[2].len(),
+            }),
         };
+        // Codes in the order of their clusters, if there are any.
+        let reordered = clusters.as_ref().map(|clusters| {
+            let mut reordered = Codes::with_capacity(spec.code_len, codes.n_codes());
+            for &rank in clusters.order() {
+                reordered.push_row(&codes, rank as usize);
+            }
+            reordered
+        });
+        let codes = reordered.as_ref().map_or(codes, Codes::as_ref);
+
         let json = serde_json::to_vec(&meta).expect("numbers and strings always serialize");
-        let field_id = spec.field_id;
-        self.section(field_id, SectionKind::Meta, 0, &json)?;
-        self.section(
-            field_id,
-            SectionKind::Codes,
-            0,
-            bytemuck::cast_slice(codes.blocks()),
-        )?;
+        let id = spec.field_id;
+        self.section(id, SectionKind::Meta, 0, &json)?;
+        let words = bytemuck::cast_slice(codes.blocks());
+        self.section(id, SectionKind::Codes, 0, words)?;
         if doc_ids.len() != self.max_doc as usize {
-            self.section(
-                field_id,
-                SectionKind::DocIds,
-                0,
-                bytemuck::cast_slice(doc_ids),
-            )?;
+            self.section(id, SectionKind::DocIds, 0, bytemuck::cast_slice(doc_ids))?;
         }
-        for table_idx in 0..n_tables {
-            let params = meta
-                .mih
-                .as_ref()
-                .expect("there are tables only with parameters");
+        if let Some(clusters) = &clusters {
+            let centroids = clusters.view().centroids();
+            let blocks = bytemuck::cast_slice(centroids.blocks());
+            self.section(id, SectionKind::Centroids, 0, blocks)?;
+            let [extents, starts, shells] = clusters.tables();
+            let table = [extents, starts].concat();
+            self.section(id, SectionKind::Clusters, 0, bytemuck::cast_slice(&table))?;
+            self.section(id, SectionKind::Shells, 0, bytemuck::cast_slice(shells))?;
+            let ranks = clusters.order();
+            let mut rows = vec![0; ranks.len()];
+            for (row, &rank) in (0..).zip(ranks) {
+                rows[rank as usize] = row;
+            }
+            self.section(id, SectionKind::RowRanks, 0, &RowOrder::pack(ranks))?;
+            self.section(id, SectionKind::RankRows, 0, &RowOrder::pack(&rows))?;
+        }
+        let Some(params) = &meta.mih else {
+            return Ok(());
+        };
+        for table_idx in 0..params.n_substrings() {
             let table = MihTable::build(&codes, params, table_idx)?;
             let param = table_idx as u32;
             let offsets = bytemuck::cast_slice(table.offsets());
-            self.section(field_id, SectionKind::MihOffsets, param, offsets)?;
-            self.section(
-                field_id,
-                SectionKind::MihIds,
-                param,
-                bytemuck::cast_slice(table.ids()),
-            )?;
+            self.section(id, SectionKind::MihOffsets, param, offsets)?;
+            let ids = bytemuck::cast_slice(table.ids());
+            self.section(id, SectionKind::MihIds, param, ids)?;
         }
         Ok(())
     }

@@ -47,8 +47,12 @@ pub struct Args {
     #[arg(long, value_delimiter = ',')]
     radius: Vec<u32>,
     /// Engines to measure
-    #[arg(long, value_delimiter = ',', default_value = "auto,scan,mih")]
+    #[arg(long, value_delimiter = ',', default_value = "auto,scan,mih,cluster")]
     engine: Vec<EngineChoice>,
+    /// Index structures to build: auto, cluster, mih, all or none. By default those of the engines named,
+    /// or what an index would build by itself if only auto and scan are
+    #[arg(long)]
+    tables: Option<TablePolicy>,
     /// Queries timed together; a time is then the mean of the batch
     #[arg(long, default_value_t = 1)]
     batch: usize,
@@ -287,10 +291,14 @@ fn build(args: &Args, codes: &Codes, dir: &Path) -> Result<()> {
     let code = builder.add_hash_field("code", HashFieldOptions::new(args.bits))?;
     let row_field = builder.add_u64_field("row", FAST);
     let allowed = builder.add_text_field("allowed", STRING);
-    // Asked for by name, MIH gets its tables at every size.
-    let tables = match args.engine.contains(&EngineChoice::Mih) {
-        true => TablePolicy::Always,
-        false => TablePolicy::Auto,
+    // Engines asked for by name get their tables at every size.
+    let wants = |engine| args.engine.contains(&engine);
+    let tables = match (wants(EngineChoice::Mih), wants(EngineChoice::Cluster)) {
+        _ if args.tables.is_some() => args.tables.unwrap_or_default(),
+        (true, true) => TablePolicy::Always,
+        (true, false) => TablePolicy::Mih,
+        (false, true) => TablePolicy::Clusters,
+        (false, false) => TablePolicy::Auto,
     };
     let plugin = HashPlugin::builder().tables(tables).build()?;
     let index = HashIndex::create_in_dir(dir, builder.build(), plugin)?;

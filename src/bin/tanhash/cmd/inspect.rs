@@ -40,10 +40,11 @@ pub fn run(args: Args, common: Common) -> Result<()> {
         ))?;
     }
     for column in columns {
-        let bytes = column.codes_bytes + column.doc_ids_bytes + column.tables_bytes;
+        let bytes =
+            column.codes_bytes + column.doc_ids_bytes + column.clusters_bytes + column.tables_bytes;
         output::line(format!(
             "segment {} field {}: {} codes of {} bits from {}, {} of {} documents deleted, {bytes} bytes \
-             (codes {}, document ids {}, {} MIH tables {})",
+             (codes {}, document ids {}, {} clusters {}, {} MIH tables {})",
             column.segment,
             column.field,
             column.n_codes,
@@ -53,6 +54,8 @@ pub fn run(args: Args, common: Common) -> Result<()> {
             column.documents,
             column.codes_bytes,
             column.doc_ids_bytes,
+            column.clusters.unwrap_or(0),
+            column.clusters_bytes,
             column.mih_tables.unwrap_or(0),
             column.tables_bytes,
         ))?;

@@ -1,0 +1,427 @@
+//! Clusters from codes: k-majority, which is k-means for bits, with two-level assignment.
+//!
+//! Centroids are learned from a sample. A code is assigned through a coarse level: the coarse center
+//! nearest to it names the centroids it is compared with, about four times the square root of all. That
+//! may miss the nearest centroid, which costs a little time in searches and nothing else. The number of
+//! clusters grows with the square root of the codes, where the distances to all centroids and the codes
+//! of one cluster take about equally long.
+
+use std::ops::Deref;
+
+use crate::cluster::ClusterView;
+use crate::code::{BLOCK_ROWS, CodeLen, Codes, CodesRef};
+use crate::error::{ErrorKind, Result};
+use crate::hamming::{Kernel, Nearest};
+use crate::random;
+
+/// How clusters are made. The defaults suit; tests and experiments differ.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterParams {
+    /// The number of clusters wanted; fewer come out where codes coincide.
+    pub n_clusters: usize,
+    /// Codes looked at to learn the centroids.
+    pub sample_size: usize,
+    /// Rounds of assigning the sample and moving the centroids.
+    pub n_rounds: usize,
+    /// Seed of the sample.
+    pub seed: u64,
+}
+
+/// The most clusters: 16 bits would number more, but distances to all centroids are part of every search.
+const CLUSTERS_MAX: usize = 1 << 14;
+
+/// Sampled codes for each cluster.
+const SAMPLE_PER_CLUSTER: usize = 48;
+
+/// Codes tried as queries to see whether clusters pay.
+const TRIAL_QUERIES: usize = 48;
+
+/// Clusters are kept if a search for the ten nearest would read at most this share of the sample.
+const TRIAL_SHARE_MAX: f64 = 0.30;
+
+/// The nearest codes a trial asks for; one more than a search does, as the query itself is among them.
+const TRIAL_K: usize = 11;
+
+impl ClusterParams {
+    /// The parameters for `n_codes` codes.
+    pub fn choose(n_codes: usize) -> ClusterParams {
+        let n_clusters = (2.0 * (n_codes as f64).sqrt()) as usize;
+        let n_clusters = n_clusters.clamp(1, CLUSTERS_MAX);
+        ClusterParams {
+            n_clusters,
+            sample_size: n_clusters * SAMPLE_PER_CLUSTER,
+            n_rounds: 4,
+            seed: 3141592653589793238,
+        }
+    }
+}
+
+/// Clusters, and the order of rows that they ask for.
+#[derive(Clone, Debug)]
+pub struct Clusters {
+    centroids: Codes,
+    extents: Vec<u32>,
+    starts: Vec<u32>,
+    shells: Vec<u32>,
+    /// For each row to be, the row it is now.
+    order: Vec<u32>,
+}
+
+impl Clusters {
+    /// Clusters of `codes`. `first_centroids`, if there are any, are where learning starts: the centers
+    /// of a model, or of the segments that are merged.
+    ///
+    /// Takes about 24 bytes a code beside the codes while it works.
+    ///
+    /// # Errors
+    /// `CodeLenMismatch` for first centroids of another length; `Unsupported` for 2^32 codes or more.
+    pub fn build(
+        codes: CodesRef<'_>,
+        first_centroids: Option<CodesRef<'_>>,
+        params: &ClusterParams,
+    ) -> Result<Clusters> {
+        let centroids = learn(codes, first_centroids, params)?;
+        Ok(Clusters::from_centroids(codes, &centroids))
+    }
+
+    /// [`build`](Clusters::build), if a trial on the sample says that searches will be faster for it.
+    /// Uniformly random codes, for one, have no clusters to find.
+    ///
+    /// # Errors
+    /// As `build`.
+    pub fn build_if_useful(
+        codes: CodesRef<'_>,
+        first_centroids: Option<CodesRef<'_>>,
+        params: &ClusterParams,
+    ) -> Result<Option<Clusters>> {
+        let centroids = learn(codes, first_centroids, params)?;
+        let sample = sample(codes, params.sample_size, params.seed, 1);
+        let trial = Clusters::from_centroids(sample.as_ref(), &centroids);
+        if trial.touched_share(sample.as_ref()) > TRIAL_SHARE_MAX {
+            return Ok(None);
+        }
+        Ok(Some(Clusters::from_centroids(codes, &centroids)))
+    }
+
+    /// Assigns every code to one of these centroids and sorts.
+    fn from_centroids(codes: CodesRef<'_>, centroids: &Codes) -> Clusters {
+        let len = codes.code_len();
+        let assigned = assign(codes, centroids.as_ref());
+        // Rows are counted and placed by (cluster, distance); they keep their order within a shell.
+        let n_shells = len.bits() + 1;
+        let mut counts = vec![0u32; centroids.n_codes() * n_shells];
+        let slot =
+            |nearest: &Nearest| nearest.center as usize * n_shells + nearest.distance as usize;
+        for nearest in &assigned {
+            counts[slot(nearest)] += 1;
+        }
+        let mut clusters = Clusters {
+            centroids: Codes::new(len),
+            extents: Vec::new(),
+            starts: vec![0],
+            shells: Vec::new(),
+            order: vec![0; codes.n_codes()],
+        };
+        let mut next_row = 0;
+        for (cluster, counts) in counts.chunks_exact_mut(n_shells).enumerate() {
+            let Some(first) = counts.iter().position(|&count| count > 0) else {
+                continue;
+            };
+            let last = counts.iter().rposition(|&count| count > 0).unwrap_or(first);
+            clusters.centroids.push_row(centroids, cluster);
+            clusters.extents.push(first as u32 | (last as u32) << 16);
+            for count in &mut counts[first..=last] {
+                clusters.shells.push(next_row);
+                // From here on the count is the place of the shell's next row.
+                next_row += std::mem::replace(count, next_row);
+            }
+            clusters.shells.push(next_row);
+            clusters.starts.push(clusters.shells.len() as u32);
+        }
+        for (row, nearest) in (0..).zip(&assigned) {
+            let place = &mut counts[slot(nearest)];
+            clusters.order[*place as usize] = row;
+            *place += 1;
+        }
+        clusters
+    }
+
+    /// The share of the codes that a k-NN search reads on average, by the tables alone.
+    fn touched_share(&self, codes: CodesRef<'_>) -> f64 {
+        let n_codes = codes.n_codes();
+        let n_queries = TRIAL_QUERIES.min(n_codes);
+        if n_queries == 0 {
+            return 0.0;
+        }
+        let kernel = Kernel::best();
+        let view = self.view();
+        let mut to_codes = vec![0; n_codes];
+        let mut to_centroids = vec![0; view.n_clusters()];
+        let mut touched = 0;
+        for query in 0..n_queries {
+            let query = codes.get(query * n_codes / n_queries);
+            kernel.distances(codes, query.words(), &mut to_codes);
+            kernel.distances(view.centroids(), query.words(), &mut to_centroids);
+            let kth = (TRIAL_K - 1).min(n_codes - 1);
+            let (_, &mut radius, _) = to_codes.select_nth_unstable(kth);
+            for (cluster, &distance) in to_centroids.iter().enumerate() {
+                let rows = view.rows(cluster, distance.saturating_sub(radius), distance + radius);
+                touched += rows.map_or(0, |rows| rows.len());
+            }
+        }
+        touched as f64 / (n_queries * n_codes) as f64
+    }
+
+    /// The tables, borrowed.
+    pub fn view(&self) -> ClusterView<'_> {
+        ClusterView::new(
+            self.centroids.as_ref(),
+            &self.extents,
+            &self.starts,
+            &self.shells,
+        )
+        .expect("as many extents and starts as centroids")
+    }
+
+    /// The extents, the starts and the shells, as [`ClusterView::new`] takes them.
+    pub fn tables(&self) -> [&[u32]; 3] {
+        [&self.extents, &self.starts, &self.shells]
+    }
+
+    /// For each row to be, the row it is now.
+    pub fn order(&self) -> &[u32] {
+        &self.order
+    }
+}
+
+/// A random sample, in row order; everything if there is no more.
+fn sample(codes: CodesRef<'_>, size: usize, seed: u64, stream: u64) -> Codes {
+    gather(codes, random::sample(codes.n_codes(), size, seed, stream))
+}
+
+fn gather<D: Deref<Target = [u64]>>(codes: Codes<D>, rows: impl IntoIterator<Item = u32>) -> Codes {
+    let rows = rows.into_iter();
+    let mut gathered = Codes::with_capacity(codes.code_len(), rows.size_hint().0);
+    rows.for_each(|row| gathered.push_row(&codes, row as usize));
+    gathered
+}
+
+/// Centroids from a sample of the codes.
+fn learn(
+    codes: CodesRef<'_>,
+    first_centroids: Option<CodesRef<'_>>,
+    params: &ClusterParams,
+) -> Result<Codes> {
+    if u32::try_from(codes.n_codes()).is_err() {
+        return Err(ErrorKind::Unsupported(format!(
+            "clusters number rows in 32 bits, got {} codes; use more segments",
+            codes.n_codes()
+        ))
+        .into());
+    }
+    let sample = sample(codes, params.sample_size, params.seed, 0);
+    let n_clusters = params
+        .n_clusters
+        .clamp(1, CLUSTERS_MAX)
+        .min(sample.n_codes().max(1));
+    let mut centroids = Codes::with_capacity(codes.code_len(), n_clusters);
+    if let Some(first) = first_centroids {
+        codes.code_len().check(first.code_len())?;
+        // More than are wanted are thinned out at random.
+        centroids = self::sample(first, n_clusters, params.seed, 2);
+    }
+    let missing = n_clusters - centroids.n_codes();
+    for row in random::sample(sample.n_codes(), missing, params.seed, 3) {
+        centroids.push_row(&sample, row as usize);
+    }
+    if sample.is_empty() {
+        return Ok(centroids);
+    }
+    // Centroids that were learned before need little more than to be told of what is new.
+    let n_rounds = match first_centroids {
+        Some(first) if first.n_codes() >= n_clusters => params.n_rounds.min(1),
+        _ => params.n_rounds,
+    };
+    for _ in 0..n_rounds {
+        let assigned = assign(sample.as_ref(), centroids.as_ref());
+        centroids = majorities(sample.as_ref(), &assigned, centroids.n_codes());
+    }
+    Ok(centroids)
+}
+
+/// The majority of the codes assigned to each center, bit by bit; a tie gives 0. A center with no code
+/// moves to the code that is farthest from its own.
+fn majorities(codes: CodesRef<'_>, assigned: &[Nearest], n_centers: usize) -> Codes {
+    let len = codes.code_len();
+    let words = len.words();
+    let mut members = vec![0u32; n_centers + 1];
+    for nearest in assigned {
+        members[nearest.center as usize + 1] += 1;
+    }
+    for center in 0..n_centers {
+        members[center + 1] += members[center];
+    }
+    let mut rows = vec![0u32; assigned.len()];
+    let mut places = members.clone();
+    for (row, nearest) in (0..).zip(assigned) {
+        let place = &mut places[nearest.center as usize];
+        rows[*place as usize] = row;
+        *place += 1;
+    }
+    let mut outliers: Vec<u32> = Vec::new();
+    let n_empty = members.windows(2).filter(|pair| pair[0] == pair[1]).count();
+    if n_empty > 0 {
+        outliers = (0..assigned.len() as u32).collect();
+        let farthest_first = |&row: &u32| std::cmp::Reverse(assigned[row as usize].distance);
+        if n_empty < outliers.len() {
+            outliers.select_nth_unstable_by_key(n_empty, farthest_first);
+            outliers.truncate(n_empty);
+        }
+    }
+    let mut outliers = outliers.into_iter();
+    let mut counter = BitCounter::new(len);
+    let mut centers = Codes::with_capacity(len, n_centers);
+    for center in 0..n_centers {
+        let rows = &rows[members[center] as usize..members[center + 1] as usize];
+        if rows.is_empty() {
+            match outliers.next() {
+                Some(row) => centers.push_row(&codes, row as usize),
+                None => centers.push_words(&vec![0; words]),
+            }
+            continue;
+        }
+        for &row in rows {
+            counter.add(|word_idx| codes.word(row as usize, word_idx));
+        }
+        centers.push_words(counter.majority());
+        counter.clear();
+    }
+    centers
+}
+
+/// Counts set bits by place.
+struct BitCounter {
+    totals: Vec<u32>,
+    n_codes: u32,
+    majority: Vec<u64>,
+}
+
+impl BitCounter {
+    fn new(len: CodeLen) -> BitCounter {
+        BitCounter {
+            totals: vec![0; len.words() * 64],
+            n_codes: 0,
+            majority: vec![0; len.words()],
+        }
+    }
+
+    fn add(&mut self, word: impl Fn(usize) -> u64) {
+        self.n_codes += 1;
+        for (word_idx, totals) in self.totals.as_chunks_mut::<64>().0.iter_mut().enumerate() {
+            let word = word(word_idx);
+            for (bit, total) in totals.iter_mut().enumerate() {
+                *total += (word >> bit & 1) as u32;
+            }
+        }
+    }
+
+    fn majority(&mut self) -> &[u64] {
+        for (word_idx, totals) in self.totals.as_chunks::<64>().0.iter().enumerate() {
+            self.majority[word_idx] = (0..64)
+                .filter(|&bit| 2 * totals[bit] > self.n_codes)
+                .fold(0, |word, bit| word | 1 << bit);
+        }
+        &self.majority
+    }
+
+    fn clear(&mut self) {
+        self.totals.fill(0);
+        self.n_codes = 0;
+    }
+}
+
+/// With fewer centers than this every code is compared with every center.
+const TWO_LEVELS_FROM: usize = 256;
+
+/// Codes grouped at a time, so that the groups need little memory beside the codes.
+const ASSIGN_ROWS: usize = 1 << 20;
+
+/// A center near each code: the nearest among those near the code's coarse center.
+fn assign(codes: CodesRef<'_>, centers: CodesRef<'_>) -> Vec<Nearest> {
+    let kernel = Kernel::best();
+    let none = Nearest {
+        center: 0,
+        distance: 0,
+    };
+    let mut assigned = vec![none; codes.n_codes()];
+    if centers.n_codes() < TWO_LEVELS_FROM {
+        kernel.nearest(codes, centers, &mut assigned);
+        return assigned;
+    }
+    let (coarse, near) = coarse_level(kernel, centers);
+    let len = codes.code_len();
+    let block_words = BLOCK_ROWS * len.words();
+    let mut groups: Vec<(Codes, Vec<u32>)> = (0..coarse.n_codes())
+        .map(|_| (Codes::new(len), Vec::new()))
+        .collect();
+    let mut nearest = vec![none; ASSIGN_ROWS.min(codes.n_codes())];
+    for first in (0..codes.n_codes()).step_by(ASSIGN_ROWS) {
+        let n_rows = ASSIGN_ROWS.min(codes.n_codes() - first);
+        let blocks = first / BLOCK_ROWS * block_words;
+        let blocks = &codes.blocks()[blocks..blocks + n_rows.div_ceil(BLOCK_ROWS) * block_words];
+        let part = CodesRef::from_blocks(len, n_rows, blocks).expect("whole blocks of the codes");
+        let nearest = &mut nearest[..n_rows];
+        kernel.nearest(part, coarse.as_ref(), nearest);
+        for (row, nearest) in nearest.iter().enumerate() {
+            let (group, rows) = &mut groups[nearest.center as usize];
+            group.push_row(&part, row);
+            rows.push((first + row) as u32);
+        }
+        for ((group, rows), (near_centers, near_idxs)) in groups.iter_mut().zip(&near) {
+            let nearest = &mut nearest[..rows.len()];
+            kernel.nearest(group.as_ref(), near_centers.as_ref(), nearest);
+            for (&row, nearest) in rows.iter().zip(&*nearest) {
+                assigned[row as usize] = Nearest {
+                    center: near_idxs[nearest.center as usize],
+                    distance: nearest.distance,
+                };
+            }
+            group.clear();
+            rows.clear();
+        }
+    }
+    assigned
+}
+
+/// Coarse centers, and for each the centers near it with their numbers.
+fn coarse_level(kernel: Kernel, centers: CodesRef<'_>) -> (Codes, Vec<(Codes, Vec<u32>)>) {
+    let n_coarse = (centers.n_codes() as f64).sqrt() as usize;
+    let mut coarse = gather(
+        centers,
+        (0..n_coarse).map(|i| (i * centers.n_codes() / n_coarse) as u32),
+    );
+    let mut assigned = vec![
+        Nearest {
+            center: 0,
+            distance: 0
+        };
+        centers.n_codes()
+    ];
+    for _ in 0..4 {
+        kernel.nearest(centers, coarse.as_ref(), &mut assigned);
+        coarse = majorities(centers, &assigned, n_coarse);
+    }
+    let n_near = (4 * centers.n_codes().div_ceil(n_coarse)).min(centers.n_codes());
+    let mut distances = vec![0; centers.n_codes()];
+    let near = (0..n_coarse)
+        .map(|i| {
+            kernel.distances(centers, coarse.get(i).words(), &mut distances);
+            let mut idxs: Vec<u32> = (0..centers.n_codes() as u32).collect();
+            idxs.select_nth_unstable_by_key(n_near - 1, |&idx| (distances[idx as usize], idx));
+            idxs.truncate(n_near);
+            idxs.sort_unstable();
+            (gather(centers, idxs.iter().copied()), idxs)
+        })
+        .collect();
+    (coarse, near)
+}

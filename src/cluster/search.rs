@@ -1,0 +1,423 @@
+//! k-NN and range search over clusters, and when to leave the rest to another engine.
+//!
+//! A k-NN search reads the query's own cluster first. The k-th distance found there is an upper limit
+//! on the final one, so everything left to read is known exactly from the shells, and priced, before it
+//! is read. Clusters are taken in ascending order of the least distance they can hold.
+
+use std::ops::Range;
+
+use crate::cluster::{ClusterView, SECTION};
+use crate::code::{HashCode, RowOrder};
+use crate::engine::{Allowed, Engine, EngineKind, Membership, SearchStats, SegmentRows};
+use crate::error::{Error, Result};
+use crate::hamming::Kernel;
+use crate::plan;
+use crate::scan::LinearScan;
+use crate::topk::{Neighbor, TopK};
+
+/// Cluster-pruned search over one segment.
+///
+/// Exact: the same answers as [`LinearScan`], sooner where codes have clusters.
+#[derive(Clone, Copy, Debug)]
+pub struct ClusterSearch<'a> {
+    rows: &'a SegmentRows<'a>,
+    view: &'a ClusterView<'a>,
+    kernel: Kernel,
+    fallback: bool,
+}
+
+/// A shell of at least this many rows is read on its own: its rows ascend by document, so that once k
+/// of them are equally near, the rest need no look.
+const LARGE_SHELL: usize = 512;
+
+/// Rows wanted in the first reading of the query's own cluster, for each neighbor asked for.
+const FIRST_ROWS_PER_NEIGHBOR: usize = 16;
+const FIRST_ROWS_MIN: usize = 1024;
+
+/// Clusters read before the rest is priced, where the first alone leaves much to read.
+const SEED_CLUSTERS: usize = 8;
+
+/// "Much": this many times the least number of rows in the first reading.
+const MUCH_LEFT: usize = 8;
+
+/// What a k-NN search knows once it has read the query's own cluster, and what it has left to read.
+pub(crate) struct Seeded {
+    /// The query's distance to each centroid.
+    distances: Vec<u32>,
+    /// Clusters that hold nothing more.
+    seen: Vec<u32>,
+    /// Clusters with shells within the bound, in ascending order of the least distance they can hold.
+    clusters: Vec<u32>,
+    /// Rows in those shells.
+    n_rows: usize,
+}
+
+impl Seeded {
+    /// What is left to read: stretches of rows, and rows in them.
+    pub(crate) fn left(&self) -> (usize, usize) {
+        (self.clusters.len(), self.n_rows)
+    }
+}
+
+impl<'a> ClusterSearch<'a> {
+    /// Searches these rows through these clusters.
+    pub fn new(rows: &'a SegmentRows<'a>, view: &'a ClusterView<'a>) -> ClusterSearch<'a> {
+        ClusterSearch {
+            rows,
+            view,
+            kernel: Kernel::best(),
+            fallback: true,
+        }
+    }
+
+    /// Never leaves the rest to the linear scan, however much of it there is. For tests and measurements.
+    pub fn without_fallback(mut self) -> ClusterSearch<'a> {
+        self.fallback = false;
+        self
+    }
+
+    /// Uses this kernel instead of the best.
+    pub fn with_kernel(mut self, kernel: Kernel) -> ClusterSearch<'a> {
+        self.kernel = kernel;
+        self
+    }
+
+    fn check(&self, query: &HashCode) -> Result<()> {
+        self.rows.codes.code_len().check(query.code_len())?;
+        self.view.check(self.rows.codes)
+    }
+
+    fn centroid_distances(&self, query: &HashCode, stats: &mut SearchStats) -> Vec<u32> {
+        let mut distances = vec![0; self.view.n_clusters()];
+        self.kernel
+            .distances(self.view.centroids(), query.words(), &mut distances);
+        stats.centroids += distances.len() as u64;
+        distances
+    }
+
+    /// The rows of a cluster at these distances from its centroid.
+    #[inline]
+    fn shell_rows(&self, cluster: usize, nearest: u32, farthest: u32) -> Result<Range<usize>> {
+        let rows = self.view.rows(cluster, nearest, farthest)?;
+        if rows.end > self.rows.codes.n_codes() {
+            return Err(Error::corrupt(
+                SECTION,
+                format!(
+                    "cluster {cluster} has rows {rows:?} of {} codes",
+                    self.rows.codes.n_codes()
+                ),
+            ));
+        }
+        Ok(rows)
+    }
+
+    /// Fills `seeded` with the clusters that may hold codes within `bound`, nearest possible first.
+    fn find_left(&self, seeded: &mut Seeded, bound: u32) -> Result<()> {
+        // Few clusters are within the bound where clusters are any good, so a first pass without
+        // branches finds them.
+        let mut within: Vec<(u32, u32)> = Vec::new();
+        for (cluster, &distance) in seeded.distances.iter().enumerate() {
+            let (nearest, farthest) = self.view.extent(cluster);
+            let least = distance
+                .saturating_sub(farthest)
+                .max(nearest.saturating_sub(distance));
+            if least <= bound {
+                within.push((least, cluster as u32));
+            }
+        }
+        within.retain(|(_, cluster)| !seeded.seen.contains(cluster));
+        within.sort_unstable();
+        seeded.n_rows = 0;
+        seeded.clusters.clear();
+        for (_, cluster) in within {
+            let distance = seeded.distances[cluster as usize];
+            let (low, high) = (distance.saturating_sub(bound), distance + bound);
+            seeded.n_rows += self.shell_rows(cluster as usize, low, high)?.len();
+            seeded.clusters.push(cluster);
+        }
+        Ok(())
+    }
+
+    /// Hands `hit(distance, doc)` each row within the bound; it returns the bound for the rows to come.
+    fn read(
+        &self,
+        query: &HashCode,
+        rows: Range<usize>,
+        bound: u32,
+        stats: &mut SearchStats,
+        hit: &mut impl FnMut(u32, u32) -> Option<u32>,
+    ) -> Result<()> {
+        stats.cluster_codes += rows.len() as u64;
+        let mut damaged = false;
+        let mut sink = |row, distance| {
+            let Some(doc) = self.rows.doc_id(row) else {
+                damaged = true;
+                return None;
+            };
+            hit(distance, doc)
+        };
+        self.kernel
+            .scan(self.rows.codes, rows, query.words(), bound, &mut sink);
+        match damaged {
+            true => Err(RowOrder::damaged()),
+            false => Ok(()),
+        }
+    }
+
+    /// Offers `top` the rows of one cluster from one shell to another.
+    fn offer(
+        &self,
+        query: &HashCode,
+        cluster: usize,
+        shells: (u32, u32),
+        membership: &mut Membership<'_>,
+        top: &mut TopK,
+        stats: &mut SearchStats,
+    ) -> Result<()> {
+        let (first, last) = self.view.extent(cluster);
+        let (mut shell, last) = (shells.0.max(first), shells.1.min(last));
+        while shell <= last {
+            // Small shells are read together, a large one alone.
+            let mut rows = self.shell_rows(cluster, shell, shell)?;
+            let ascending = rows.len() >= LARGE_SHELL;
+            while !ascending && shell < last {
+                let next = self.shell_rows(cluster, shell + 1, shell + 1)?;
+                if next.len() >= LARGE_SHELL {
+                    break;
+                }
+                rows.end = next.end.max(rows.end);
+                shell += 1;
+            }
+            shell += 1;
+            let base = self.rows.address_base;
+            let Some(bound) = top.bound_from(base) else {
+                return Ok(());
+            };
+            let mut filtered_out = 0;
+            self.read(query, rows, bound, stats, &mut |distance, doc| {
+                let address = self.rows.address(doc);
+                match membership.contains(doc) {
+                    true => top.push(distance, address),
+                    false => filtered_out += 1,
+                }
+                top.bound_from(if ascending {
+                    address.saturating_add(1)
+                } else {
+                    base
+                })
+            })?;
+            stats.filtered_out += filtered_out;
+        }
+        Ok(())
+    }
+
+    /// Reads what one cluster can hold for `top`, from the shells the query lies among outwards.
+    fn offer_cluster(
+        &self,
+        query: &HashCode,
+        cluster: usize,
+        seeded: &mut Seeded,
+        membership: &mut Membership<'_>,
+        top: &mut TopK,
+        stats: &mut SearchStats,
+    ) -> Result<()> {
+        let distance = seeded.distances[cluster];
+        let (nearest, farthest) = self.view.extent(cluster);
+        let per_neighbor = top.k().saturating_mul(FIRST_ROWS_PER_NEIGHBOR);
+        let wanted = per_neighbor.max(FIRST_ROWS_MIN);
+        // The narrowest band of shells about the query's own distance with enough rows in it.
+        let mut reach = (nearest.saturating_sub(distance)).max(distance.saturating_sub(farthest));
+        let (mut low, mut high) = (distance.saturating_sub(reach), distance + reach);
+        while (low > nearest || high < farthest)
+            && self.shell_rows(cluster, low, high)?.len() < wanted
+        {
+            reach += 1;
+            (low, high) = (distance.saturating_sub(reach), distance + reach);
+        }
+        self.offer(query, cluster, (low, high), membership, top, stats)?;
+        // Then whatever else of it may hold a neighbor.
+        let limit = distance.saturating_sub(top.bound());
+        if low > nearest && limit < low {
+            self.offer(query, cluster, (limit, low - 1), membership, top, stats)?;
+        }
+        let limit = distance + top.bound();
+        if high < farthest && limit > high {
+            self.offer(query, cluster, (high + 1, limit), membership, top, stats)?;
+        }
+        seeded.seen.push(cluster as u32);
+        Ok(())
+    }
+
+    /// Reads the query's own cluster, and further near ones if that is not enough, and finds what is left.
+    pub(crate) fn seed(
+        &self,
+        query: &HashCode,
+        allowed: &Allowed<'_>,
+        top: &mut TopK,
+        stats: &mut SearchStats,
+    ) -> Result<Seeded> {
+        self.check(query)?;
+        let mut seeded = Seeded {
+            distances: self.centroid_distances(query, stats),
+            seen: Vec::new(),
+            clusters: Vec::new(),
+            n_rows: 0,
+        };
+        let mut membership = Membership::new(allowed);
+        let nearest = (0..)
+            .zip(&seeded.distances)
+            .min_by_key(|(_, distance)| **distance);
+        let own = nearest.map_or(0, |(cluster, _)| cluster);
+        self.offer_cluster(query, own, &mut seeded, &mut membership, top, stats)?;
+        if top.is_full() {
+            self.find_left(&mut seeded, top.bound())?;
+            if seeded.n_rows <= MUCH_LEFT * FIRST_ROWS_MIN {
+                return Ok(seeded);
+            }
+        }
+        // Clusters near the query, as many as should hold k neighbors several times over.
+        let mean_rows = self.rows.codes.n_codes() / self.view.n_clusters() + 1;
+        let n_near = SEED_CLUSTERS.max(top.k().saturating_mul(4) / mean_rows);
+        let n_near = n_near.min(self.view.n_clusters());
+        let mut by_distance: Vec<(u32, u32)> = seeded.distances.iter().copied().zip(0..).collect();
+        by_distance.select_nth_unstable(n_near - 1);
+        by_distance[..n_near].sort_unstable();
+        for (idx, &(_, cluster)) in by_distance[..n_near].iter().enumerate() {
+            let cluster = cluster as usize;
+            if cluster == own || (idx >= SEED_CLUSTERS && top.is_full()) {
+                continue;
+            }
+            self.offer_cluster(query, cluster, &mut seeded, &mut membership, top, stats)?;
+        }
+        self.find_left(&mut seeded, top.bound())?;
+        Ok(seeded)
+    }
+
+    /// Reads what is left, as far as the falling bound asks for it.
+    pub(crate) fn finish(
+        &self,
+        query: &HashCode,
+        allowed: &Allowed<'_>,
+        seeded: &Seeded,
+        top: &mut TopK,
+        stats: &mut SearchStats,
+    ) -> Result<()> {
+        let mut membership = Membership::new(allowed);
+        for (idx, &cluster) in seeded.clusters.iter().enumerate() {
+            if let Some(&next) = seeded.clusters.get(idx + PREFETCH_CLUSTERS) {
+                self.view.prefetch(next as usize);
+            }
+            let cluster = cluster as usize;
+            let distance = seeded.distances[cluster];
+            let bound = top.bound();
+            let shells = (distance.saturating_sub(bound), distance + bound);
+            self.offer(query, cluster, shells, &mut membership, top, stats)?;
+        }
+        Ok(())
+    }
+
+    /// The price of a range search, in ns, and the distances to the centroids.
+    pub(crate) fn price_range(
+        &self,
+        query: &HashCode,
+        radius: u32,
+        stats: &mut SearchStats,
+    ) -> Result<(f64, Seeded)> {
+        self.check(query)?;
+        let mut seeded = Seeded {
+            distances: self.centroid_distances(query, stats),
+            seen: Vec::new(),
+            clusters: Vec::new(),
+            n_rows: 0,
+        };
+        self.find_left(&mut seeded, radius)?;
+        let price = plan::stretches_ns(self.rows.codes, seeded.left());
+        Ok((price, seeded))
+    }
+
+    /// Range search of the clusters that [`price_range`](ClusterSearch::price_range) found.
+    pub(crate) fn read_range(
+        &self,
+        query: &HashCode,
+        radius: u32,
+        allowed: &Allowed<'_>,
+        seeded: &Seeded,
+        found: &mut Vec<Neighbor>,
+        stats: &mut SearchStats,
+    ) -> Result<()> {
+        let mut membership = Membership::new(allowed);
+        let start = found.len();
+        let mut filtered_out = 0;
+        for &cluster in &seeded.clusters {
+            let distance = seeded.distances[cluster as usize];
+            let (low, high) = (distance.saturating_sub(radius), distance + radius);
+            let rows = self.shell_rows(cluster as usize, low, high)?;
+            self.read(query, rows, radius, stats, &mut |distance, doc| {
+                if membership.contains(doc) {
+                    let address = self.rows.address(doc);
+                    found.push(Neighbor { distance, address });
+                } else {
+                    filtered_out += 1;
+                }
+                Some(radius)
+            })?;
+        }
+        stats.filtered_out += filtered_out;
+        found[start..].sort_unstable_by_key(|neighbor| neighbor.address);
+        Ok(())
+    }
+}
+
+/// How many clusters ahead the table of shells is asked for.
+const PREFETCH_CLUSTERS: usize = 8;
+
+impl Engine for ClusterSearch<'_> {
+    fn kind(&self) -> EngineKind {
+        EngineKind::Cluster
+    }
+
+    fn knn(
+        &self,
+        query: &HashCode,
+        allowed: &Allowed<'_>,
+        top: &mut TopK,
+        stats: &mut SearchStats,
+    ) -> Result<()> {
+        self.check(query)?;
+        if top.is_closed() || self.rows.codes.is_empty() {
+            stats.segments_cluster += 1;
+            return Ok(());
+        }
+        let seeded = self.seed(query, allowed, top, stats)?;
+        let left_ns = plan::stretches_ns(self.rows.codes, seeded.left());
+        if self.fallback && left_ns > plan::full_scan_ns(self.rows.codes) {
+            stats.fell_back += 1;
+            let held = self.rows.held_by(top);
+            return LinearScan::new(self.rows)
+                .with_kernel(self.kernel)
+                .knn_except(query, allowed, &held, top, stats);
+        }
+        stats.segments_cluster += 1;
+        self.finish(query, allowed, &seeded, top, stats)
+    }
+
+    fn range(
+        &self,
+        query: &HashCode,
+        radius: u32,
+        allowed: &Allowed<'_>,
+        found: &mut Vec<Neighbor>,
+        stats: &mut SearchStats,
+    ) -> Result<()> {
+        let radius = radius.min(query.code_len().bits() as u32);
+        let (price, seeded) = self.price_range(query, radius, stats)?;
+        if self.fallback && price > plan::full_scan_ns(self.rows.codes) {
+            stats.fell_back += 1;
+            return LinearScan::new(self.rows)
+                .with_kernel(self.kernel)
+                .range(query, radius, allowed, found, stats);
+        }
+        stats.segments_cluster += 1;
+        self.read_range(query, radius, allowed, &seeded, found, stats)
+    }
+}
