@@ -1,8 +1,10 @@
 //! What a scanned code and a multi-index search cost, on one thread and warm caches.
 //!
 //! Run with `cargo bench --bench hamming -- [codes]`; without a number, 10^6 codes. First the scan of
-//! every kernel at 64, 128 and 256 bits, k = 10: ns a code and GB/s, so that the distance from the memory's
-//! limit shows. Then k-NN and range search by multi-index hashing beside the linear scan of the same
+//! every kernel at 64, 128, 256 and 512 bits, k = 10: ns a code and GB/s, so that the distance from the
+//! memory's limit shows; beside it ns a code and query of a batch of 32 queries, whose answers are
+//! compared with the single ones. Then the nearest of 256 and of 4096 centers, ns a code and center,
+//! beside the distances of one query a center. Then k-NN and range search by multi-index hashing beside the linear scan of the same
 //! run, on uniform codes and on codes around 1000 centers with each bit flipped at 0.1; every answer is
 //! compared with the scan's. Last the constants of the planner, measured: a lookup, a candidate, a
 //! gathered row. Times are medians over queries, the best of a few passes.
@@ -13,13 +15,14 @@ use std::time::Instant;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tanhash::engine::{self, Allowed, Engine, EngineChoice, SearchStats, SegmentRows};
-use tanhash::hamming::Kernel;
+use tanhash::hamming::{Kernel, Nearest};
 use tanhash::mih::{MihParams, MihTable, MihView, MultiIndex};
 use tanhash::scan::LinearScan;
 use tanhash::topk::TopK;
 use tanhash::{CodeLen, Codes, HashCode};
 
 const PASSES: usize = 3;
+const BATCH: usize = 32;
 const CENTERS: usize = 1000;
 const FLIPS: f64 = 0.1;
 
@@ -60,28 +63,97 @@ fn median_ns(queries: &[HashCode], mut search: impl FnMut(&HashCode)) -> f64 {
 }
 
 fn bench_scan(n_codes: usize, rng: &mut ChaCha8Rng) {
-    println!("scan, k = 10, {n_codes} uniform codes");
-    for bits in [64, 128, 256] {
+    println!("scan, k = 10, {n_codes} uniform codes; batches of {BATCH} queries");
+    for bits in [64, 128, 256, 512] {
         let len = CodeLen::new(bits).expect("a legal length");
         let codes = uniform(len, n_codes, rng);
-        let queries: Vec<HashCode> = (0..15).map(|_| uniform(len, 1, rng).get(0)).collect();
+        let queries: Vec<HashCode> = (0..BATCH).map(|_| uniform(len, 1, rng).get(0)).collect();
         let rows = SegmentRows::of(codes.as_ref());
         for kernel in Kernel::available() {
             let scan = LinearScan::new(&rows).with_kernel(kernel);
-            let ns = median_ns(&queries, |query| {
+            let single = |query: &HashCode| {
                 let mut top = TopK::new(10, u32::MAX);
                 let mut stats = SearchStats::default();
                 scan.knn(query, &Allowed::All, &mut top, &mut stats)
                     .expect("one length");
-                black_box(top.into_sorted());
+                top.into_sorted()
+            };
+            let batch = || {
+                let mut tops = vec![TopK::new(10, u32::MAX); BATCH];
+                let mut stats = SearchStats::default();
+                scan.knn_batch(&queries, &Allowed::All, &mut tops, &mut stats)
+                    .expect("one length, one top a query");
+                tops.into_iter().map(TopK::into_sorted).collect::<Vec<_>>()
+            };
+            assert!(batch().into_iter().eq(queries.iter().map(single)));
+            let ns = median_ns(&queries[..15], |query| {
+                black_box(single(query));
+            });
+            let batch_ns = best_ns(|| {
+                black_box(batch());
             });
             println!(
-                "  {bits:4} bits  {:8}  {:6.3} ns/code  {:6.2} GB/s  {:7.1} us",
+                "  {bits:4} bits  {:8}  {:6.3} ns/code  {:6.2} GB/s  {:8.1} us   batch {:6.3} ns/code/query  {:4.1}x",
                 kernel.name(),
                 ns / n_codes as f64,
                 (n_codes * len.bytes()) as f64 / ns,
-                ns / 1e3
+                ns / 1e3,
+                batch_ns / (n_codes * BATCH) as f64,
+                ns * BATCH as f64 / batch_ns,
             );
+        }
+    }
+}
+
+/// The best of as many passes as a second holds, in ns: one pass is long enough to be interrupted.
+fn best_ns(mut pass: impl FnMut()) -> f64 {
+    let (mut best, begun) = (f64::INFINITY, Instant::now());
+    for n_passes in 0.. {
+        let start = Instant::now();
+        pass();
+        best = best.min(start.elapsed().as_secs_f64() * 1e9);
+        if n_passes >= PASSES && begun.elapsed().as_secs_f64() > 1.0 {
+            break;
+        }
+    }
+    best
+}
+
+fn bench_nearest(rng: &mut ChaCha8Rng) {
+    const CODES: usize = 1 << 13;
+    println!("nearest center, {CODES} uniform codes, ns a code and center");
+    for bits in [64, 128, 256, 512, 1024] {
+        let len = CodeLen::new(bits).expect("a legal length");
+        let codes = uniform(len, CODES, rng);
+        for n_centers in [256, 4096] {
+            let centers = uniform(len, n_centers, rng);
+            let centers_alone: Vec<HashCode> = (0..n_centers).map(|row| centers.get(row)).collect();
+            for kernel in Kernel::available() {
+                // A pass of distances a center, as before there was a loop for it.
+                let mut by_distances = vec![Nearest::default(); CODES];
+                let mut distances = vec![0; CODES];
+                let distances_ns = best_ns(|| {
+                    for (center, words) in (0..).zip(&centers_alone) {
+                        kernel.distances(codes.as_ref(), words.words(), &mut distances);
+                        for (nearest, &distance) in by_distances.iter_mut().zip(&distances) {
+                            if center == 0 || distance < nearest.distance {
+                                *nearest = Nearest { center, distance };
+                            }
+                        }
+                    }
+                });
+                let mut nearest = vec![Nearest::default(); CODES];
+                let ns = best_ns(|| kernel.nearest(codes.as_ref(), centers.as_ref(), &mut nearest));
+                assert!(nearest == by_distances);
+                let n_pairs = (CODES * n_centers) as f64;
+                println!(
+                    "  {bits:4} bits  {n_centers:4} centers  {:8}  {:6.3}  by distances {:6.3}  {:4.1}x",
+                    kernel.name(),
+                    ns / n_pairs,
+                    distances_ns / n_pairs,
+                    distances_ns / ns,
+                );
+            }
         }
     }
 }
@@ -217,6 +289,7 @@ fn main() {
         Kernel::best()
     );
     bench_scan(n_codes, &mut rng);
+    bench_nearest(&mut rng);
     for bits in [64, 256] {
         let len = CodeLen::new(bits).expect("a legal length");
         let codes = uniform(len, n_codes, &mut rng);

@@ -26,6 +26,11 @@ pub(crate) fn permutation(n: usize, seed: u64, stream: u64) -> Vec<u32> {
     order
 }
 
+/// A number from 0 to 1, 1 excluded.
+pub(crate) fn uniform(seed: u64, stream: u64) -> f64 {
+    (generator(seed, stream).next_u64() >> 11) as f64 / (1u64 << 53) as f64
+}
+
 /// A random sample of `size` numbers below `n`, ascending: one from each of `size` equal stretches.
 /// All numbers if `size` is not less than `n`.
 pub(crate) fn sample(n: usize, size: usize, seed: u64, stream: u64) -> Vec<u32> {

@@ -132,7 +132,7 @@ impl<'a> TopR<'a> {
         let candidates = (n_near < distances.len() / 10).then(|| {
             let mut rows = Vec::with_capacity(n_near);
             for (distance, row) in distances.iter().zip(0..) {
-                if usize::from(*distance) < starts.len() {
+                if (*distance as usize) < starts.len() {
                     rows.push(row);
                 }
             }
@@ -161,7 +161,7 @@ impl<'a> TopR<'a> {
         let distances = self.scratch.rows();
         let mut relevant = vec![false; self.r];
         for (&row, &item) in order.rows.iter().zip(&order.labels) {
-            let distance = usize::from(distances[row as usize]);
+            let distance = distances[row as usize] as usize;
             if let Some(position) = next.get_mut(distance) {
                 if let Some(slot) = relevant.get_mut(*position) {
                     *slot = item == self.label;

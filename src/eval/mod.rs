@@ -18,8 +18,9 @@ use serde::{Serialize, Serializer};
 
 pub use curves::{AtK, WithinRadius};
 
-use crate::code::{BLOCK_ROWS, Codes, CodesRef};
+use crate::code::{Codes, CodesRef};
 use crate::error::{Error, Result};
+use crate::hamming::Kernel;
 use crate::random;
 
 /// R of mAP@R: how much of the ranking counts.
@@ -280,9 +281,8 @@ const QUERIES_IN_CHUNK: usize = 32;
 /// Distances from one query to the whole database, and how many items, and how many relevant ones,
 /// there are at each distance.
 struct Scratch {
-    /// One a row, and as many more as fill the last block.
-    distances: Vec<u16>,
-    n_database: usize,
+    /// One a row.
+    distances: Vec<u32>,
     /// `bits + 1` counts.
     all: Vec<u32>,
     relevant: Vec<u32>,
@@ -292,15 +292,14 @@ impl Scratch {
     fn new(database: &CodesRef<'_>) -> Scratch {
         let bits = database.code_len().bits();
         Scratch {
-            distances: vec![0; database.n_codes().next_multiple_of(BLOCK_ROWS)],
-            n_database: database.n_codes(),
+            distances: vec![0; database.n_codes()],
             all: vec![0; bits + 1],
             relevant: vec![0; bits + 1],
         }
     }
 
-    fn rows(&self) -> &[u16] {
-        &self.distances[..self.n_database]
+    fn rows(&self) -> &[u32] {
+        &self.distances
     }
 
     fn measure(
@@ -311,54 +310,20 @@ impl Scratch {
         row: usize,
         label: u32,
     ) {
-        distances(database, query.get(row).words(), &mut self.distances);
+        Kernel::best().distances(*database, query.get(row).words(), &mut self.distances);
         // Both counts in one u64, and neighbouring rows in tables of their own: equal distances in a row
         // are common in learned codes, and would each wait for the count before.
         let mut counts = vec![[0u64; 4]; self.all.len()];
-        let rows = self.distances[..self.n_database].chunks(4);
+        let rows = self.distances.chunks(4);
         for (distances, labels) in rows.zip(database_labels.chunks(4)) {
             for (lane, (&distance, &item)) in distances.iter().zip(labels).enumerate() {
-                counts[usize::from(distance)][lane] += 1 + (u64::from(item == label) << 32);
+                counts[distance as usize][lane] += 1 + (u64::from(item == label) << 32);
             }
         }
         for (distance, lanes) in counts.iter().enumerate() {
             let sum: u64 = lanes.iter().sum();
             self.all[distance] = sum as u32;
             self.relevant[distance] = (sum >> 32) as u32;
-        }
-    }
-}
-
-/// Distances from `query` to every row, in row order; padding rows of the last block come along.
-/// Contract: `out` has a number for every row of every block.
-fn distances(codes: &CodesRef<'_>, query: &[u64], out: &mut [u16]) {
-    match query.len() {
-        1 => distances_of::<1>(codes.blocks(), query, out),
-        2 => distances_of::<2>(codes.blocks(), query, out),
-        3 => distances_of::<3>(codes.blocks(), query, out),
-        4 => distances_of::<4>(codes.blocks(), query, out),
-        8 => distances_of::<8>(codes.blocks(), query, out),
-        16 => distances_of::<16>(codes.blocks(), query, out),
-        _ => {
-            for (row, out) in out.iter_mut().take(codes.n_codes()).enumerate() {
-                *out = codes.distance(row, query) as u16;
-            }
-        }
-    }
-}
-
-fn distances_of<const WORDS: usize>(blocks: &[u64], query: &[u64], out: &mut [u16]) {
-    let query: &[u64; WORDS] = query.try_into().expect("as many words as the width says");
-    let blocks = blocks.as_chunks::<BLOCK_ROWS>().0.chunks_exact(WORDS);
-    for (block, out) in blocks.zip(out.as_chunks_mut::<BLOCK_ROWS>().0) {
-        let mut sums = [0u64; BLOCK_ROWS];
-        for (rows, word) in block.iter().zip(query) {
-            for (sum, row) in sums.iter_mut().zip(rows) {
-                *sum += u64::from((row ^ word).count_ones());
-            }
-        }
-        for (out, sum) in out.iter_mut().zip(sums) {
-            *out = sum as u16;
         }
     }
 }

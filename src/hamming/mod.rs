@@ -550,7 +550,9 @@ macro_rules! loops {
             match words {
                 1 => scan::<_, 1, $queries, S>(lanes, blocks, rows, words, queries, bounds, sink),
                 2 => scan::<_, 2, $queries, S>(lanes, blocks, rows, words, queries, bounds, sink),
+                3 => scan::<_, 3, $queries, S>(lanes, blocks, rows, words, queries, bounds, sink),
                 4 => scan::<_, 4, $queries, S>(lanes, blocks, rows, words, queries, bounds, sink),
+                8 => scan::<_, 8, $queries, S>(lanes, blocks, rows, words, queries, bounds, sink),
                 _ => scan::<_, 0, $queries, S>(lanes, blocks, rows, words, queries, bounds, sink),
             }
         }
@@ -561,7 +563,9 @@ macro_rules! loops {
             match query.len() {
                 1 => all_distances::<_, 1>(lanes, blocks, query, out),
                 2 => all_distances::<_, 2>(lanes, blocks, query, out),
+                3 => all_distances::<_, 3>(lanes, blocks, query, out),
                 4 => all_distances::<_, 4>(lanes, blocks, query, out),
+                8 => all_distances::<_, 8>(lanes, blocks, query, out),
                 _ => all_distances::<_, 0>(lanes, blocks, query, out),
             }
         }
@@ -590,7 +594,10 @@ macro_rules! loops {
             match words {
                 1 => nearest_centers::<_, 1, 8>(lanes, blocks, centers, n_centers, words, out),
                 2 => nearest_centers::<_, 2, 8>(lanes, blocks, centers, n_centers, words, out),
+                3 => nearest_centers::<_, 3, 4>(lanes, blocks, centers, n_centers, words, out),
                 4 => nearest_centers::<_, 4, 4>(lanes, blocks, centers, n_centers, words, out),
+                8 => nearest_centers::<_, 8, 4>(lanes, blocks, centers, n_centers, words, out),
+                16 => nearest_centers::<_, 16, 4>(lanes, blocks, centers, n_centers, words, out),
                 _ => nearest_centers::<_, 0, 4>(lanes, blocks, centers, n_centers, words, out),
             }
         }
