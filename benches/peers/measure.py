@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import report
@@ -21,6 +22,7 @@ from cases import (
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent.parent
+MOST_TIMES_ROUNDS = 5
 
 
 def arguments():
@@ -29,7 +31,8 @@ def arguments():
     parser.add_argument("--sizes", default="1e6", help="numbers of codes, such as 1e6,1e7 (default 1e6)")
     parser.add_argument("--cases", default="", help="only these: rows (1,2,14), builds, filters, depth, segments, growth, recall")
     parser.add_argument("--skip", default="", help="all but these")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="turns of everybody, at the least")
+    parser.add_argument("--seconds", type=float, default=4, help="more rounds until this time, five times as many at the most")
     parser.add_argument("--engines", default="scan,mih,cluster", help="shown beside auto, as far as tanhash has them")
     parser.add_argument("--grow-to", default="", help="largest size of the growth curves (default: the largest of --sizes)")
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
@@ -244,8 +247,11 @@ class Lab:
     def rounds(self, turns):
         """Everybody once a round, each round beginning with the next; ms of every round by name."""
         names, times = list(turns), {name: [] for name in turns}
-        for number in range(self.args.rounds):
-            shift = number % len(names)
+        started, number = time.monotonic(), 0
+        while number < self.args.rounds or (
+            number < MOST_TIMES_ROUNDS * self.args.rounds and time.monotonic() - started < self.args.seconds
+        ):
+            shift, number = number % len(names), number + 1
             for name in names[shift:] + names[:shift]:
                 times[name].append(turns[name]()["ms_mean"])
         return times
@@ -435,7 +441,7 @@ def about(args, engines):
     for name in ("cases", "skip", "grow_to", "bench_args"):
         if getattr(args, name):
             words += ["--" + name.replace("_", "-"), getattr(args, name)]
-    words += ["--rounds", str(args.rounds), "--core", str(args.core)]
+    words += ["--rounds", str(args.rounds), "--seconds", f"{args.seconds:g}", "--core", str(args.core)]
     return dict(
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         commit=shell("git", "rev-parse", "HEAD"),

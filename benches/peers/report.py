@@ -149,7 +149,7 @@ def markdown(lines):
     if "row" in of:
         out += ["\n## Against the peers\n"]
         out += [
-            f"Medians of {run['rounds']} rounds, a query each; the peer's time is one call a query [all queries in one call]."
+            f"Medians of at least {run['rounds']} rounds, a query each; the peer's time is one call a query [all queries in one call]."
             " The ratio is taken round by round, against the call of all queries where one call takes less than 50 us and"
             " where the case is about batches or tables of FAISS. A verdict in parentheses: the bound is stated for another"
             " size.\n"
