@@ -508,7 +508,7 @@ def main():
         report.write(record.lines, args.out)
     print((args.out / "table.md").read_text())
     if lab.mismatches:
-        raise SystemExit(f"{lab.mismatches} answers of tanhash are not those of FAISS Flat")
+        raise SystemExit(f"{lab.mismatches} cases in which answers of tanhash are not those of FAISS Flat")
 
 
 if __name__ == "__main__":
