@@ -144,7 +144,7 @@ fn bench_measures_a_kept_index_again() {
     for key in ["n", "build_s", "index_bytes", "segments", "bits"] {
         assert_eq!(opened[0][key], built[0][key], "{key}");
     }
-    refuse(&open("72"), "--bits 64 as built");
+    refuse(&open("128"), "--bits 64 as built");
     refuse(
         &[&open("64")[..], &["--filter-share", "0.25"]].concat(),
         "[0.5]",
