@@ -7,7 +7,7 @@ FULL := --features cli,torch
 DEMO_OUT ?= .data/demo
 DATA_ARGS := $(if $(DATA),--data $(DATA))
 
-.PHONY: demo test test-pure lint bench libtorch build gpu-check clean
+.PHONY: demo test test-pure lint bench bench-peers libtorch build gpu-check clean
 .DEFAULT_GOAL := build
 
 ## build: the program, with everything in it
@@ -43,6 +43,10 @@ lint: libtorch
 bench:
 	$(CARGO) bench --bench hamming
 	$(CARGO) bench --bench eval
+
+## bench-peers: tanhash side by side with FAISS, mih-rs, usearch and sqlite-vec, in turns
+bench-peers:
+	CARGO="$(CARGO)" python3 benches/peers/run.py --out $(or $(OUT),.data/peers/out) --sizes $(or $(SIZES),1e6) $(PEERS_ARGS)
 
 ## gpu-check: correctness and throughput on a GPU; says so and passes where there is none
 gpu-check: libtorch

@@ -101,6 +101,57 @@ fn allowed(row: u64, multiplier: u64, share: f64) -> bool {
 }
 
 #[test]
+fn bench_measures_a_kept_index_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let (codes, index) = (at("codes.bin"), at("index"));
+    std::fs::write(&codes, packed(&mut seeded("bench_open", 7), 500, 8)).unwrap();
+    std::fs::create_dir(&index).unwrap();
+    let (codes, index) = (text(&codes), text(&index));
+    let build = [
+        "bench",
+        "--codes",
+        codes,
+        "--queries",
+        codes,
+        "--bits",
+        "64",
+        "--k",
+        "3",
+    ];
+    let built = json_lines(&succeed(
+        &[
+            &build[..],
+            &["--engine", "auto", "--filter-share", "0.5", "--keep", index],
+        ]
+        .concat(),
+    ));
+    let open = |bits: &'static str| {
+        let args = [
+            "bench",
+            "--open",
+            index,
+            "--queries",
+            codes,
+            "--bits",
+            bits,
+            "--k",
+            "3",
+        ];
+        [&args[..], &["--engine", "auto"]].concat()
+    };
+    let opened = json_lines(&succeed(&open("64")));
+    for key in ["n", "build_s", "index_bytes", "segments", "bits"] {
+        assert_eq!(opened[0][key], built[0][key], "{key}");
+    }
+    refuse(&open("128"), "--bits 64 as built");
+    refuse(
+        &[&open("64")[..], &["--filter-share", "0.25"]].concat(),
+        "[0.5]",
+    );
+}
+
+#[test]
 fn bench_answers_equal_a_brute_force() {
     let mut rng = seeded("bench_answers", 31);
     for (bits, n, segments) in [

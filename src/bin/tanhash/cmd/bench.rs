@@ -1,7 +1,7 @@
 //! `tanhash bench`: a real index on disk, opened memory-mapped, queried through the public query API.
 //!
 //! One JSON line on stdout for each operation and engine. The index lives in a temporary directory unless
-//! `--keep` names one. Nothing here knows how engines work; it times `KnnQuery::search` and
+//! `--keep` names one, which a later run measures again with `--open`. Nothing here knows how engines work; it times `KnnQuery::search` and
 //! `HammingQuery::search`, filter evaluation included.
 
 use std::fs::File;
@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tanhash::engine::{EngineChoice, SearchStats};
 use tanhash::plugin::{
@@ -32,8 +32,8 @@ use crate::output;
 #[derive(clap::Args)]
 pub struct Args {
     /// Codes to index: packed rows of bits/8 bytes, as a FAISS uint8 matrix
-    #[arg(long)]
-    codes: PathBuf,
+    #[arg(long, required_unless_present = "open")]
+    codes: Option<PathBuf>,
     /// Codes to search for, in the same form
     #[arg(long)]
     queries: PathBuf,
@@ -77,7 +77,21 @@ pub struct Args {
     /// Keep the index in this directory, which must not hold one
     #[arg(long)]
     keep: Option<PathBuf>,
+    /// Measure the index that --keep left in this directory instead of building one
+    #[arg(long, conflicts_with_all = ["codes", "keep", "segments", "delete_share"])]
+    open: Option<PathBuf>,
 }
+
+/// What `--open` cannot read off the index itself, left beside it by `--keep`.
+#[derive(Serialize, Deserialize)]
+struct Built {
+    build_s: f64,
+    n: usize,
+    filter_share: Vec<f64>,
+    delete_share: Option<f64>,
+}
+
+const BUILT_FILE: &str = "bench.json";
 
 /// The bench's own index: a code, the row it came from, and which filters allow it.
 struct Bench {
@@ -139,7 +153,6 @@ pub fn run(args: Args) -> Result<()> {
             args.bits
         );
     }
-    let codes = read_codes(&args.codes, len)?;
     let queries = read_codes(&args.queries, len)?;
     let n_queries = args
         .max_queries
@@ -153,15 +166,15 @@ pub fn run(args: Args) -> Result<()> {
     let queries: Vec<HashCode> = (0..n_queries).map(|row| queries.get(row)).collect();
 
     let temporary = tempfile::tempdir()?;
-    let dir = args.keep.as_deref().unwrap_or(temporary.path());
-    let started = Instant::now();
-    build(&args, &codes, dir)?;
-    let build_s = started.elapsed().as_secs_f64();
-    let n = codes.n_codes();
-    drop(codes);
+    let dir = args.open.as_ref().or(args.keep.as_ref());
+    let dir = dir.map_or(temporary.path(), PathBuf::as_path);
+    let built = match &args.codes {
+        Some(codes) => build_from(&args, codes, len, dir)?,
+        None => read_built(&args, dir)?,
+    };
 
     let started = Instant::now();
-    let bench = Bench::open(dir)?;
+    let bench = Bench::open(dir, len)?;
     let open_ms = started.elapsed().as_secs_f64() * 1e3;
     let index_bytes = index_bytes(dir)?;
     let pool = rayon::ThreadPoolBuilder::new()
@@ -218,13 +231,13 @@ pub fn run(args: Args) -> Result<()> {
                 };
                 let quantile = |q: f64| times[((times.len() - 1) as f64 * q).round() as usize];
                 output::json(&json!({
-                    "op": name, "k": k, "radius": radius, "engine": engine.to_string(), "n": n,
+                    "op": name, "k": k, "radius": radius, "engine": engine.to_string(), "n": built.n,
                     "bits": args.bits, "queries": n_queries, "threads": args.threads, "batch": args.batch,
-                    "filter_share": share, "delete_share": args.delete_share,
+                    "filter_share": share, "delete_share": built.delete_share,
                     "segments": bench.searcher.segment_readers().len(),
                     "ms_mean": total_ms / n_queries as f64,
                     "ms_p50": quantile(0.5), "ms_p99": quantile(0.99),
-                    "build_s": build_s, "open_ms": open_ms, "index_bytes": index_bytes,
+                    "build_s": built.build_s, "open_ms": open_ms, "index_bytes": index_bytes,
                     "exact": stats.exact, "stats": stats,
                 }))?;
                 if let Some(out) = &mut answers {
@@ -285,6 +298,37 @@ fn share_term(field: Field, share: f64) -> Term {
 const DELETED: &str = "deleted";
 /// Documents handed to the writer in one call.
 const CHUNK_ROWS: usize = 10_000;
+
+fn build_from(args: &Args, codes: &Path, len: CodeLen, dir: &Path) -> Result<Built> {
+    let codes = read_codes(codes, len)?;
+    let started = Instant::now();
+    build(args, &codes, dir)?;
+    let built = Built {
+        build_s: started.elapsed().as_secs_f64(),
+        n: codes.n_codes(),
+        filter_share: args.filter_share.clone(),
+        delete_share: args.delete_share,
+    };
+    std::fs::write(dir.join(BUILT_FILE), serde_json::to_vec(&built)?)?;
+    Ok(built)
+}
+
+fn read_built(args: &Args, dir: &Path) -> Result<Built> {
+    let path = dir.join(BUILT_FILE);
+    let bytes = std::fs::read(&path)
+        .with_context(|| format!("{}: expected what --keep leaves there", path.display()))?;
+    let built: Built =
+        serde_json::from_slice(&bytes).with_context(|| path.display().to_string())?;
+    for share in &args.filter_share {
+        ensure!(
+            built.filter_share.contains(share),
+            "{}: expected --filter-share as built, {:?}, got {share}",
+            dir.display(),
+            built.filter_share
+        );
+    }
+    Ok(built)
+}
 
 fn build(args: &Args, codes: &Codes, dir: &Path) -> Result<()> {
     let mut builder = Schema::builder();
@@ -349,10 +393,19 @@ fn build(args: &Args, codes: &Codes, dir: &Path) -> Result<()> {
 }
 
 impl Bench {
-    fn open(dir: &Path) -> Result<Bench> {
+    fn open(dir: &Path, len: CodeLen) -> Result<Bench> {
         let index = HashIndex::open_in_dir(dir, HashPlugin::new())?;
         let searcher = index.searcher()?;
         let (code, allowed) = (index.field("code")?, index.field("allowed")?);
+        let bits = HashFieldOptions::of(searcher.schema(), code)?
+            .code_len()?
+            .bits();
+        ensure!(
+            bits == len.bits(),
+            "{}: expected --bits {bits} as built, got {}",
+            dir.display(),
+            len.bits()
+        );
         index.columns(&searcher)?;
         let rows = searcher
             .segment_readers()
