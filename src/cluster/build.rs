@@ -1,15 +1,16 @@
-//! Clusters from codes: k-majority, which is k-means for bits, with two-level assignment.
+//! Clusters from codes: k-majority, which is k-means for bits.
 //!
-//! Centroids are learned from a sample. A code is assigned through a coarse level: the coarse center
-//! nearest to it names the centroids it is compared with, about four times the square root of all. That
-//! may miss the nearest centroid, which costs a little time in searches and nothing else. The number of
+//! Centroids are learned from a sample, then every code goes to its nearest. A code that a coarser
+//! assignment put elsewhere would lie in a far shell of a strange cluster, where nearly every search
+//! would meet it: with two levels of centers a fifth of the codes did, and searches read six times as
+//! much. So each code is compared with each centroid, which the kernel makes cheap enough. The number of
 //! clusters grows with the square root of the codes, where the distances to all centroids and the codes
 //! of one cluster take about equally long.
 
 use std::ops::Deref;
 
 use crate::cluster::ClusterView;
-use crate::code::{BLOCK_ROWS, CodeLen, Codes, CodesRef};
+use crate::code::{CodeLen, Codes, CodesRef};
 use crate::error::{ErrorKind, Result};
 use crate::hamming::{Kernel, Nearest};
 use crate::random;
@@ -370,88 +371,13 @@ impl BitCounter {
     }
 }
 
-/// With fewer centers than this every code is compared with every center.
-const TWO_LEVELS_FROM: usize = 256;
-
-/// Codes grouped at a time, so that the groups need little memory beside the codes.
-const ASSIGN_ROWS: usize = 1 << 20;
-
-/// A center near each code: the nearest among those near the code's coarse center.
+/// The center nearest to each code.
 fn assign(codes: CodesRef<'_>, centers: CodesRef<'_>) -> Vec<Nearest> {
-    let kernel = Kernel::best();
     let none = Nearest {
         center: 0,
         distance: 0,
     };
     let mut assigned = vec![none; codes.n_codes()];
-    if centers.n_codes() < TWO_LEVELS_FROM {
-        kernel.nearest(codes, centers, &mut assigned);
-        return assigned;
-    }
-    let (coarse, near) = coarse_level(kernel, centers);
-    let len = codes.code_len();
-    let block_words = BLOCK_ROWS * len.words();
-    let mut groups: Vec<(Codes, Vec<u32>)> = (0..coarse.n_codes())
-        .map(|_| (Codes::new(len), Vec::new()))
-        .collect();
-    let mut nearest = vec![none; ASSIGN_ROWS.min(codes.n_codes())];
-    for first in (0..codes.n_codes()).step_by(ASSIGN_ROWS) {
-        let n_rows = ASSIGN_ROWS.min(codes.n_codes() - first);
-        let blocks = first / BLOCK_ROWS * block_words;
-        let blocks = &codes.blocks()[blocks..blocks + n_rows.div_ceil(BLOCK_ROWS) * block_words];
-        let part = CodesRef::from_blocks(len, n_rows, blocks).expect("whole blocks of the codes");
-        let nearest = &mut nearest[..n_rows];
-        kernel.nearest(part, coarse.as_ref(), nearest);
-        for (row, nearest) in nearest.iter().enumerate() {
-            let (group, rows) = &mut groups[nearest.center as usize];
-            group.push_row(&part, row);
-            rows.push((first + row) as u32);
-        }
-        for ((group, rows), (near_centers, near_idxs)) in groups.iter_mut().zip(&near) {
-            let nearest = &mut nearest[..rows.len()];
-            kernel.nearest(group.as_ref(), near_centers.as_ref(), nearest);
-            for (&row, nearest) in rows.iter().zip(&*nearest) {
-                assigned[row as usize] = Nearest {
-                    center: near_idxs[nearest.center as usize],
-                    distance: nearest.distance,
-                };
-            }
-            group.clear();
-            rows.clear();
-        }
-    }
+    Kernel::best().nearest(codes, centers, &mut assigned);
     assigned
-}
-
-/// Coarse centers, and for each the centers near it with their numbers.
-fn coarse_level(kernel: Kernel, centers: CodesRef<'_>) -> (Codes, Vec<(Codes, Vec<u32>)>) {
-    let n_coarse = (centers.n_codes() as f64).sqrt() as usize;
-    let mut coarse = gather(
-        centers,
-        (0..n_coarse).map(|i| (i * centers.n_codes() / n_coarse) as u32),
-    );
-    let mut assigned = vec![
-        Nearest {
-            center: 0,
-            distance: 0
-        };
-        centers.n_codes()
-    ];
-    for _ in 0..4 {
-        kernel.nearest(centers, coarse.as_ref(), &mut assigned);
-        coarse = majorities(centers, &assigned, n_coarse);
-    }
-    let n_near = (4 * centers.n_codes().div_ceil(n_coarse)).min(centers.n_codes());
-    let mut distances = vec![0; centers.n_codes()];
-    let near = (0..n_coarse)
-        .map(|i| {
-            kernel.distances(centers, coarse.get(i).words(), &mut distances);
-            let mut idxs: Vec<u32> = (0..centers.n_codes() as u32).collect();
-            idxs.select_nth_unstable_by_key(n_near - 1, |&idx| (distances[idx as usize], idx));
-            idxs.truncate(n_near);
-            idxs.sort_unstable();
-            (gather(centers, idxs.iter().copied()), idxs)
-        })
-        .collect();
-    (coarse, near)
 }
