@@ -221,7 +221,10 @@ fn learn(
         .into());
     }
     let sample = sample(codes, params.sample_size, params.seed, 0);
-    let n_clusters = params.n_clusters.clamp(1, CLUSTERS_MAX).min(sample.n_codes());
+    let n_clusters = params
+        .n_clusters
+        .clamp(1, CLUSTERS_MAX)
+        .min(sample.n_codes());
     let mut centroids = Codes::new(codes.code_len());
     if sample.is_empty() {
         return Ok(centroids);

@@ -38,7 +38,7 @@ const FIRST_ROWS_MIN: usize = 1024;
 const SEED_CLUSTERS: usize = 8;
 
 /// "Much": this many times the least number of rows in the first reading.
-const MUCH_LEFT: usize = 8;
+const MUCH_LEFT: usize = 24;
 
 /// What a k-NN search knows once it has read the query's own cluster, and what it has left to read.
 pub(crate) struct Seeded {
@@ -113,17 +113,14 @@ impl<'a> ClusterSearch<'a> {
 
     /// Fills `seeded` with the clusters that may hold codes within `bound`, nearest possible first.
     fn find_left(&self, seeded: &mut Seeded, bound: u32) -> Result<()> {
-        // Few clusters are within the bound where clusters are any good, so a first pass without
-        // branches finds them.
         let mut within: Vec<(u32, u32)> = Vec::new();
-        for (cluster, &distance) in seeded.distances.iter().enumerate() {
+        for cluster in self.view.within(&seeded.distances, bound) {
+            let distance = seeded.distances[cluster];
             let (nearest, farthest) = self.view.extent(cluster);
             let least = distance
                 .saturating_sub(farthest)
                 .max(nearest.saturating_sub(distance));
-            if least <= bound {
-                within.push((least, cluster as u32));
-            }
+            within.push((least, cluster as u32));
         }
         within.retain(|(_, cluster)| !seeded.seen.contains(cluster));
         within.sort_unstable();
@@ -264,10 +261,7 @@ impl<'a> ClusterSearch<'a> {
             n_rows: 0,
         };
         let mut membership = Membership::new(allowed);
-        let nearest = (0..)
-            .zip(&seeded.distances)
-            .min_by_key(|(_, distance)| **distance);
-        let own = nearest.map_or(0, |(cluster, _)| cluster);
+        let own = nearest_of(&seeded.distances);
         self.offer_cluster(query, own, &mut seeded, &mut membership, top, stats)?;
         if top.is_full() {
             self.find_left(&mut seeded, top.bound())?;
@@ -366,6 +360,15 @@ impl<'a> ClusterSearch<'a> {
         found[start..].sort_unstable_by_key(|neighbor| neighbor.address);
         Ok(())
     }
+}
+
+/// The place of the smallest distance, the first of equal ones.
+fn nearest_of(distances: &[u32]) -> usize {
+    // A minimum and then its place: two loops that need no branch an element.
+    let nearest = distances.iter().copied().min();
+    nearest
+        .and_then(|nearest| distances.iter().position(|&distance| distance == nearest))
+        .unwrap_or(0)
 }
 
 /// How many clusters ahead the table of shells is asked for.
