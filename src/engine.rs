@@ -77,6 +77,16 @@ pub enum Allowed<'a> {
     Where(&'a (dyn Fn(u32) -> bool + Sync)),
     /// These doc ids. Contract: strictly ascending. Documents without a code are passed over.
     Listed(&'a [u32]),
+    /// Those whose bit is set: bit `doc % 64` of word `doc / 64`. Documents past the last word are not.
+    Set(&'a [u64]),
+}
+
+/// Whether a document's bit is set.
+#[inline]
+pub(crate) fn in_set(words: &[u64], doc: u32) -> bool {
+    words
+        .get(doc as usize / 64)
+        .is_some_and(|word| word >> (doc % 64) & 1 != 0)
 }
 
 impl fmt::Debug for Allowed<'_> {
@@ -85,6 +95,10 @@ impl fmt::Debug for Allowed<'_> {
             Allowed::All => f.write_str("All"),
             Allowed::Where(_) => f.write_str("Where(..)"),
             Allowed::Listed(docs) => write!(f, "Listed({} docs)", docs.len()),
+            Allowed::Set(words) => {
+                let n_docs: u32 = words.iter().map(|word| word.count_ones()).sum();
+                write!(f, "Set({n_docs} docs)")
+            }
         }
     }
 }
@@ -111,6 +125,7 @@ impl<'a> Membership<'a> {
             Allowed::All => true,
             Allowed::Where(is_allowed) => is_allowed(doc),
             Allowed::Listed(docs) => self.seek(docs, doc),
+            Allowed::Set(words) => in_set(words, doc),
         }
     }
 
@@ -157,6 +172,12 @@ impl SegmentRows<'_> {
             Some(doc_ids) => doc_ids[row],
             None => row as u32,
         }
+    }
+
+    /// True if row and doc id are the same number, so that a set of documents is a set of rows.
+    #[inline]
+    pub(crate) fn rows_are_docs(&self) -> bool {
+        self.doc_ids.is_none()
     }
 
     /// The address of a document.

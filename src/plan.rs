@@ -39,6 +39,12 @@ const LOOKUP_NS: f64 = 13.0;
 const CANDIDATE_NS: f64 = 14.0;
 const CANDIDATE_NS_PER_WORD: f64 = 1.0;
 
+/// One match read out of a filter's scorer, where it is a single term's.
+const MATCH_NS: f64 = 2.2;
+
+/// One near row that a filter's scorer is asked about: its place in a longer list, and the seek.
+const ASK_NS: f64 = 120.0;
+
 /// What the planner expects, in ns.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Costs {
@@ -75,6 +81,31 @@ pub(crate) fn full_scan_ns(codes: CodesRef<'_>) -> f64 {
 pub(crate) fn gather_ns(codes: CodesRef<'_>, n_rows: usize) -> f64 {
     let row_ns = GATHER_NS + GATHER_NS_PER_WORD * words_read(codes.code_len().words());
     SCAN_NS + n_rows as f64 * row_ns
+}
+
+/// Whether the scan engine compares `n_rows` rows one by one rather than all of them.
+pub(crate) fn gathers(codes: CodesRef<'_>, n_rows: usize) -> bool {
+    gather_ns(codes, n_rows) < full_scan_ns(codes)
+}
+
+/// Reading out a filter of about `n_docs` documents, at the cost of `cost` documents of a single term,
+/// and searching among them.
+pub(crate) fn read_out_ns(codes: CodesRef<'_>, n_docs: usize, cost: u64) -> f64 {
+    cost as f64 * MATCH_NS + full_scan_ns(codes).min(gather_ns(codes, n_docs))
+}
+
+/// Searching without a filter and asking it about the nearest `n_rows`.
+pub(crate) fn ask_ns(codes: CodesRef<'_>, n_rows: usize) -> f64 {
+    full_scan_ns(codes) + n_rows as f64 * ASK_NS
+}
+
+/// How many of the nearest rows to ask a filter about that lets this share pass, so that k pass: the mean
+/// and three standard deviations.
+pub(crate) fn ring(k: usize, share: f64) -> usize {
+    let k = k as f64;
+    let deviation = (k * (1.0 - share).max(0.0)).sqrt();
+    // A cast saturates: where nothing passes, all rows are asked about.
+    ((k + 3.0 * deviation + 1.0) / share.max(0.0)) as usize
 }
 
 /// One lookup, in ns.

@@ -1,5 +1,7 @@
 //! The linear scan: compares every code, or every listed one. The baseline, and the oracle of the tests.
 
+use std::ops::Range;
+
 use crate::code::HashCode;
 use crate::engine::{Allowed, Engine, EngineKind, Membership, SearchStats, SegmentRows};
 use crate::error::Result;
@@ -44,26 +46,31 @@ impl<'a> LinearScan<'a> {
     ) {
         let codes = self.rows.codes;
         if let Allowed::Listed(docs) = allowed
-            && plan::gather_ns(codes, docs.len()) < plan::full_scan_ns(codes)
+            && plan::gathers(codes, docs.len())
         {
             return self.gather(query, docs, bound, stats, hit);
         }
-        let mut membership = Membership::new(allowed);
-        let mut current = bound;
-        let mut filtered_out = 0;
-        let mut sink = |row, distance| {
-            let doc = self.rows.doc_id(row);
-            if membership.contains(doc) {
-                current = hit(distance, doc)?;
-            } else {
-                filtered_out += 1;
-            }
-            Some(current)
+        let mut spans = match allowed {
+            Allowed::Set(words) if self.rows.rows_are_docs() => Spans::of(words, codes.n_codes()),
+            _ => Spans::all(codes.n_codes()),
         };
-        let all = 0..codes.n_codes();
-        self.kernel
-            .scan(codes, all, query.words(), bound, &mut sink);
-        stats.codes_scanned += codes.n_codes() as u64;
+        let mut membership = Membership::new(allowed);
+        let mut current = Some(bound);
+        let mut filtered_out = 0;
+        while let (Some(bound), Some(span)) = (current, spans.next()) {
+            stats.codes_scanned += span.len() as u64;
+            let mut sink = |row, distance| {
+                let doc = self.rows.doc_id(row);
+                if membership.contains(doc) {
+                    current = hit(distance, doc);
+                } else {
+                    filtered_out += 1;
+                }
+                current
+            };
+            self.kernel
+                .scan(codes, span, query.words(), bound, &mut sink);
+        }
         stats.filtered_out += filtered_out;
     }
 
@@ -102,6 +109,65 @@ impl<'a> LinearScan<'a> {
             }
             std::mem::swap(&mut batch, &mut next);
         }
+    }
+}
+
+/// Ranges of rows that hold every row of a set, and leave out long stretches without one. The words
+/// are read a cache line at a time, long before most of the codes beneath them would be.
+struct Spans<'a> {
+    words: &'a [u64],
+    next: usize,
+    end: usize,
+}
+
+/// Words of a set that are looked at together.
+const SPAN_WORDS: usize = 8;
+const SPAN_ROWS: usize = SPAN_WORDS * 64;
+
+impl<'a> Spans<'a> {
+    fn all(n_rows: usize) -> Spans<'a> {
+        Spans {
+            words: &[],
+            next: 0,
+            end: n_rows,
+        }
+    }
+
+    fn of(words: &'a [u64], n_rows: usize) -> Spans<'a> {
+        Spans {
+            words,
+            next: 0,
+            end: n_rows.min(words.len() * 64),
+        }
+    }
+
+    /// Whether the rows from `row` to the next multiple of [`SPAN_ROWS`] are all left out.
+    fn is_void(&self, row: usize) -> bool {
+        let words = self.words.get(row / 64..).unwrap_or_default();
+        !words.is_empty() && words.iter().take(SPAN_WORDS).all(|&word| word == 0)
+    }
+}
+
+impl Iterator for Spans<'_> {
+    type Item = Range<usize>;
+
+    fn next(&mut self) -> Option<Range<usize>> {
+        while self.next < self.end && self.is_void(self.next) {
+            self.next += SPAN_ROWS;
+        }
+        if self.next >= self.end {
+            return None;
+        }
+        let start = self.next;
+        self.next = match self.words {
+            [] => self.end,
+            _ => start + SPAN_ROWS,
+        };
+        while self.next < self.end && !self.is_void(self.next) {
+            self.next += SPAN_ROWS;
+        }
+        self.next = self.next.min(self.end);
+        Some(start..self.next)
     }
 }
 
