@@ -315,7 +315,8 @@ pub struct SearchStats {
     /// Candidates within the bound that an earlier bucket had already given. Repeats beyond the bound
     /// are not told apart.
     pub duplicates: u64,
-    /// Codes within the bound whose document was not allowed.
+    /// Codes within the bound whose document turned out not to be allowed. Those that were never looked
+    /// at, because only the rows of a list or set were, are not counted.
     pub filtered_out: u64,
     /// True if every answer is exact, which all engines of this version are.
     pub exact: bool,

@@ -29,8 +29,8 @@ const SCALAR_NS_PER_WORD: f64 = 0.60;
 const SCAN_NS: f64 = 100.0;
 
 /// Comparing a row on its own: its cache lines are asked for in time, but it needs its own.
-const GATHER_NS: f64 = 1.5;
-const GATHER_NS_PER_WORD: f64 = 1.4;
+const GATHER_NS: f64 = 1.1;
+const GATHER_NS_PER_WORD: f64 = 1.3;
 
 /// One lookup: an offset pair and the start of a list of rows, each a cache miss in a large table.
 const LOOKUP_NS: f64 = 13.0;
@@ -39,11 +39,13 @@ const LOOKUP_NS: f64 = 13.0;
 const CANDIDATE_NS: f64 = 14.0;
 const CANDIDATE_NS_PER_WORD: f64 = 1.0;
 
-/// One match read out of a filter's scorer, where it is a single term's.
+/// One match read out of a filter's scorer; one of a single term, whose postings come in blocks.
 const MATCH_NS: f64 = 2.2;
+const TERM_MATCH_NS: f64 = 0.5;
 
-/// One near row that a filter's scorer is asked about: its place in a longer list, and the seek.
-const ASK_NS: f64 = 120.0;
+/// One near row that a filter's scorer is asked about: its place in a longer list, and a block of
+/// postings to decode.
+const ASK_NS: f64 = 300.0;
 
 /// What the planner expects, in ns.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -88,10 +90,11 @@ pub(crate) fn gathers(codes: CodesRef<'_>, n_rows: usize) -> bool {
     gather_ns(codes, n_rows) < full_scan_ns(codes)
 }
 
-/// Reading out a filter of about `n_docs` documents, at the cost of `cost` documents of a single term,
-/// and searching among them.
-pub(crate) fn read_out_ns(codes: CodesRef<'_>, n_docs: usize, cost: u64) -> f64 {
-    cost as f64 * MATCH_NS + full_scan_ns(codes).min(gather_ns(codes, n_docs))
+/// Reading out a filter of about `n_docs` documents and searching among them. `cost` is what reading
+/// them out is like, in documents of a term read one by one.
+pub(crate) fn read_out_ns(codes: CodesRef<'_>, n_docs: usize, cost: u64, is_term: bool) -> f64 {
+    let match_ns = if is_term { TERM_MATCH_NS } else { MATCH_NS };
+    cost as f64 * match_ns + full_scan_ns(codes).min(gather_ns(codes, n_docs))
 }
 
 /// Searching without a filter and asking it about the nearest `n_rows`.
@@ -170,7 +173,13 @@ pub fn knn_costs(rows: &SegmentRows<'_>, allowed: &Allowed<'_>, k: usize) -> Cos
     if let Some(view) = &rows.mih {
         let bits = codes.code_len().bits();
         let radius = kth_random_distance(bits, codes.n_codes(), k);
-        let wanted = k.min(codes.n_codes()) as f64;
+        // Candidates are met whether or not they are allowed.
+        let n_allowed = match allowed {
+            Allowed::Listed(docs) => docs.len().clamp(1, codes.n_codes().max(1)),
+            _ => codes.n_codes(),
+        };
+        let candidates_each = codes.n_codes() as f64 / n_allowed.max(1) as f64;
+        let wanted = k.min(n_allowed) as f64 * candidates_each;
         let least = LOOKUP_NS + wanted * candidate_ns(codes.code_len().words());
         costs.mih_ns = Some(balls_ns(view, radius).max(least));
         costs.mih_least_ns = least;

@@ -1,5 +1,6 @@
 //! The linear scan: compares every code, or every listed one. The baseline, and the oracle of the tests.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use crate::code::HashCode;
@@ -50,28 +51,52 @@ impl<'a> LinearScan<'a> {
         {
             return self.gather(query, docs, bound, stats, hit);
         }
-        let mut spans = match allowed {
-            Allowed::Set(words) if self.rows.rows_are_docs() => Spans::of(words, codes.n_codes()),
-            _ => Spans::all(codes.n_codes()),
-        };
+        if let Allowed::Set(set) = allowed
+            && self.rows.rows_are_docs()
+            && !is_dense_throughout(set)
+        {
+            return self.scan_set(query, set, bound, stats, hit);
+        }
         let mut membership = Membership::new(allowed);
-        let mut current = Some(bound);
+        let mut current = bound;
         let mut filtered_out = 0;
+        let mut sink = |row, distance| {
+            let doc = self.rows.doc_id(row);
+            if membership.contains(doc) {
+                current = hit(distance, doc)?;
+            } else {
+                filtered_out += 1;
+            }
+            Some(current)
+        };
+        let all = 0..codes.n_codes();
+        self.kernel
+            .scan(codes, all, query.words(), bound, &mut sink);
+        stats.codes_scanned += codes.n_codes() as u64;
+        stats.filtered_out += filtered_out;
+    }
+
+    /// Compares every row but those of long stretches without a document of the set, which are rows too.
+    fn scan_set(
+        &self,
+        query: &HashCode,
+        set: &[u64],
+        bound: u32,
+        stats: &mut SearchStats,
+        mut hit: impl FnMut(u32, u32) -> Option<u32>,
+    ) {
+        let codes = self.rows.codes;
+        let mut current = Some(bound);
+        let mut spans = Spans::new(set, codes.n_codes());
         while let (Some(bound), Some(span)) = (current, spans.next()) {
             stats.codes_scanned += span.len() as u64;
             let mut sink = |row, distance| {
-                let doc = self.rows.doc_id(row);
-                if membership.contains(doc) {
-                    current = hit(distance, doc);
-                } else {
-                    filtered_out += 1;
-                }
+                current = hit(distance, row as u32);
                 current
             };
             self.kernel
-                .scan(codes, span, query.words(), bound, &mut sink);
+                .scan_set(codes, span, set, query.words(), bound, &mut sink);
         }
-        stats.filtered_out += filtered_out;
     }
 
     /// Compares the listed documents alone.
@@ -79,27 +104,52 @@ impl<'a> LinearScan<'a> {
         &self,
         query: &HashCode,
         docs: &[u32],
+        bound: u32,
+        stats: &mut SearchStats,
+        hit: impl FnMut(u32, u32) -> Option<u32>,
+    ) {
+        let rows: Cow<'_, [u32]> = match self.rows.doc_ids {
+            None => {
+                let n_rows = self.rows.codes.n_codes();
+                let end = docs.partition_point(|&doc| (doc as usize) < n_rows);
+                Cow::Borrowed(&docs[..end])
+            }
+            Some(doc_ids) => {
+                let mut row_docs = Membership::new(&Allowed::Listed(doc_ids));
+                let rows = docs.iter().filter_map(|&doc| {
+                    let has_code = row_docs.contains(doc);
+                    has_code.then(|| row_docs.place() as u32)
+                });
+                Cow::Owned(rows.collect())
+            }
+        };
+        self.gather_rows(query, &rows, bound, stats, hit);
+    }
+
+    fn gather_rows(
+        &self,
+        query: &HashCode,
+        rows: &[u32],
         mut bound: u32,
         stats: &mut SearchStats,
         mut hit: impl FnMut(u32, u32) -> Option<u32>,
     ) {
-        let mut batch = Batch::default();
-        let mut next = Batch::default();
-        let mut rows = ListedRows::new(self.rows, docs);
+        let codes = self.rows.codes;
+        let ask = |rows: &[u32]| {
+            for &row in rows {
+                prefetch(codes, row as usize);
+            }
+        };
         let mut distances = [0; GATHER_ROWS];
-        batch.fill(self.rows, &mut rows);
-        while batch.len > 0 {
-            next.fill(self.rows, &mut rows);
-            let listed = &batch.rows[..batch.len];
-            self.kernel.gather(
-                self.rows.codes,
-                listed,
-                query.words(),
-                bound,
-                &mut distances[..batch.len],
-            );
-            stats.codes_scanned += batch.len as u64;
-            for (&row, &distance) in listed.iter().zip(&distances) {
+        let mut batches = rows.chunks(GATHER_ROWS).peekable();
+        batches.peek().copied().into_iter().for_each(ask);
+        while let Some(batch) = batches.next() {
+            batches.peek().copied().into_iter().for_each(ask);
+            let distances = &mut distances[..batch.len()];
+            self.kernel
+                .gather(codes, batch, query.words(), bound, distances);
+            stats.codes_scanned += batch.len() as u64;
+            for (&row, &mut distance) in batch.iter().zip(distances) {
                 if distance <= bound {
                     match hit(distance, self.rows.doc_id(row as usize)) {
                         Some(lower) => bound = lower,
@@ -107,33 +157,40 @@ impl<'a> LinearScan<'a> {
                     }
                 }
             }
-            std::mem::swap(&mut batch, &mut next);
         }
     }
 }
 
+/// True if no part of a set seems empty and so many documents are in it that most near codes are
+/// allowed. Then looking into the set for those alone is cheaper than masking every row. Looks at a few
+/// words only.
+fn is_dense_throughout(set: &[u64]) -> bool {
+    const SAMPLES: usize = 64;
+    let (mut n_words, mut n_docs) = (0, 0);
+    for word in set.iter().step_by(set.len().div_ceil(SAMPLES).max(1)) {
+        if *word == 0 {
+            return false;
+        }
+        n_words += 1;
+        n_docs += word.count_ones();
+    }
+    n_docs >= n_words * 64 / 4
+}
+
 /// Ranges of rows that hold every row of a set, and leave out long stretches without one. The words
-/// are read a cache line at a time, long before most of the codes beneath them would be.
+/// are looked at some cache lines at a time.
 struct Spans<'a> {
     words: &'a [u64],
     next: usize,
     end: usize,
 }
 
-/// Words of a set that are looked at together.
-const SPAN_WORDS: usize = 8;
+/// Words of a set that are looked at together: few enough looks to cost nothing where none is empty.
+const SPAN_WORDS: usize = 32;
 const SPAN_ROWS: usize = SPAN_WORDS * 64;
 
 impl<'a> Spans<'a> {
-    fn all(n_rows: usize) -> Spans<'a> {
-        Spans {
-            words: &[],
-            next: 0,
-            end: n_rows,
-        }
-    }
-
-    fn of(words: &'a [u64], n_rows: usize) -> Spans<'a> {
+    fn new(words: &'a [u64], n_rows: usize) -> Spans<'a> {
         Spans {
             words,
             next: 0,
@@ -141,10 +198,10 @@ impl<'a> Spans<'a> {
         }
     }
 
-    /// Whether the rows from `row` to the next multiple of [`SPAN_ROWS`] are all left out.
+    /// Whether the rows from `row`, a multiple of [`SPAN_ROWS`], to the next are all left out.
     fn is_void(&self, row: usize) -> bool {
-        let words = self.words.get(row / 64..).unwrap_or_default();
-        !words.is_empty() && words.iter().take(SPAN_WORDS).all(|&word| word == 0)
+        let words = &self.words[row / 64..];
+        words.iter().take(SPAN_WORDS).all(|&word| word == 0)
     }
 }
 
@@ -155,74 +212,11 @@ impl Iterator for Spans<'_> {
         while self.next < self.end && self.is_void(self.next) {
             self.next += SPAN_ROWS;
         }
-        if self.next >= self.end {
-            return None;
-        }
         let start = self.next;
-        self.next = match self.words {
-            [] => self.end,
-            _ => start + SPAN_ROWS,
-        };
         while self.next < self.end && !self.is_void(self.next) {
             self.next += SPAN_ROWS;
         }
-        self.next = self.next.min(self.end);
-        Some(start..self.next)
-    }
-}
-
-/// Rows whose memory has been asked for.
-#[derive(Default)]
-struct Batch {
-    rows: [u32; GATHER_ROWS],
-    len: usize,
-}
-
-impl Batch {
-    fn fill(&mut self, rows: &SegmentRows<'_>, listed: &mut ListedRows<'_, '_>) {
-        self.len = 0;
-        for row in listed.take(GATHER_ROWS) {
-            prefetch(rows.codes, row as usize);
-            self.rows[self.len] = row;
-            self.len += 1;
-        }
-    }
-}
-
-/// The rows of listed documents, both ascending.
-struct ListedRows<'d, 'a> {
-    docs: std::slice::Iter<'d, u32>,
-    n_rows: usize,
-    /// Where doc ids are not row numbers: the list to look them up in, and the row reached.
-    row_docs: Option<Membership<'a>>,
-}
-
-impl<'d, 'a> ListedRows<'d, 'a> {
-    fn new(rows: &SegmentRows<'a>, docs: &'d [u32]) -> ListedRows<'d, 'a> {
-        ListedRows {
-            docs: docs.iter(),
-            n_rows: rows.codes.n_codes(),
-            row_docs: rows
-                .doc_ids
-                .map(|doc_ids| Membership::new(&Allowed::Listed(doc_ids))),
-        }
-    }
-}
-
-impl Iterator for ListedRows<'_, '_> {
-    type Item = u32;
-
-    fn next(&mut self) -> Option<u32> {
-        loop {
-            let doc = *self.docs.next()?;
-            let row = match &mut self.row_docs {
-                Some(row_docs) => row_docs.contains(doc).then(|| row_docs.place()),
-                None => Some(doc as usize).filter(|&row| row < self.n_rows),
-            };
-            if let Some(row) = row {
-                return Some(row as u32);
-            }
-        }
+        (start < self.end).then(|| start..self.next.min(self.end))
     }
 }
 

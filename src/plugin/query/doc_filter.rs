@@ -8,14 +8,15 @@ use std::sync::{Arc, OnceLock};
 
 use roaring::RoaringBitmap;
 use tantivy::index::{SegmentId, SegmentReader};
-use tantivy::query::{EnableScoring, Query};
-use tantivy::{COLLECT_BLOCK_BUFFER_LEN, DocAddress, DocId, DocSet, Opstamp, Searcher};
+use tantivy::query::{ConstScorer, EmptyScorer, EnableScoring, Explanation, Query, Scorer, Weight};
+use tantivy::{DocAddress, DocId, DocSet, Opstamp, Score, Searcher, TERMINATED, TantivyError};
 
 use crate::code::CodesRef;
 use crate::engine::Allowed;
 use crate::error::{Error, Result};
 use crate::plan;
 use crate::plugin::contained;
+use crate::plugin::query::filter::FilterQuery;
 
 /// A set of live documents of one searcher, to search among.
 ///
@@ -44,21 +45,19 @@ impl DocFilter {
     /// # Errors
     /// Those of the query.
     pub fn evaluate(searcher: &Searcher, query: &dyn Query) -> Result<DocFilter> {
-        let weight = query.weight(EnableScoring::disabled_from_searcher(searcher))?;
+        let query = FilterQuery::new(query, searcher)?;
         let mut segments = Vec::with_capacity(searcher.segment_readers().len());
         for reader in searcher.segment_readers() {
             let docs = contained("index", || {
                 let mut docs = RoaringBitmap::new();
-                let mut scorer = weight.scorer(reader, 1.0)?;
-                let mut buffer = [0; COLLECT_BLOCK_BUFFER_LEN];
+                let mut batches = query.batches(reader)?;
                 loop {
-                    let filled = scorer.fill_buffer(&mut buffer);
-                    let batch = buffer[..filled].iter().copied();
-                    // Ascending unless the query is broken, and then not lost either.
-                    docs.extend(batch.filter(|&doc_id| is_live(reader, doc_id)));
-                    if filled < buffer.len() {
+                    let batch = batches.next();
+                    if batch.is_empty() {
                         return Ok(docs);
                     }
+                    let live = batch.iter().copied();
+                    docs.extend(live.filter(|&doc_id| is_live(reader, doc_id)));
                 }
             })?;
             segments.push(Arc::new(SegmentDocs::new(State::of(reader), docs)));
@@ -171,6 +170,12 @@ impl DocFilter {
                 .all(|(reader, docs)| docs.state == State::of(reader))
     }
 
+    /// The filter as a clause of tantivy's queries, each document scored 1. It needs a searcher that
+    /// [fits](Self::fits).
+    pub fn query(self: &Arc<DocFilter>) -> Box<dyn Query> {
+        Box::new(KeptQuery(self.clone()))
+    }
+
     pub(crate) fn check(&self, searcher: &Searcher) -> Result<()> {
         match self.fits(searcher) {
             true => Ok(()),
@@ -268,5 +273,70 @@ impl SegmentDocs {
             true => Allowed::Listed(self.list()),
             false => Allowed::Set(self.set()),
         }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct KeptQuery(Arc<DocFilter>);
+
+impl Query for KeptQuery {
+    fn weight(&self, scoring: EnableScoring<'_>) -> tantivy::Result<Box<dyn Weight>> {
+        let searcher = scoring.searcher().ok_or_else(|| {
+            Error::invalid("a kept filter needs a searcher, so it cannot delete documents")
+        })?;
+        self.0.check(searcher)?;
+        Ok(Box::new(KeptWeight(self.0.clone())))
+    }
+}
+
+struct KeptWeight(Arc<DocFilter>);
+
+impl Weight for KeptWeight {
+    fn scorer(&self, reader: &SegmentReader, boost: Score) -> tantivy::Result<Box<dyn Scorer>> {
+        let docs = self.0.of_segment(reader)?.clone();
+        if docs.len == 0 {
+            return Ok(Box::new(EmptyScorer));
+        }
+        Ok(Box::new(ConstScorer::new(
+            KeptDocs { docs, position: 0 },
+            boost,
+        )))
+    }
+
+    fn explain(&self, reader: &SegmentReader, doc_id: DocId) -> tantivy::Result<Explanation> {
+        if !self.0.of_segment(reader)?.contains(doc_id) {
+            return Err(TantivyError::InvalidArgument(format!(
+                "document {doc_id} is not in the kept filter"
+            )));
+        }
+        Ok(Explanation::new("kept filter", 1.0))
+    }
+}
+
+/// Walks the documents of one segment.
+struct KeptDocs {
+    docs: Arc<SegmentDocs>,
+    position: usize,
+}
+
+impl DocSet for KeptDocs {
+    fn advance(&mut self) -> DocId {
+        self.position = (self.position + 1).min(self.docs.len);
+        self.doc()
+    }
+
+    fn seek(&mut self, target: DocId) -> DocId {
+        let rest = &self.docs.list()[self.position..];
+        self.position += rest.partition_point(|&doc_id| doc_id < target);
+        self.doc()
+    }
+
+    fn doc(&self) -> DocId {
+        let list = self.docs.list();
+        list.get(self.position).copied().unwrap_or(TERMINATED)
+    }
+
+    fn size_hint(&self) -> u32 {
+        self.docs.len as u32
     }
 }

@@ -7,9 +7,12 @@
 
 use std::sync::Arc;
 
-use tantivy::query::{EnableScoring, Query, Scorer, Weight};
+use tantivy::postings::BlockSegmentPostings;
+use tantivy::query::{EnableScoring, Query, Scorer, TermQuery, Weight};
+use tantivy::schema::IndexRecordOption;
 use tantivy::{
     BitSet, COLLECT_BLOCK_BUFFER_LEN, DocId, DocSet, Searcher, SeekDangerResult, SegmentReader,
+    Term,
 };
 
 use crate::code::{CodesRef, HashCode};
@@ -23,7 +26,7 @@ use crate::topk::{Neighbor, TopK};
 /// All filters of one search.
 pub(crate) struct Filters<'q> {
     kept: &'q [Arc<DocFilter>],
-    weight: Option<Box<dyn Weight>>,
+    query: Option<FilterQuery>,
 }
 
 impl<'q> Filters<'q> {
@@ -36,14 +39,14 @@ impl<'q> Filters<'q> {
         for filter in kept {
             filter.check(searcher)?;
         }
-        let scoring = EnableScoring::disabled_from_searcher(searcher);
-        let weight = query.map(|query| query.weight(scoring)).transpose()?;
-        Ok(Filters { kept, weight })
+        let query = query.map(|query| FilterQuery::new(query, searcher));
+        let query = query.transpose()?;
+        Ok(Filters { kept, query })
     }
 
     /// The filters on one segment.
     pub(crate) fn on<'a>(&'a self, reader: &'a SegmentReader) -> Result<SegmentFilter<'a>> {
-        SegmentFilter::new(self.kept, self.weight.as_deref(), reader)
+        SegmentFilter::new(self.kept, self.query.as_ref(), reader)
     }
 }
 
@@ -52,13 +55,13 @@ pub(crate) struct SegmentFilter<'a> {
     reader: &'a SegmentReader,
     /// Alive ones only. Without it, all that are alive.
     kept: Option<Arc<SegmentDocs>>,
-    weight: Option<&'a dyn Weight>,
+    query: Option<&'a FilterQuery>,
 }
 
 impl<'a> SegmentFilter<'a> {
     pub(crate) fn new(
         kept: &[Arc<DocFilter>],
-        weight: Option<&'a dyn Weight>,
+        query: Option<&'a FilterQuery>,
         reader: &'a SegmentReader,
     ) -> Result<SegmentFilter<'a>> {
         let mut all: Option<Arc<SegmentDocs>> = None;
@@ -72,7 +75,7 @@ impl<'a> SegmentFilter<'a> {
         Ok(SegmentFilter {
             reader,
             kept: all,
-            weight,
+            query,
         })
     }
 
@@ -89,15 +92,20 @@ impl<'a> SegmentFilter<'a> {
             engine::knn(rows, choice, code, allowed, top, stats)
                 .map_err(OpenColumn::about(self.reader))
         };
-        let Some(weight) = self.weight else {
+        let Some(query) = self.query else {
             return self.with_base(rows.codes, |base| search(base, top, stats));
         };
         let Some(bound) = top.bound_from(rows.address_base) else {
             return search(&Allowed::Listed(&[]), top, stats);
         };
-        let mut matches = Matches::new(weight, self.reader)?;
+        let mut matches = query.matches(self.reader)?;
         let max_doc = f64::from(self.reader.max_doc().max(1));
-        let read_out_ns = plan::read_out_ns(rows.codes, matches.n_docs, matches.cost);
+        let read_out_ns = plan::read_out_ns(
+            rows.codes,
+            matches.n_docs,
+            matches.cost,
+            query.term.is_some(),
+        );
         // Of the nearest rows, how many the filter was asked about; and those it let pass.
         let mut n_asked = 0;
         let mut passed: Vec<Neighbor> = Vec::new();
@@ -120,14 +128,15 @@ impl<'a> SegmentFilter<'a> {
             })?;
             ring_stats.filtered_out += (n_new - asked.len()) as u64;
             passed.append(&mut asked);
-            if n_asked > 0 {
-                // The segment has been counted.
+            // Whatever was not asked about comes after all that was.
+            let is_last = passed.len() >= top.k() || nearest.len() < n_wanted;
+            if !is_last {
+                // The search that has the last word counts the segment.
                 (ring_stats.segments, ring_stats.segments_without_tables) = (0, 0);
                 (ring_stats.segments_scan, ring_stats.segments_mih) = (0, 0);
             }
             stats.add(&ring_stats);
-            // Whatever was not asked about comes after all that was.
-            if passed.len() >= top.k() || nearest.len() < n_wanted {
+            if is_last {
                 for neighbor in passed {
                     top.push(neighbor.distance, neighbor.address);
                 }
@@ -135,12 +144,9 @@ impl<'a> SegmentFilter<'a> {
             }
             n_asked = nearest.len();
             share = (passed.len() + 1) as f64 / n_asked as f64;
-            matches = Matches::new(weight, self.reader)?;
+            matches = query.matches(self.reader)?;
         }
-        if n_asked > 0 {
-            matches = Matches::new(weight, self.reader)?;
-        }
-        let docs = self.read_out(matches, rows.codes)?;
+        let docs = self.read_out(query, matches.n_docs, rows.codes)?;
         search(&docs.allowed(), top, stats)
     }
 
@@ -158,12 +164,12 @@ impl<'a> SegmentFilter<'a> {
             engine::range(rows, choice, code, radius, allowed, found, stats)
                 .map_err(OpenColumn::about(self.reader))
         };
-        let Some(weight) = self.weight else {
+        let Some(query) = self.query else {
             return self.with_base(rows.codes, |base| search(base, found, stats));
         };
-        let mut matches = Matches::new(weight, self.reader)?;
+        let mut matches = query.matches(self.reader)?;
         if plan::gathers(rows.codes, matches.n_docs) {
-            let docs = self.read_out(matches, rows.codes)?;
+            let docs = self.read_out(query, matches.n_docs, rows.codes)?;
             return search(&docs.allowed(), found, stats);
         }
         let mut near = Vec::new();
@@ -191,9 +197,16 @@ impl<'a> SegmentFilter<'a> {
     }
 
     /// Reads all matches of the query that the other filters allow.
-    fn read_out(&self, matches: Matches, codes: CodesRef<'_>) -> Result<Docs> {
+    fn read_out(&self, query: &FilterQuery, n_docs: usize, codes: CodesRef<'_>) -> Result<Docs> {
         let max_doc = self.reader.max_doc();
-        let mut docs = contained("index", || Ok(matches.read_out(max_doc, codes)))?;
+        let mut docs = contained("index", || {
+            Ok(Docs::read(
+                query.batches(self.reader)?,
+                n_docs,
+                max_doc,
+                codes,
+            ))
+        })?;
         match (&mut docs, &self.kept, self.reader.alive_bitset()) {
             (Docs::Listed(list), Some(kept), _) => list.retain(|&doc_id| kept.contains(doc_id)),
             (Docs::Listed(list), None, Some(alive)) => {
@@ -231,6 +244,151 @@ impl Docs {
             Docs::Set(words) => Allowed::Set(words),
         }
     }
+
+    /// A list where comparing its documents one by one is cheaper than scanning the codes. `n_docs` is a
+    /// guess of how many there are.
+    fn read(mut batches: Batches, n_docs: usize, max_doc: u32, codes: CodesRef<'_>) -> Docs {
+        let mut list: Vec<DocId> = Vec::new();
+        if plan::gathers(codes, n_docs) {
+            list.reserve(n_docs + 1);
+            loop {
+                let batch = batches.next();
+                if batch.is_empty() {
+                    return Docs::Listed(list);
+                }
+                list.extend_from_slice(batch);
+                if !plan::gathers(codes, list.len()) {
+                    break;
+                }
+            }
+        }
+        let mut words = vec![0u64; (max_doc as usize).div_ceil(64)];
+        let mut n_docs = 0;
+        let mut batch = &list[..];
+        loop {
+            n_docs += batch.len();
+            // Bits of one word come one after the other.
+            let mut word_idx = 0;
+            let mut bits = 0u64;
+            for &doc_id in batch {
+                if doc_id as usize / 64 != word_idx {
+                    words[word_idx] |= bits;
+                    (word_idx, bits) = (doc_id as usize / 64, 0);
+                }
+                bits |= 1 << (doc_id % 64);
+            }
+            if bits != 0 {
+                words[word_idx] |= bits;
+            }
+            batch = batches.next();
+            if batch.is_empty() {
+                break;
+            }
+        }
+        if !plan::gathers(codes, n_docs) {
+            return Docs::Set(words);
+        }
+        // Fewer than the scorer let hope for.
+        list.clear();
+        for (word_idx, &word) in (0..).zip(&words) {
+            let mut rest = word;
+            while rest != 0 {
+                list.push(word_idx * 64 + rest.trailing_zeros());
+                rest &= rest - 1;
+            }
+        }
+        Docs::Listed(list)
+    }
+}
+
+/// A query that filters.
+pub(crate) struct FilterQuery {
+    weight: Box<dyn Weight>,
+    /// If the query is for this one indexed term.
+    term: Option<Term>,
+}
+
+impl FilterQuery {
+    pub(crate) fn new(query: &dyn Query, searcher: &Searcher) -> Result<FilterQuery> {
+        let schema = searcher.schema();
+        let term = query.downcast_ref::<TermQuery>().map(TermQuery::term);
+        let term = term.filter(|term| schema.get_field_entry(term.field()).is_indexed());
+        Ok(FilterQuery {
+            weight: query.weight(EnableScoring::disabled_from_searcher(searcher))?,
+            term: term.cloned(),
+        })
+    }
+
+    /// Its scorer on a segment, to ask.
+    fn matches(&self, reader: &SegmentReader) -> Result<Matches> {
+        contained("index", || {
+            let scorer = self.weight.scorer(reader, 1.0)?;
+            Ok(Matches {
+                n_docs: scorer.size_hint().min(reader.max_doc()) as usize,
+                cost: scorer.cost(),
+                next: scorer.doc(),
+                at_match: true,
+                scorer,
+            })
+        })
+    }
+
+    /// All its documents in a segment.
+    pub(crate) fn batches(&self, reader: &SegmentReader) -> tantivy::Result<Batches> {
+        let Some(term) = &self.term else {
+            return Ok(Batches::Scorer {
+                scorer: self.weight.scorer(reader, 1.0)?,
+                buffer: [0; COLLECT_BLOCK_BUFFER_LEN],
+                ended: false,
+            });
+        };
+        let inverted = reader.inverted_index(term.field())?;
+        let postings = inverted.read_block_postings(term, IndexRecordOption::Basic)?;
+        Ok(Batches::Term {
+            postings: postings.unwrap_or_else(BlockSegmentPostings::empty),
+            started: false,
+        })
+    }
+}
+
+/// Documents of one segment in ascending order, some at a time.
+#[allow(clippy::large_enum_variant)]
+pub(crate) enum Batches {
+    Scorer {
+        scorer: Box<dyn Scorer>,
+        buffer: [DocId; COLLECT_BLOCK_BUFFER_LEN],
+        ended: bool,
+    },
+    /// Decoded by the block, several times as fast.
+    Term {
+        postings: BlockSegmentPostings,
+        started: bool,
+    },
+}
+
+impl Batches {
+    /// The next of them, empty at the end.
+    pub(crate) fn next(&mut self) -> &[DocId] {
+        match self {
+            Batches::Scorer { ended: true, .. } => &[],
+            Batches::Scorer {
+                scorer,
+                buffer,
+                ended,
+            } => {
+                let filled = scorer.fill_buffer(buffer);
+                *ended = filled < buffer.len();
+                &buffer[..filled]
+            }
+            Batches::Term { postings, started } => {
+                if *started {
+                    postings.advance();
+                }
+                *started = true;
+                postings.docs()
+            }
+        }
+    }
 }
 
 /// The scorer of a filtering query on one segment, at its start.
@@ -247,19 +405,6 @@ struct Matches {
 }
 
 impl Matches {
-    fn new(weight: &dyn Weight, reader: &SegmentReader) -> Result<Matches> {
-        contained("index", || {
-            let scorer = weight.scorer(reader, 1.0)?;
-            Ok(Matches {
-                n_docs: scorer.size_hint().min(reader.max_doc()) as usize,
-                cost: scorer.cost(),
-                next: scorer.doc(),
-                at_match: true,
-                scorer,
-            })
-        })
-    }
-
     /// Whether a document matches. Contract: documents ascend from call to call.
     fn contains(&mut self, doc_id: DocId) -> bool {
         if doc_id < self.next || self.at_match && doc_id == self.next {
@@ -271,50 +416,5 @@ impl Matches {
             SeekDangerResult::SeekLowerBound(next) => (next, false),
         };
         self.at_match
-    }
-
-    /// All documents, as a list where comparing them one by one is cheaper than scanning the codes.
-    fn read_out(mut self, max_doc: u32, codes: CodesRef<'_>) -> Docs {
-        let mut buffer = [0; COLLECT_BLOCK_BUFFER_LEN];
-        let mut list: Vec<DocId> = Vec::new();
-        let mut filled = buffer.len();
-        if plan::gathers(codes, self.n_docs) {
-            list.reserve(self.n_docs + buffer.len());
-            while filled == buffer.len() {
-                filled = self.scorer.fill_buffer(&mut buffer);
-                list.extend_from_slice(&buffer[..filled]);
-                if !plan::gathers(codes, list.len()) {
-                    break;
-                }
-            }
-            if filled < buffer.len() {
-                return Docs::Listed(list);
-            }
-        }
-        let mut words = vec![0u64; (max_doc as usize).div_ceil(64)];
-        let mut add = |docs: &[DocId]| {
-            for &doc_id in docs {
-                words[doc_id as usize / 64] |= 1 << (doc_id % 64);
-            }
-        };
-        add(&list);
-        while filled == buffer.len() {
-            filled = self.scorer.fill_buffer(&mut buffer);
-            add(&buffer[..filled]);
-        }
-        let n_docs: u32 = words.iter().map(|word| word.count_ones()).sum();
-        if !plan::gathers(codes, n_docs as usize) {
-            return Docs::Set(words);
-        }
-        // Fewer than the scorer let hope for.
-        list.clear();
-        for (word_idx, &word) in (0..).zip(&words) {
-            let mut rest = word;
-            while rest != 0 {
-                list.push(word_idx * 64 + rest.trailing_zeros());
-                rest &= rest - 1;
-            }
-        }
-        Docs::Listed(list)
     }
 }
