@@ -39,9 +39,11 @@ const LOOKUP_NS: f64 = 13.0;
 const CANDIDATE_NS: f64 = 14.0;
 const CANDIDATE_NS_PER_WORD: f64 = 1.0;
 
-/// One match read out of a filter's scorer; one of a single term, whose postings come in blocks.
+/// One match read out of a filter's scorer; one of a single term, whose postings come in blocks, into a
+/// list and into a set.
 const MATCH_NS: f64 = 2.2;
-const TERM_MATCH_NS: f64 = 0.5;
+const TERM_LIST_NS: f64 = 0.3;
+const TERM_SET_NS: f64 = 0.9;
 
 /// One near row that a filter's scorer is asked about: its place in a longer list, and a block of
 /// postings to decode.
@@ -93,7 +95,11 @@ pub(crate) fn gathers(codes: CodesRef<'_>, n_rows: usize) -> bool {
 /// Reading out a filter of about `n_docs` documents and searching among them. `cost` is what reading
 /// them out is like, in documents of a term read one by one.
 pub(crate) fn read_out_ns(codes: CodesRef<'_>, n_docs: usize, cost: u64, is_term: bool) -> f64 {
-    let match_ns = if is_term { TERM_MATCH_NS } else { MATCH_NS };
+    let match_ns = match is_term {
+        false => MATCH_NS,
+        true if gathers(codes, n_docs) => TERM_LIST_NS,
+        true => TERM_SET_NS,
+    };
     cost as f64 * match_ns + full_scan_ns(codes).min(gather_ns(codes, n_docs))
 }
 

@@ -53,7 +53,6 @@ impl<'a> LinearScan<'a> {
         }
         if let Allowed::Set(set) = allowed
             && self.rows.rows_are_docs()
-            && !is_dense_throughout(set)
         {
             return self.scan_set(query, set, bound, stats, hit);
         }
@@ -159,22 +158,6 @@ impl<'a> LinearScan<'a> {
             }
         }
     }
-}
-
-/// True if no part of a set seems empty and so many documents are in it that most near codes are
-/// allowed. Then looking into the set for those alone is cheaper than masking every row. Looks at a few
-/// words only.
-fn is_dense_throughout(set: &[u64]) -> bool {
-    const SAMPLES: usize = 64;
-    let (mut n_words, mut n_docs) = (0, 0);
-    for word in set.iter().step_by(set.len().div_ceil(SAMPLES).max(1)) {
-        if *word == 0 {
-            return false;
-        }
-        n_words += 1;
-        n_docs += word.count_ones();
-    }
-    n_docs >= n_words * 64 / 4
 }
 
 /// Ranges of rows that hold every row of a set, and leave out long stretches without one. The words

@@ -369,12 +369,9 @@ fn scan_rows<L: Lanes, const WORDS: usize, M: RowMask, S: FnMut(usize, u32) -> O
             let d2 = block_distances(lanes, &group[2 * block_words..3 * block_words], query);
             let d3 = block_distances(lanes, &group[3 * block_words..4 * block_words], query);
             let nearest = lanes.min(lanes.min(d0, d1), lanes.min(d2, d3));
-            // The minimum forgets which block a lane's distance came from, so a near row in a lane where
-            // another block has a wanted row still costs the branch.
-            let wanted = mask.group(block_idx);
-            let wanted_lanes = wanted | wanted >> 16;
-            let wanted_lanes = (wanted_lanes | wanted_lanes >> 8) as u8;
-            if lanes.within(nearest, bound) & wanted_lanes != 0 {
+            if lanes.within(nearest, bound) != 0 {
+                // Only now: to mask every group costs more than the near ones of no wanted row.
+                let wanted = mask.group(block_idx);
                 let mut row = block_idx * BLOCK_ROWS;
                 for (wanted, distances) in wanted.to_le_bytes().into_iter().zip([d0, d1, d2, d3]) {
                     let reported = report(lanes, distances, wanted, row, &mut bound, sink);
