@@ -23,6 +23,9 @@ use tantivy::merge_policy::NoMergePolicy;
 use tantivy::query::{AllQuery, BooleanQuery, EmptyQuery, Occur, Query, RangeQuery, TermSetQuery};
 use tantivy::{DocAddress, Searcher, Term};
 
+/// A name, a query, and what it matches.
+type Filter = (String, Box<dyn Query>, Box<dyn Fn(&Doc) -> bool>);
+
 /// An index, and what is in it by address.
 struct Corpus {
     index: HashIndex,
@@ -123,12 +126,8 @@ impl Corpus {
         all
     }
 
-    /// A query, and what it matches.
-    fn filters(
-        &self,
-        rng: &mut impl Rng,
-    ) -> Vec<(String, Box<dyn Query>, Box<dyn Fn(&Doc) -> bool>)> {
-        let mut filters: Vec<(String, Box<dyn Query>, Box<dyn Fn(&Doc) -> bool>)> = vec![
+    fn filters(&self, rng: &mut impl Rng) -> Vec<Filter> {
+        let mut filters: Vec<Filter> = vec![
             ("none".into(), Box::new(EmptyQuery), Box::new(|_| false)),
             ("all".into(), Box::new(AllQuery), Box::new(|_| true)),
             (
