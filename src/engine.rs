@@ -85,6 +85,16 @@ pub enum Allowed<'a> {
     Where(&'a (dyn Fn(u32) -> bool + Sync)),
     /// These doc ids. Contract: strictly ascending. Documents without a code are passed over.
     Listed(&'a [u32]),
+    /// Those whose bit is set: bit `doc % 64` of word `doc / 64`. Documents past the last word are not.
+    Set(&'a [u64]),
+}
+
+/// Whether a document's bit is set.
+#[inline]
+pub(crate) fn in_set(words: &[u64], doc: u32) -> bool {
+    words
+        .get(doc as usize / 64)
+        .is_some_and(|word| word >> (doc % 64) & 1 != 0)
 }
 
 impl fmt::Debug for Allowed<'_> {
@@ -93,6 +103,10 @@ impl fmt::Debug for Allowed<'_> {
             Allowed::All => f.write_str("All"),
             Allowed::Where(_) => f.write_str("Where(..)"),
             Allowed::Listed(docs) => write!(f, "Listed({} docs)", docs.len()),
+            Allowed::Set(words) => {
+                let n_docs: u32 = words.iter().map(|word| word.count_ones()).sum();
+                write!(f, "Set({n_docs} docs)")
+            }
         }
     }
 }
@@ -119,6 +133,7 @@ impl<'a> Membership<'a> {
             Allowed::All => true,
             Allowed::Where(is_allowed) => is_allowed(doc),
             Allowed::Listed(docs) => self.seek(docs, doc),
+            Allowed::Set(words) => in_set(words, doc),
         }
     }
 
@@ -192,6 +207,12 @@ impl<'a> SegmentRows<'a> {
     #[inline]
     pub fn ascend(&self) -> bool {
         self.order.is_none()
+    }
+
+    /// True if row and doc id are the same number, so that a set of documents is a set of rows.
+    #[inline]
+    pub(crate) fn rows_are_docs(&self) -> bool {
+        self.doc_ids.is_none() && self.order.is_none()
     }
 
     /// The address of a document.
@@ -450,7 +471,8 @@ pub struct SearchStats {
     /// Candidates within the bound that an earlier bucket had already given. Repeats beyond the bound
     /// are not told apart.
     pub duplicates: u64,
-    /// Codes within the bound whose document was not allowed.
+    /// Codes within the bound whose document turned out not to be allowed. Those that were never looked
+    /// at, because only the rows of a list or set were, are not counted.
     pub filtered_out: u64,
     /// True if every answer is exact, which all engines of this version are.
     pub exact: bool,

@@ -36,8 +36,8 @@ const COPY_NS: f64 = 6.0;
 const SCAN_NS: f64 = 100.0;
 
 /// Comparing a row on its own: its cache lines are asked for in time, but it needs its own.
-const GATHER_NS: f64 = 1.5;
-const GATHER_NS_PER_WORD: f64 = 1.4;
+const GATHER_NS: f64 = 1.1;
+const GATHER_NS_PER_WORD: f64 = 1.3;
 
 /// A stretch of rows at a place of its own: finding it, and the wait for its first cache lines.
 const STRETCH_NS: f64 = 45.0;
@@ -48,6 +48,16 @@ const LOOKUP_NS: f64 = 13.0;
 /// One candidate: a row number out of a bucket, and the row.
 const CANDIDATE_NS: f64 = 14.0;
 const CANDIDATE_NS_PER_WORD: f64 = 1.0;
+
+/// One match read out of a filter's scorer; one of a single term, whose postings come in blocks, into a
+/// list and into a set.
+const MATCH_NS: f64 = 2.2;
+const TERM_LIST_NS: f64 = 0.3;
+const TERM_SET_NS: f64 = 0.9;
+
+/// One near row that a filter's scorer is asked about: its place in a longer list, and a block of
+/// postings to decode.
+const ASK_NS: f64 = 300.0;
 
 /// What the planner expects, in ns.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -131,6 +141,36 @@ pub(crate) fn bounded_mih_ns(view: &MihView<'_>, bound: u32) -> f64 {
     balls_ns(view, bound as usize)
 }
 
+/// Whether the scan engine compares `n_rows` rows one by one rather than all of them.
+pub(crate) fn gathers(codes: CodesRef<'_>, n_rows: usize) -> bool {
+    gather_ns(codes, n_rows) < full_scan_ns(codes)
+}
+
+/// Reading out a filter of about `n_docs` documents and searching among them. `cost` is what reading
+/// them out is like, in documents of a term read one by one.
+pub(crate) fn read_out_ns(codes: CodesRef<'_>, n_docs: usize, cost: u64, is_term: bool) -> f64 {
+    let match_ns = match is_term {
+        false => MATCH_NS,
+        true if gathers(codes, n_docs) => TERM_LIST_NS,
+        true => TERM_SET_NS,
+    };
+    cost as f64 * match_ns + full_scan_ns(codes).min(gather_ns(codes, n_docs))
+}
+
+/// Searching without a filter and asking it about the nearest `n_rows`.
+pub(crate) fn ask_ns(codes: CodesRef<'_>, n_rows: usize) -> f64 {
+    full_scan_ns(codes) + n_rows as f64 * ASK_NS
+}
+
+/// How many of the nearest rows to ask a filter about that lets this share pass, so that k pass: the mean
+/// and three standard deviations.
+pub(crate) fn ring(k: usize, share: f64) -> usize {
+    let k = k as f64;
+    let deviation = (k * (1.0 - share).max(0.0)).sqrt();
+    // A cast saturates: where nothing passes, all rows are asked about.
+    ((k + 3.0 * deviation + 1.0) / share.max(0.0)) as usize
+}
+
 /// One lookup, in ns.
 pub(crate) fn lookup_ns() -> f64 {
     LOOKUP_NS
@@ -194,7 +234,13 @@ pub fn knn_costs(rows: &SegmentRows<'_>, allowed: &Allowed<'_>, k: usize) -> Cos
     if let Some(view) = &rows.mih {
         let bits = codes.code_len().bits();
         let radius = kth_random_distance(bits, codes.n_codes(), k);
-        let wanted = k.min(codes.n_codes()) as f64;
+        // Candidates are met whether or not they are allowed.
+        let n_allowed = match allowed {
+            Allowed::Listed(docs) => docs.len().clamp(1, codes.n_codes().max(1)),
+            _ => codes.n_codes(),
+        };
+        let candidates_each = codes.n_codes() as f64 / n_allowed.max(1) as f64;
+        let wanted = k.min(n_allowed) as f64 * candidates_each;
         let least = LOOKUP_NS + wanted * candidate_ns(codes.code_len().words());
         costs.mih_ns = Some(balls_ns(view, radius).max(least));
         costs.mih_least_ns = least;

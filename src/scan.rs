@@ -3,6 +3,9 @@
 //! A batch of queries is answered together, from one reading of the codes. Leaves out the choice among
 //! engines, and threads.
 
+use std::borrow::Cow;
+use std::ops::Range;
+
 use crate::code::{Codes, HashCode, RowOrder};
 use crate::engine::{Allowed, Engine, EngineKind, Membership, SearchStats, SegmentRows};
 use crate::error::{Error, Result};
@@ -44,12 +47,7 @@ impl<'a> LinearScan<'a> {
     /// The listed documents, if comparing them alone is cheaper than scanning.
     fn gathered<'l>(&self, allowed: &Allowed<'l>) -> Option<&'l [u32]> {
         match allowed {
-            Allowed::Listed(docs)
-                if plan::gather_ns(self.rows.codes, docs.len())
-                    < plan::full_scan_ns(self.rows.codes) =>
-            {
-                Some(docs)
-            }
+            Allowed::Listed(docs) if plan::gathers(self.rows.codes, docs.len()) => Some(docs),
             _ => None,
         }
     }
@@ -66,7 +64,14 @@ impl<'a> LinearScan<'a> {
         mut hit: impl FnMut(u32, u32) -> Option<u32>,
     ) -> Result<()> {
         if let Some(docs) = self.gathered(allowed) {
-            return self.gather(query, docs, bound, stats, hit);
+            let rows = self.listed_rows(docs)?;
+            return self.gather_rows(query, &rows, bound, stats, hit);
+        }
+        if let Allowed::Set(set) = allowed
+            && self.rows.rows_are_docs()
+        {
+            self.scan_set(query, set, bound, stats, hit);
+            return Ok(());
         }
         let codes = self.rows.codes;
         let mut membership = Membership::new(allowed);
@@ -96,49 +101,90 @@ impl<'a> LinearScan<'a> {
         }
     }
 
-    /// Compares the listed documents alone.
-    fn gather(
+    /// Compares every row but those of long stretches without a document of the set, which are rows too.
+    fn scan_set(
         &self,
         query: &HashCode,
-        docs: &[u32],
+        set: &[u64],
+        bound: u32,
+        stats: &mut SearchStats,
+        mut hit: impl FnMut(u32, u32) -> Option<u32>,
+    ) {
+        let codes = self.rows.codes;
+        let mut current = Some(bound);
+        let mut spans = Spans::new(set, codes.n_codes());
+        while let (Some(bound), Some(span)) = (current, spans.next()) {
+            stats.codes_scanned += span.len() as u64;
+            let mut sink = |row, distance| {
+                current = hit(distance, row as u32);
+                current
+            };
+            self.kernel
+                .scan_set(codes, span, set, query.words(), bound, &mut sink);
+        }
+    }
+
+    /// The rows of listed documents, in the order of the list; documents without a code are left out.
+    fn listed_rows<'l>(&self, docs: &'l [u32]) -> Result<Cow<'l, [u32]>> {
+        let ranks = match self.rows.doc_ids {
+            None => {
+                let n_rows = self.rows.codes.n_codes();
+                let end = docs.partition_point(|&doc| (doc as usize) < n_rows);
+                Cow::Borrowed(&docs[..end])
+            }
+            Some(doc_ids) => {
+                let mut ranks = Membership::new(&Allowed::Listed(doc_ids));
+                let ranks = docs.iter().filter_map(|&doc| {
+                    let has_code = ranks.contains(doc);
+                    has_code.then(|| ranks.place() as u32)
+                });
+                Cow::Owned(ranks.collect())
+            }
+        };
+        let Some(order) = &self.rows.order else {
+            return Ok(ranks);
+        };
+        let rows = ranks.iter().map(|&rank| order.row(rank as usize));
+        rows.collect::<Option<_>>()
+            .map(Cow::Owned)
+            .ok_or_else(RowOrder::damaged)
+    }
+
+    /// Compares these rows alone.
+    fn gather_rows(
+        &self,
+        query: &HashCode,
+        rows: &[u32],
         mut bound: u32,
         stats: &mut SearchStats,
         mut hit: impl FnMut(u32, u32) -> Option<u32>,
     ) -> Result<()> {
-        let mut gathered = Gathered::default();
-        let mut next = Gathered::default();
-        let mut rows = ListedRows::new(self.rows, docs);
+        let codes = self.rows.codes;
+        let ask = |rows: &[u32]| {
+            for &row in rows {
+                prefetch(codes, row as usize);
+            }
+        };
         let mut distances = [0; GATHER_ROWS];
-        gathered.fill(self.rows, &mut rows);
-        while gathered.len > 0 {
-            next.fill(self.rows, &mut rows);
-            let listed = &gathered.rows[..gathered.len];
-            self.kernel.gather(
-                self.rows.codes,
-                listed,
-                query.words(),
-                bound,
-                &mut distances[..gathered.len],
-            );
-            stats.codes_scanned += gathered.len as u64;
-            for (&row, &distance) in listed.iter().zip(&distances) {
+        let mut batches = rows.chunks(GATHER_ROWS).peekable();
+        batches.peek().copied().into_iter().for_each(ask);
+        while let Some(batch) = batches.next() {
+            batches.peek().copied().into_iter().for_each(ask);
+            let distances = &mut distances[..batch.len()];
+            self.kernel
+                .gather(codes, batch, query.words(), bound, distances);
+            stats.codes_scanned += batch.len() as u64;
+            for (&row, &mut distance) in batch.iter().zip(distances) {
                 if distance <= bound {
-                    let doc = self
-                        .rows
-                        .doc_id(row as usize)
-                        .ok_or_else(RowOrder::damaged)?;
-                    match hit(distance, doc) {
+                    let doc = self.rows.doc_id(row as usize);
+                    match hit(distance, doc.ok_or_else(RowOrder::damaged)?) {
                         Some(lower) => bound = lower,
                         None => return Ok(()),
                     }
                 }
             }
-            std::mem::swap(&mut gathered, &mut next);
         }
-        match rows.damaged {
-            true => Err(RowOrder::damaged()),
-            false => Ok(()),
-        }
+        Ok(())
     }
 
     /// k-NN search of many queries from one reading of the codes: `tops[i]` is offered what
@@ -249,16 +295,16 @@ impl<'a> LinearScan<'a> {
         if let Allowed::Listed(docs) = allowed
             && plan::gather_batch_ns(codes, docs.len(), n_live) < plan::scan_batch_ns(codes, n_live)
         {
-            let mut listed = ListedRows::new(self.rows, docs);
+            let listed = self.listed_rows(docs)?;
+            let mut parts = listed.chunks(COPY_ROWS);
             loop {
                 let n_live = bounds.iter().flatten().count();
-                let rows: Vec<u32> = listed.by_ref().take(COPY_ROWS).collect();
-                if listed.damaged || damaged {
+                if damaged {
                     return Err(RowOrder::damaged());
                 }
-                if n_live == 0 || rows.is_empty() {
+                let Some(rows) = parts.next().filter(|_| n_live > 0) else {
                     return Ok(());
-                }
+                };
                 let mut copy = Codes::with_capacity(codes.code_len(), rows.len());
                 for (place, &row) in rows.iter().enumerate() {
                     if let Some(&ahead) = rows.get(place + COPY_AHEAD) {
@@ -307,68 +353,46 @@ impl<'a> LinearScan<'a> {
     }
 }
 
-/// Rows whose memory has been asked for.
-#[derive(Default)]
-struct Gathered {
-    rows: [u32; GATHER_ROWS],
-    len: usize,
+/// Ranges of rows that hold every row of a set, and leave out long stretches without one. The words
+/// are looked at some cache lines at a time.
+struct Spans<'a> {
+    words: &'a [u64],
+    next: usize,
+    end: usize,
 }
 
-impl Gathered {
-    fn fill(&mut self, rows: &SegmentRows<'_>, listed: &mut ListedRows<'_, '_>) {
-        self.len = 0;
-        for row in listed.take(GATHER_ROWS) {
-            prefetch(rows.codes, row as usize);
-            self.rows[self.len] = row;
-            self.len += 1;
+/// Words of a set that are looked at together: few enough looks to cost nothing where none is empty.
+const SPAN_WORDS: usize = 32;
+const SPAN_ROWS: usize = SPAN_WORDS * 64;
+
+impl<'a> Spans<'a> {
+    fn new(words: &'a [u64], n_rows: usize) -> Spans<'a> {
+        Spans {
+            words,
+            next: 0,
+            end: n_rows.min(words.len() * 64),
         }
+    }
+
+    /// Whether the rows from `row`, a multiple of [`SPAN_ROWS`], to the next are all left out.
+    fn is_void(&self, row: usize) -> bool {
+        let words = &self.words[row / 64..];
+        words.iter().take(SPAN_WORDS).all(|&word| word == 0)
     }
 }
 
-/// The rows of listed documents, in the order of the list.
-struct ListedRows<'d, 'a> {
-    docs: std::slice::Iter<'d, u32>,
-    n_rows: usize,
-    /// Where ranks are not doc ids: the list to look them up in, and the rank reached.
-    ranks: Option<Membership<'a>>,
-    order: Option<RowOrder<'a>>,
-    /// A rank had no row.
-    damaged: bool,
-}
+impl Iterator for Spans<'_> {
+    type Item = Range<usize>;
 
-impl<'d, 'a> ListedRows<'d, 'a> {
-    fn new(rows: &SegmentRows<'a>, docs: &'d [u32]) -> ListedRows<'d, 'a> {
-        ListedRows {
-            docs: docs.iter(),
-            n_rows: rows.codes.n_codes(),
-            ranks: rows
-                .doc_ids
-                .map(|doc_ids| Membership::new(&Allowed::Listed(doc_ids))),
-            order: rows.order,
-            damaged: false,
+    fn next(&mut self) -> Option<Range<usize>> {
+        while self.next < self.end && self.is_void(self.next) {
+            self.next += SPAN_ROWS;
         }
-    }
-}
-
-impl Iterator for ListedRows<'_, '_> {
-    type Item = u32;
-
-    fn next(&mut self) -> Option<u32> {
-        loop {
-            let doc = *self.docs.next()?;
-            let rank = match &mut self.ranks {
-                Some(ranks) => ranks.contains(doc).then(|| ranks.place()),
-                None => Some(doc as usize).filter(|&rank| rank < self.n_rows),
-            };
-            let Some(rank) = rank else { continue };
-            match &self.order {
-                None => return Some(rank as u32),
-                Some(order) => match order.row(rank) {
-                    Some(row) => return Some(row),
-                    None => self.damaged = true,
-                },
-            }
+        let start = self.next;
+        while self.next < self.end && !self.is_void(self.next) {
+            self.next += SPAN_ROWS;
         }
+        (start < self.end).then(|| start..self.next.min(self.end))
     }
 }
 

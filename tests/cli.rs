@@ -169,11 +169,13 @@ fn bench_answers_equal_a_brute_force() {
         let wanted = [&rows[..5 * bits / 8], &packed(&mut rng, 5, bits / 8)].concat();
         std::fs::write(&queries, &wanted).unwrap();
         let (bits_text, segments_text) = (bits.to_string(), segments.to_string());
-        for (filter, delete) in [
-            (None, None),
-            (Some(0.3), None),
-            (Some(0.01), Some(0.2)),
-            (None, Some(0.5)),
+        for (filter, kept, delete) in [
+            (None, false, None),
+            (Some(0.3), false, None),
+            (Some(0.3), true, Some(0.2)),
+            (Some(0.01), false, Some(0.2)),
+            (Some(0.01), true, None),
+            (None, false, Some(0.5)),
         ] {
             let shares: Vec<String> = [filter, delete]
                 .iter()
@@ -202,6 +204,7 @@ fn bench_answers_equal_a_brute_force() {
             let mut shares = shares.iter();
             if filter.is_some() {
                 args.extend(["--filter-share", shares.next().unwrap()]);
+                args.extend(kept.then_some("--kept-filter"));
             }
             if delete.is_some() {
                 args.extend(["--delete-share", shares.next().unwrap()]);
@@ -210,6 +213,8 @@ fn bench_answers_equal_a_brute_force() {
             assert_eq!(lines.len(), 6 * 3);
             for line in &lines {
                 assert_eq!(line["exact"], true);
+                let how = filter.map(|_| if kept { "kept" } else { "query" });
+                assert_eq!(line["filter"].as_str(), how);
                 assert_eq!(
                     (&line["n"], &line["queries"]),
                     (&Value::from(n), &Value::from(10))

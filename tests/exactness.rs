@@ -412,7 +412,12 @@ fn filters_and_sparse_doc_ids() {
             let is_listed = |doc: u32| listed.binary_search(&doc).is_ok();
             let case =
                 format!("{bits} bits, {n_codes} codes, {data:?}, share {share}, seed {seed}");
-            for allowed in [Allowed::Listed(&listed), Allowed::Where(&is_listed)] {
+            let set = set_of(&listed);
+            for allowed in [
+                Allowed::Listed(&listed),
+                Allowed::Where(&is_listed),
+                Allowed::Set(&set),
+            ] {
                 for k in [1, 10, n_codes + 1] {
                     check_knn_filtered(&segment, &query, k, 1024, &allowed, is_listed, &case);
                 }
@@ -422,6 +427,68 @@ fn filters_and_sparse_doc_ids() {
             }
         }
     }
+}
+
+/// One bit a document, as far as the last of them.
+fn set_of(listed: &[u32]) -> Vec<u64> {
+    let end = listed.last().map_or(0, |&last| last as usize + 1);
+    let mut words = vec![0; end.div_ceil(64)];
+    for &doc in listed {
+        words[doc as usize / 64] |= 1 << (doc % 64);
+    }
+    words
+}
+
+/// Sets that leave out long stretches, which the scan leaves out, too.
+#[test]
+fn sets_with_gaps() {
+    for seed in 0..20 {
+        let mut rng = ChaCha8Rng::seed_from_u64(2500 + seed);
+        let len = CodeLen::new([64, 32][seed as usize % 2]).unwrap();
+        let data = ALL_DATA[seed as usize % 5];
+        let n_codes = rng.random_range(6_000..20_000);
+        let (codes, query) = generate(data, len, n_codes, &mut rng);
+        let segment = Segment::new(codes, None, MihParams::choose(len, n_codes));
+        let mut listed: Vec<u32> = Vec::new();
+        let mut doc = rng.random_range(0..5_000);
+        while doc < n_codes as u32 {
+            let end = doc + rng.random_range(1..3_000);
+            let share = [0.02, 0.5, 1.0][rng.random_range(0..3)];
+            listed.extend((doc..end).filter(|_| rng.random_bool(share)));
+            doc = end + rng.random_range(0..6_000);
+        }
+        let is_listed = |doc: u32| listed.binary_search(&doc).is_ok();
+        let set = set_of(&listed);
+        let allowed = Allowed::Set(&set);
+        let case = format!("{len} bits, {n_codes} codes, {data:?}, seed {seed}");
+        for k in [1, 10, 1_000] {
+            check_knn_filtered(&segment, &query, k, 1024, &allowed, is_listed, &case);
+        }
+        for radius in [0, 6, len.bits() as u32] {
+            check_range_filtered(&segment, &query, radius, &allowed, is_listed, &case);
+        }
+    }
+    // A scan passes over what it can.
+    let len = CodeLen::new(64).unwrap();
+    let (codes, query) = generate(
+        Data::Uniform,
+        len,
+        100_000,
+        &mut ChaCha8Rng::seed_from_u64(1),
+    );
+    let rows = SegmentRows::of(codes.as_ref());
+    let mut set = vec![0; 2_000];
+    set[700..800].fill(u64::MAX);
+    let mut stats = SearchStats::default();
+    LinearScan::new(&rows)
+        .knn(
+            &query,
+            &Allowed::Set(&set),
+            &mut TopK::new(3, 64),
+            &mut stats,
+        )
+        .unwrap();
+    assert!((6_400..11_000).contains(&stats.codes_scanned));
 }
 
 /// Large enough for a search to meet codes before it gives up and scans.

@@ -114,6 +114,47 @@ fn scans_report_the_rows_within_every_bound() {
 }
 
 #[test]
+fn scans_of_sets_report_their_rows_alone() {
+    let mut rng = ChaCha8Rng::seed_from_u64(4);
+    for len in lens() {
+        for n_codes in [1, 31, 32, 33, 64, 100, 150] {
+            let codes = random_codes(len, n_codes, &mut rng);
+            let query = random_code(len, 0.5, &mut rng);
+            let mut distances = vec![0; n_codes];
+            Kernel::SCALAR.distances(codes.as_ref(), query.words(), &mut distances);
+            let share = [0.03, 0.5, 1.0][rng.random_range(0..3)];
+            let is_set: Vec<bool> = (0..192).map(|_| rng.random_bool(share)).collect();
+            let mut set = [0u64; 3];
+            for row in (0..192).filter(|&row| is_set[row]) {
+                set[row / 64] |= 1 << (row % 64);
+            }
+            let bound = len.bits() as u32 / 2 + rng.random_range(0..9);
+            let rows = rng.random_range(0..=n_codes / 32) * 32..n_codes;
+            let expected: Vec<(usize, u32)> = (rows.clone())
+                .filter(|&row| is_set[row] && distances[row] <= bound)
+                .map(|row| (row, distances[row]))
+                .collect();
+            for kernel in Kernel::available() {
+                let mut found = Vec::new();
+                let rows = rows.clone();
+                kernel.scan_set(
+                    codes.as_ref(),
+                    rows.clone(),
+                    &set,
+                    query.words(),
+                    bound,
+                    &mut |row, distance| {
+                        found.push((row, distance));
+                        Some(bound)
+                    },
+                );
+                assert_eq!(found, expected, "{kernel:?}, {len} bits, rows {rows:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn every_bound_at_common_lengths() {
     let mut rng = ChaCha8Rng::seed_from_u64(3);
     for bits in [16, 48, 64, 72, 128, 192, 256, 320] {

@@ -8,7 +8,7 @@ use std::arch::aarch64::*;
 use std::ops::Range;
 
 use crate::code::BLOCK_ROWS;
-use crate::hamming::{INDEX_BITS, Lanes, Nearest};
+use crate::hamming::{INDEX_BITS, Lanes, Nearest, RowMask};
 
 /// Asks for the cache line at `address`, which may be anywhere.
 #[inline(always)]
@@ -33,16 +33,17 @@ impl Neon {
     }
 
     #[inline]
-    pub(super) fn scan<S: FnMut(usize, u32) -> Option<u32>>(
+    pub(super) fn scan<M: RowMask, S: FnMut(usize, u32) -> Option<u32>>(
         self,
         blocks: &[u64],
         rows: Range<usize>,
+        mask: M,
         query: &[u64],
         bound: u32,
         sink: &mut S,
     ) {
         // SAFETY: `self` proves NEON.
-        unsafe { neon::scan(self, blocks, rows, query, bound, sink) }
+        unsafe { neon::scan(self, blocks, rows, mask, query, bound, sink) }
     }
 
     pub(super) fn scan_batch<S: FnMut(usize, usize, u32) -> Option<u32>>(

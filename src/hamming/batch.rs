@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::{GROUP, Lanes, MAX_WORDS, PREFETCH_WORDS, prefetch_word, report, scan_rows};
+use super::{AllRows, GROUP, Lanes, MAX_WORDS, PREFETCH_WORDS, prefetch_word, report, scan_rows};
 use crate::code::BLOCK_ROWS;
 
 /// The size of a tile in 64-bit words, 16 KiB: half of a small first-level cache.
@@ -64,7 +64,7 @@ pub(super) fn scan_batch_rows<L, const WORDS: usize, const QUERIES: usize, S>(
                 bounds[query_idx] = sink(query_idx, row, distance);
                 bounds[query_idx]
             };
-            scan_rows::<L, WORDS, _>(lanes, blocks, rows, query, bound, &mut sink);
+            scan_rows::<L, WORDS, _, _>(lanes, blocks, rows, AllRows, query, bound, &mut sink);
         }
         row = tile.end;
     }

@@ -127,6 +127,41 @@ impl Kernel {
         bound: u32,
         sink: &mut S,
     ) {
+        self.scan_masked(codes, rows, AllRows, query, bound, sink);
+    }
+
+    /// As [`scan`](Kernel::scan), for those of `rows` whose bit is set: bit `row % 64` of word `row / 64`.
+    ///
+    /// Panics, too, if the set does not reach to the end of `rows` or they do not start at a multiple of
+    /// 32.
+    #[inline]
+    pub fn scan_set<S: FnMut(usize, u32) -> Option<u32>>(
+        self,
+        codes: CodesRef<'_>,
+        rows: Range<usize>,
+        set: &[u64],
+        query: &[u64],
+        bound: u32,
+        sink: &mut S,
+    ) {
+        assert!(
+            rows.start.is_multiple_of(GROUP * BLOCK_ROWS) && rows.end <= set.len() * 64,
+            "rows {rows:?} under a set of {} words",
+            set.len()
+        );
+        self.scan_masked(codes, rows, RowSet(set), query, bound, sink);
+    }
+
+    #[inline]
+    fn scan_masked<M: RowMask, S: FnMut(usize, u32) -> Option<u32>>(
+        self,
+        codes: CodesRef<'_>,
+        rows: Range<usize>,
+        mask: M,
+        query: &[u64],
+        bound: u32,
+        sink: &mut S,
+    ) {
         check(codes, query);
         assert!(
             rows.end <= codes.n_codes(),
@@ -137,7 +172,7 @@ impl Kernel {
         if rows.is_empty() {
             return;
         }
-        dispatch!(self, lanes => lanes.scan(codes.blocks(), rows, query, bound, sink));
+        dispatch!(self, lanes => lanes.scan(codes.blocks(), rows, mask, query, bound, sink));
     }
 
     /// The [`scan`](Kernel::scan) of many queries over the same rows, which are read from memory once
@@ -286,6 +321,46 @@ trait Lanes: Copy {
     fn to_array(self, distances: Self::Distances) -> [u32; BLOCK_ROWS];
 }
 
+/// Which rows a scan may report.
+trait RowMask: Copy {
+    /// One bit a row of the [`GROUP`] blocks from `block_idx` on, a multiple of [`GROUP`].
+    fn group(self, block_idx: usize) -> u32;
+    /// One bit a row of one block.
+    fn block(self, block_idx: usize) -> u8;
+}
+
+/// Every row.
+#[derive(Clone, Copy)]
+struct AllRows;
+
+impl RowMask for AllRows {
+    #[inline(always)]
+    fn group(self, _: usize) -> u32 {
+        u32::MAX
+    }
+
+    #[inline(always)]
+    fn block(self, _: usize) -> u8 {
+        u8::MAX
+    }
+}
+
+/// Rows whose bit is set.
+#[derive(Clone, Copy)]
+struct RowSet<'a>(&'a [u64]);
+
+impl RowMask for RowSet<'_> {
+    #[inline(always)]
+    fn group(self, block_idx: usize) -> u32 {
+        (self.0[block_idx / BLOCK_ROWS] >> (block_idx % BLOCK_ROWS * BLOCK_ROWS)) as u32
+    }
+
+    #[inline(always)]
+    fn block(self, block_idx: usize) -> u8 {
+        (self.0[block_idx / BLOCK_ROWS] >> (block_idx % BLOCK_ROWS * BLOCK_ROWS)) as u8
+    }
+}
+
 /// Blocks that share one branch: nearly all groups hold no hit, and one branch then settles 32 rows.
 const GROUP: usize = 4;
 
@@ -333,12 +408,14 @@ fn report<L: Lanes, S: FnMut(usize, u32) -> Option<u32>>(
 
 /// The scan. `WORDS` is the number of words of a code, or 0 to take it from the query.
 ///
-/// Contract: `rows` is not empty and lies within the blocks.
+/// Contract: `rows` is not empty and lies within the blocks and the mask. Under a mask that leaves rows
+/// out, it starts at the first row of a group.
 #[inline(always)]
-fn scan_rows<L: Lanes, const WORDS: usize, S: FnMut(usize, u32) -> Option<u32>>(
+fn scan_rows<L: Lanes, const WORDS: usize, M: RowMask, S: FnMut(usize, u32) -> Option<u32>>(
     lanes: L,
     blocks: &[u64],
     rows: Range<usize>,
+    mask: M,
     query: &[u64],
     mut bound: u32,
     sink: &mut S,
@@ -369,9 +446,11 @@ fn scan_rows<L: Lanes, const WORDS: usize, S: FnMut(usize, u32) -> Option<u32>>(
             let d3 = block_distances(lanes, &group[3 * block_words..4 * block_words], query);
             let nearest = lanes.min(lanes.min(d0, d1), lanes.min(d2, d3));
             if lanes.within(nearest, lanes.splat(u64::from(bound))) != 0 {
+                // Only now: to mask every group costs more than the near ones of no wanted row.
+                let wanted = mask.group(block_idx);
                 let mut row = block_idx * BLOCK_ROWS;
-                for distances in [d0, d1, d2, d3] {
-                    let reported = report(lanes, distances, u8::MAX, row, &mut bound, sink);
+                for (wanted, distances) in wanted.to_le_bytes().into_iter().zip([d0, d1, d2, d3]) {
+                    let reported = report(lanes, distances, wanted, row, &mut bound, sink);
                     if reported.is_err() {
                         return;
                     }
@@ -390,6 +469,7 @@ fn scan_rows<L: Lanes, const WORDS: usize, S: FnMut(usize, u32) -> Option<u32>>(
         let block = &blocks[block_idx * block_words..(block_idx + 1) * block_words];
         let distances = block_distances(lanes, block, query);
         let row = block_idx * BLOCK_ROWS;
+        lane_mask &= mask.block(block_idx);
         if report(lanes, distances, lane_mask, row, &mut bound, sink).is_err() {
             return;
         }
@@ -519,20 +599,21 @@ macro_rules! loops {
     ($lanes:ty, queries = $queries:literal $(, $features:literal)?) => {
         #[inline]
         $(#[target_feature(enable = $features)])?
-        pub(super) fn scan<S: FnMut(usize, u32) -> Option<u32>>(
+        pub(super) fn scan<M: crate::hamming::RowMask, S: FnMut(usize, u32) -> Option<u32>>(
             lanes: $lanes,
             blocks: &[u64],
             rows: std::ops::Range<usize>,
+            mask: M,
             query: &[u64],
             bound: u32,
             sink: &mut S,
         ) {
             use crate::hamming::scan_rows;
             match query.len() {
-                1 => scan_rows::<_, 1, S>(lanes, blocks, rows, query, bound, sink),
-                2 => scan_rows::<_, 2, S>(lanes, blocks, rows, query, bound, sink),
-                4 => scan_rows::<_, 4, S>(lanes, blocks, rows, query, bound, sink),
-                _ => scan_rows::<_, 0, S>(lanes, blocks, rows, query, bound, sink),
+                1 => scan_rows::<_, 1, M, S>(lanes, blocks, rows, mask, query, bound, sink),
+                2 => scan_rows::<_, 2, M, S>(lanes, blocks, rows, mask, query, bound, sink),
+                4 => scan_rows::<_, 4, M, S>(lanes, blocks, rows, mask, query, bound, sink),
+                _ => scan_rows::<_, 0, M, S>(lanes, blocks, rows, mask, query, bound, sink),
             }
         }
 

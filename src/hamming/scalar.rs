@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use crate::code::BLOCK_ROWS;
-use crate::hamming::{INDEX_BITS, Lanes, Nearest};
+use crate::hamming::{INDEX_BITS, Lanes, Nearest, RowMask};
 
 /// Needs no instruction that any CPU lacks.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -73,15 +73,16 @@ impl Lanes for Scalar {
 
 impl Scalar {
     #[inline]
-    pub(super) fn scan<S: FnMut(usize, u32) -> Option<u32>>(
+    pub(super) fn scan<M: RowMask, S: FnMut(usize, u32) -> Option<u32>>(
         self,
         blocks: &[u64],
         rows: Range<usize>,
+        mask: M,
         query: &[u64],
         bound: u32,
         sink: &mut S,
     ) {
-        plain::scan(self, blocks, rows, query, bound, sink);
+        plain::scan(self, blocks, rows, mask, query, bound, sink);
     }
 
     pub(super) fn scan_batch<S: FnMut(usize, usize, u32) -> Option<u32>>(

@@ -10,7 +10,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use crate::code::BLOCK_ROWS;
-use crate::hamming::{INDEX_BITS, Lanes, Nearest};
+use crate::hamming::{INDEX_BITS, Lanes, Nearest, RowMask};
 
 /// Asks for the cache line at `address`, which may be anywhere.
 #[inline(always)]
@@ -219,16 +219,17 @@ macro_rules! face {
     ($lanes:ident, $loops:ident) => {
         impl $lanes {
             #[inline]
-            pub(super) fn scan<S: FnMut(usize, u32) -> Option<u32>>(
+            pub(super) fn scan<M: RowMask, S: FnMut(usize, u32) -> Option<u32>>(
                 self,
                 blocks: &[u64],
                 rows: Range<usize>,
+                mask: M,
                 query: &[u64],
                 bound: u32,
                 sink: &mut S,
             ) {
                 // SAFETY: `self` proves the instructions that the function enables.
-                unsafe { $loops::scan(self, blocks, rows, query, bound, sink) }
+                unsafe { $loops::scan(self, blocks, rows, mask, query, bound, sink) }
             }
 
             pub(super) fn scan_batch<S: FnMut(usize, usize, u32) -> Option<u32>>(

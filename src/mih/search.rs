@@ -108,7 +108,7 @@ impl<'a> MultiIndex<'a> {
     }
 
     /// Whether to visit the next shell rather than scan. `prices[s]` is the cost of the shells of
-    /// radius `s` in all tables.
+    /// radius `s` in all tables; `met` has the nearest codes met, allowed or not.
     fn goes_on(
         &self,
         prices: &[f64],
@@ -116,6 +116,7 @@ impl<'a> MultiIndex<'a> {
         spent_ns: f64,
         scan_ns: f64,
         top: &TopK,
+        met: &TopK,
     ) -> bool {
         let (substring_radius, substring_idx) = shell;
         let n_substrings = self.view.params().n_substrings();
@@ -138,8 +139,13 @@ impl<'a> MultiIndex<'a> {
             Patience::Endless => true,
             Patience::Determined => spent_ns + next_ns <= scan_ns,
             Patience::Planned if spent_ns + rest_ns(bound) <= scan_ns => true,
-            // The k-th distance will still fall, but hardly by more than a quarter.
-            Patience::Planned if top.is_full() && rest_ns(bound / 4 * 3) > scan_ns => false,
+            // The k-th distance will still fall, but hardly by more than a quarter, and that of allowed
+            // codes is no smaller.
+            Patience::Planned
+                if met.is_full() && rest_ns(met.bound() as usize / 4 * 3) > scan_ns =>
+            {
+                false
+            }
             Patience::Planned => spent_ns + next_ns <= GAMBLE * scan_ns,
         }
     }
@@ -202,10 +208,13 @@ impl<'a> MultiIndex<'a> {
         let mut membership = Membership::new(allowed);
         // What another engine left in the top before this one began.
         let held = self.rows.held_by(top);
+        let is_filtered = !matches!(allowed, Allowed::All);
+        let mut met = TopK::new(top.k(), top.bound());
         for radius in 0..=narrowest {
             for substring_idx in 0..n_substrings {
                 let shell = (radius, substring_idx);
-                if !self.goes_on(&prices, shell, walk.spent_ns, scan_ns, top) {
+                let nearest = if is_filtered { &met } else { &*top };
+                if !self.goes_on(&prices, shell, walk.spent_ns, scan_ns, top, nearest) {
                     return Ok(false);
                 }
                 // Tables before this one have been visited up to `radius`, those after it up to one less.
@@ -218,6 +227,9 @@ impl<'a> MultiIndex<'a> {
                         let doc = self.rows.doc_id(row as usize);
                         let doc = doc.ok_or_else(RowOrder::damaged)?;
                         let address = self.rows.address(doc);
+                        if is_filtered {
+                            met.push(distance, address);
+                        }
                         if !membership.contains(doc) {
                             stats.filtered_out += 1;
                         } else if held.is_empty() || held.binary_search(&address).is_err() {

@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::sync::Arc;
 
 use serde::Serialize;
 use tantivy::collector::TopDocs;
@@ -16,7 +17,7 @@ use tantivy::{DocAddress, Score, Searcher};
 use crate::engine::SearchStats;
 use crate::error::{Error, Result};
 use crate::plugin::contained;
-use crate::plugin::query::{HammingQuery, HammingResult, KnnQuery};
+use crate::plugin::query::{DocFilter, HammingQuery, HammingResult, KnnQuery};
 
 /// How the legs' lists become one.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -137,6 +138,7 @@ impl Leg {
 pub struct HybridSearch {
     legs: Vec<Leg>,
     filter: Option<Box<dyn Query>>,
+    doc_filters: Vec<Arc<DocFilter>>,
     fusion: Fusion,
     rank_window: usize,
     limit: usize,
@@ -204,6 +206,7 @@ impl HybridSearch {
         HybridSearch {
             legs: Vec::new(),
             filter: None,
+            doc_filters: Vec::new(),
             fusion: Fusion::default(),
             rank_window: 1_000,
             limit: 10,
@@ -235,6 +238,13 @@ impl HybridSearch {
     /// Only documents that match count, in every leg, before any cut.
     pub fn filter(mut self, filter: Box<dyn Query>) -> HybridSearch {
         self.filter = Some(filter);
+        self
+    }
+
+    /// Only documents in a kept filter count, in every leg, before any cut. It is added to those given
+    /// before and to a [`filter`](Self::filter).
+    pub fn doc_filter(mut self, filter: Arc<DocFilter>) -> HybridSearch {
+        self.doc_filters.push(filter);
         self
     }
 
@@ -277,20 +287,25 @@ impl HybridSearch {
     }
 
     fn filtered(&self, query: Box<dyn Query>) -> Box<dyn Query> {
-        let Some(filter) = &self.filter else {
-            return query;
-        };
-        let filter: Box<dyn Query> = Box::new(ConstScoreQuery::new(filter.box_clone(), 0.0));
-        Box::new(BooleanQuery::new(vec![
-            (Occur::Must, query),
-            (Occur::Must, filter),
-        ]))
+        let kept = self.doc_filters.iter().map(DocFilter::query);
+        let filters = self.filter.iter().map(|filter| filter.box_clone());
+        let filters = filters.chain(kept);
+        let mut clauses: Vec<(Occur, Box<dyn Query>)> = vec![(Occur::Must, query)];
+        for filter in filters {
+            clauses.push((Occur::Must, Box::new(ConstScoreQuery::new(filter, 0.0))));
+        }
+        match clauses.len() {
+            1 => clauses.swap_remove(0).1,
+            _ => Box::new(BooleanQuery::new(clauses)),
+        }
     }
 
     fn filtered_knn(&self, query: &KnnQuery) -> KnnQuery {
+        let kept = self.doc_filters.iter().cloned();
+        let query = kept.fold(query.clone(), KnnQuery::doc_filter);
         match &self.filter {
-            Some(filter) => query.clone().filter(filter.box_clone()),
-            None => query.clone(),
+            Some(filter) => query.filter(filter.box_clone()),
+            None => query,
         }
     }
 
@@ -391,6 +406,8 @@ impl HybridSearch {
             }
             LegQuery::Knn(query) => Ok(by_distance(self.filtered_knn(query).search(searcher)?)),
             LegQuery::Range(query) => {
+                let kept = self.doc_filters.iter().cloned();
+                let query = kept.fold(query.clone(), HammingQuery::doc_filter);
                 let (mut list, stats) =
                     by_distance(query.search(searcher, self.filter.as_deref())?);
                 list.truncate(self.rank_window);

@@ -23,7 +23,7 @@ pub use index::{ColumnInfo, HashIndex, VerifyReport, merge_indices};
 pub use index_writer::{
     BatchOutcome, CodeOutcome, DocumentOutcome, HashIndexWriter, OnBadDocument, WriterOptions,
 };
-pub use query::{HammingHit, HammingQuery, HammingResult, KnnQuery};
+pub use query::{DocFilter, HammingHit, HammingQuery, HammingResult, KnnQuery};
 pub use value::{HashDocumentExt, HashValue};
 
 use std::collections::HashMap;
@@ -406,8 +406,10 @@ impl OpenColumn {
 impl OpenColumn {
     /// Says in an error of this column which file it is about.
     pub(crate) fn about(reader: &SegmentReader) -> impl Fn(Error) -> Error {
-        let name = format!("{}.{EXTENSION}", reader.segment_id().uuid_string());
-        move |error| in_file(&name, error)
+        move |error| {
+            let name = format!("{}.{EXTENSION}", reader.segment_id().uuid_string());
+            in_file(&name, error)
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 
 use tantivy::index::SegmentId;
 use tantivy::query::{EnableScoring, Explanation, Query, Scorer, Weight};
@@ -9,14 +10,15 @@ use tantivy::schema::Field;
 use tantivy::{DocId, Score, Searcher, SegmentReader};
 
 use crate::code::{CodeLen, HashCode};
-use crate::engine::{self, EngineChoice, SearchStats};
+use crate::engine::{EngineChoice, SearchStats};
 use crate::error::{Error, Result};
 use crate::plugin::field::HashFieldOptions;
-use crate::plugin::query::filter::SegmentFilter;
+use crate::plugin::query::doc_filter::DocFilter;
+use crate::plugin::query::filter::Filters;
 use crate::plugin::query::hits::{
     DocDistances, HammingResult, HitScorer, address, address_base, explain,
 };
-use crate::plugin::{OpenColumn, contained, plugin_of};
+use crate::plugin::{OpenColumn, plugin_of};
 use crate::topk::{Neighbor, TopK};
 
 /// The `k` documents whose codes are nearest to a code, over all segments, deleted documents skipped.
@@ -30,6 +32,7 @@ pub struct KnnQuery {
     code: HashCode,
     k: usize,
     filter: Option<Box<dyn Query>>,
+    doc_filters: Vec<Arc<DocFilter>>,
     max_distance: Option<u32>,
     engine: EngineChoice,
 }
@@ -41,6 +44,7 @@ impl Clone for KnnQuery {
             code: self.code.clone(),
             k: self.k,
             filter: self.filter.as_ref().map(|filter| filter.box_clone()),
+            doc_filters: self.doc_filters.clone(),
             max_distance: self.max_distance,
             engine: self.engine,
         }
@@ -54,6 +58,7 @@ impl fmt::Debug for KnnQuery {
             .field("code", &self.code)
             .field("k", &self.k)
             .field("filter", &self.filter)
+            .field("doc_filters", &self.doc_filters)
             .field("max_distance", &self.max_distance)
             .field("engine", &self.engine)
             .finish()
@@ -68,6 +73,7 @@ impl KnnQuery {
             code,
             k,
             filter: None,
+            doc_filters: Vec::new(),
             max_distance: None,
             engine: EngineChoice::default(),
         }
@@ -82,6 +88,13 @@ impl KnnQuery {
                 first, filter,
             ])),
         });
+        self
+    }
+
+    /// Only documents in a kept filter count, before the cut to `k`. A second one, or a
+    /// [`filter`](Self::filter), is added to the first.
+    pub fn doc_filter(mut self, filter: Arc<DocFilter>) -> KnnQuery {
+        self.doc_filters.push(filter);
         self
     }
 
@@ -110,7 +123,8 @@ impl KnnQuery {
     /// Searches, with distances and statistics.
     ///
     /// # Errors
-    /// `InvalidArgument` for `k` 0, a distance past the length or a field that holds no codes;
+    /// `InvalidArgument` for `k` 0, a distance past the length, a field that holds no codes or a kept filter
+    /// made for other segments or deletes than this searcher's;
     /// `CodeLenMismatch`; `Corrupt`.
     pub fn search(&self, searcher: &Searcher) -> Result<HammingResult> {
         let (neighbors, stats) = self.neighbors(searcher)?;
@@ -127,11 +141,7 @@ impl KnnQuery {
         let max_distance = self.max_distance.unwrap_or(code_len.bits() as u32);
         check_distance(code_len, max_distance)?;
 
-        let filter = self
-            .filter
-            .as_ref()
-            .map(|filter| filter.weight(scoring_off(searcher)))
-            .transpose()?;
+        let filters = Filters::new(&self.doc_filters, self.filter.as_deref(), searcher)?;
         let plugin = plugin_of(searcher.index());
         if let Some(plugin) = &plugin {
             plugin.prune(searcher.segment_readers());
@@ -144,32 +154,16 @@ impl KnnQuery {
             if column.n_codes() == 0 {
                 continue;
             }
-            let allowed = contained("index", || {
-                Ok(SegmentFilter::evaluate(filter.as_deref(), reader)?)
-            })?;
             let rows = column
                 .rows(address_base(segment_ord), self.engine != EngineChoice::Scan)
                 .map_err(OpenColumn::about(reader))?;
-            allowed
-                .with_allowed(reader, |allowed| {
-                    engine::knn(
-                        &rows,
-                        self.engine,
-                        &self.code,
-                        allowed,
-                        &mut top,
-                        &mut stats,
-                    )
-                })
-                .map_err(OpenColumn::about(reader))?;
+            filters
+                .on(reader)?
+                .knn(&rows, self.engine, &self.code, &mut top, &mut stats)?;
         }
         tracing::debug!(k = self.k, ?stats, "k-NN search");
         Ok((top.into_sorted(), stats))
     }
-}
-
-fn scoring_off(searcher: &Searcher) -> EnableScoring<'_> {
-    EnableScoring::disabled_from_searcher(searcher)
 }
 
 pub(crate) fn check_distance(code_len: CodeLen, distance: u32) -> Result<()> {

@@ -4,11 +4,13 @@
 //! tantivy a finished list: a cut inside each segment, or after other clauses, would lose hits.
 //! [`HammingQuery`] needs no cut, so it works segment by segment, also where there is no searcher.
 
+mod doc_filter;
 mod filter;
 mod hits;
 mod knn;
 mod range;
 
+pub use doc_filter::DocFilter;
 pub use hits::{HammingHit, HammingResult};
 pub use knn::KnnQuery;
 pub use range::HammingQuery;

@@ -7,13 +7,14 @@ use tantivy::schema::{Field, Schema};
 use tantivy::{DocId, Score, Searcher, SegmentReader};
 
 use crate::code::{CodeLen, HashCode};
-use crate::engine::{self, EngineChoice, SearchStats};
-use crate::error::Result;
+use crate::engine::{EngineChoice, SearchStats};
+use crate::error::{Error, Result};
 use crate::plugin::field::HashFieldOptions;
-use crate::plugin::query::filter::SegmentFilter;
+use crate::plugin::query::doc_filter::DocFilter;
+use crate::plugin::query::filter::{Filters, SegmentFilter};
 use crate::plugin::query::hits::{DocDistances, HammingResult, HitScorer, address_base, explain};
 use crate::plugin::query::knn::check_distance;
-use crate::plugin::{OpenColumn, PluginState, contained, plugin_of};
+use crate::plugin::{OpenColumn, PluginState, plugin_of};
 use crate::topk::Neighbor;
 
 /// Every document whose code lies within a radius of a code: `distance <= radius`, so radius 0 finds
@@ -26,6 +27,7 @@ pub struct HammingQuery {
     code: HashCode,
     radius: u32,
     engine: EngineChoice,
+    doc_filters: Vec<Arc<DocFilter>>,
 }
 
 impl HammingQuery {
@@ -36,12 +38,20 @@ impl HammingQuery {
             code,
             radius,
             engine: EngineChoice::default(),
+            doc_filters: Vec::new(),
         }
     }
 
     /// The engine to search with. Every engine gives the same answer.
     pub fn engine(mut self, engine: EngineChoice) -> HammingQuery {
         self.engine = engine;
+        self
+    }
+
+    /// Only documents in a kept filter count. A second one is added to the first. The query then needs a
+    /// searcher, so it cannot delete documents.
+    pub fn doc_filter(mut self, filter: Arc<DocFilter>) -> HammingQuery {
+        self.doc_filters.push(filter);
         self
     }
 
@@ -53,25 +63,21 @@ impl HammingQuery {
     /// Searches, with distances and statistics, live documents only; `filter` restricts them further.
     ///
     /// # Errors
-    /// `InvalidArgument` for a radius past the length or a field that holds no codes; `CodeLenMismatch`;
-    /// `Corrupt`.
+    /// `InvalidArgument` for a radius past the length, a field that holds no codes or a kept filter made for
+    /// other segments or deletes than this searcher's; `CodeLenMismatch`; `Corrupt`.
     pub fn search(&self, searcher: &Searcher, filter: Option<&dyn Query>) -> Result<HammingResult> {
         let weight = self.weight_of(searcher.schema(), plugin_of(searcher.index()))?;
         if let Some(plugin) = &weight.plugin {
             plugin.prune(searcher.segment_readers());
         }
-        let scoring = EnableScoring::disabled_from_searcher(searcher);
-        let filter = filter.map(|filter| filter.weight(scoring)).transpose()?;
+        let filters = Filters::new(&self.doc_filters, filter, searcher)?;
         let mut found = Vec::new();
         let mut stats = SearchStats::default();
         for (segment_ord, reader) in (0..).zip(searcher.segment_readers()) {
-            let allowed = contained("index", || {
-                Ok(SegmentFilter::evaluate(filter.as_deref(), reader)?)
-            })?;
             weight.search_segment(
                 reader,
                 address_base(segment_ord),
-                &allowed,
+                &filters.on(reader)?,
                 &mut found,
                 &mut stats,
             )?;
@@ -94,6 +100,7 @@ impl HammingQuery {
             code,
             radius,
             engine,
+            doc_filters,
         } = self.clone();
         Ok(HammingWeight {
             field,
@@ -101,6 +108,7 @@ impl HammingQuery {
             code,
             radius,
             engine,
+            doc_filters,
             plugin,
         })
     }
@@ -108,6 +116,13 @@ impl HammingQuery {
 
 impl Query for HammingQuery {
     fn weight(&self, scoring: EnableScoring<'_>) -> tantivy::Result<Box<dyn Weight>> {
+        match scoring.searcher() {
+            Some(searcher) => Filters::new(&self.doc_filters, None, searcher).map(drop)?,
+            None if self.doc_filters.is_empty() => {}
+            None => Err(Error::invalid(
+                "a range query with a kept filter needs a searcher, so it cannot delete documents",
+            ))?,
+        }
         let plugin = scoring
             .searcher()
             .and_then(|searcher| plugin_of(searcher.index()));
@@ -122,6 +137,7 @@ struct HammingWeight {
     code: HashCode,
     radius: u32,
     engine: EngineChoice,
+    doc_filters: Vec<Arc<DocFilter>>,
     plugin: Option<Arc<PluginState>>,
 }
 
@@ -130,7 +146,7 @@ impl HammingWeight {
         &self,
         reader: &SegmentReader,
         address_base: u64,
-        allowed: &SegmentFilter,
+        filter: &SegmentFilter<'_>,
         found: &mut Vec<Neighbor>,
         stats: &mut SearchStats,
     ) -> Result<()> {
@@ -143,19 +159,7 @@ impl HammingWeight {
         let rows = column
             .rows(address_base, self.engine != EngineChoice::Scan)
             .map_err(OpenColumn::about(reader))?;
-        allowed
-            .with_allowed(reader, |allowed| {
-                engine::range(
-                    &rows,
-                    self.engine,
-                    &self.code,
-                    self.radius,
-                    allowed,
-                    found,
-                    stats,
-                )
-            })
-            .map_err(OpenColumn::about(reader))
+        filter.range(&rows, self.engine, &self.code, self.radius, found, stats)
     }
 
     fn code_len(&self) -> CodeLen {
@@ -165,7 +169,8 @@ impl HammingWeight {
     /// The live documents within the radius, ascending.
     fn hits(&self, reader: &SegmentReader) -> Result<DocDistances> {
         let (mut found, mut stats) = (Vec::new(), SearchStats::default());
-        self.search_segment(reader, 0, &SegmentFilter::Alive, &mut found, &mut stats)?;
+        let filter = SegmentFilter::new(&self.doc_filters, None, reader)?;
+        self.search_segment(reader, 0, &filter, &mut found, &mut stats)?;
         let mut hits: DocDistances = found
             .iter()
             .map(|neighbor| (neighbor.address as DocId, neighbor.distance))

@@ -1,12 +1,14 @@
 //! `tanhash bench`: a real index on disk, opened memory-mapped, queried through the public query API.
 //!
 //! One JSON line on stdout for each operation and engine. The index lives in a temporary directory unless
-//! `--keep` names one, which a later run measures again with `--open`. Nothing here knows how engines work; it times `KnnQuery::search` and
-//! `HammingQuery::search`, filter evaluation included.
+//! `--keep` names one, which a later run measures again with `--open`. Nothing here knows how engines
+//! work; it times `KnnQuery::search` and `HammingQuery::search`, filter evaluation included unless the
+//! filter is kept.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -15,8 +17,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tanhash::engine::{EngineChoice, SearchStats};
 use tanhash::plugin::{
-    HammingQuery, HammingResult, HashDocumentExt, HashFieldOptions, HashIndex, HashPlugin,
-    KnnQuery, SchemaBuilderExt, WriterOptions,
+    DocFilter, HammingQuery, HammingResult, HashDocumentExt, HashFieldOptions, HashIndex,
+    HashPlugin, KnnQuery, SchemaBuilderExt, WriterOptions,
 };
 use tanhash::segment::{EXTENSION, TablePolicy};
 use tanhash::{CodeLen, Codes, HashCode};
@@ -62,6 +64,9 @@ pub struct Args {
     /// Shares of rows that an indexed filter allows; without it, no filter
     #[arg(long, value_delimiter = ',')]
     filter_share: Vec<f64>,
+    /// Evaluate each filter once, before the timing, and keep it for all searches
+    #[arg(long, requires = "filter_share")]
+    kept_filter: bool,
     /// Share of rows to delete before searching
     #[arg(long)]
     delete_share: Option<f64>,
@@ -198,8 +203,11 @@ pub fn run(args: Args) -> Result<()> {
     };
     for op in ops {
         for &share in &shares {
+            let kept = share.filter(|_| args.kept_filter);
+            let kept = kept.map(|share| bench.kept_filter(share)).transpose()?;
             for &engine in &args.engine {
-                let search = |query: &HashCode| bench.search(op, engine, share, query);
+                let search =
+                    |query: &HashCode| bench.search(op, engine, share, kept.as_ref(), query);
                 search(&queries[0])?;
                 let keep = answers.is_some();
                 let batches: Vec<(f64, SearchStats, Vec<HammingResult>)> = pool.install(|| {
@@ -233,7 +241,9 @@ pub fn run(args: Args) -> Result<()> {
                 output::json(&json!({
                     "op": name, "k": k, "radius": radius, "engine": engine.to_string(), "n": built.n,
                     "bits": args.bits, "queries": n_queries, "threads": args.threads, "batch": args.batch,
-                    "filter_share": share, "delete_share": built.delete_share,
+                    "filter_share": share,
+                    "filter": share.map(|_| if args.kept_filter { "kept" } else { "query" }),
+                    "delete_share": built.delete_share,
                     "segments": bench.searcher.segment_readers().len(),
                     "ms_mean": total_ms / n_queries as f64,
                     "ms_p50": quantile(0.5), "ms_p99": quantile(0.99),
@@ -420,20 +430,31 @@ impl Bench {
         })
     }
 
+    fn filter(&self, share: f64) -> Box<dyn Query> {
+        let term = share_term(self.allowed, share);
+        Box::new(TermQuery::new(term, IndexRecordOption::Basic))
+    }
+
+    fn kept_filter(&self, share: f64) -> Result<Arc<DocFilter>> {
+        let filter = DocFilter::evaluate(&self.searcher, &*self.filter(share))?;
+        Ok(Arc::new(filter))
+    }
+
     fn search(
         &self,
         op: Op,
         engine: EngineChoice,
         share: Option<f64>,
+        kept: Option<&Arc<DocFilter>>,
         query: &HashCode,
     ) -> Result<HammingResult> {
-        let filter = share.map(|share| {
-            let term = share_term(self.allowed, share);
-            Box::new(TermQuery::new(term, IndexRecordOption::Basic)) as Box<dyn Query>
-        });
+        let filter = share.filter(|_| kept.is_none());
+        let filter = filter.map(|share| self.filter(share));
+        let kept = kept.cloned().into_iter();
         Ok(match op {
             Op::Knn(k) => {
                 let knn = KnnQuery::new(self.code, query.clone(), k).engine(engine);
+                let knn = kept.fold(knn, KnnQuery::doc_filter);
                 filter
                     .into_iter()
                     .fold(knn, KnnQuery::filter)
@@ -441,6 +462,7 @@ impl Bench {
             }
             Op::Radius(radius) => {
                 let range = HammingQuery::new(self.code, query.clone(), radius).engine(engine);
+                let range = kept.fold(range, HammingQuery::doc_filter);
                 range.search(&self.searcher, filter.as_deref())?
             }
         })
