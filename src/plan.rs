@@ -9,16 +9,16 @@
 use crate::code::CodesRef;
 use crate::engine::{Allowed, EngineChoice, EngineKind, SegmentRows};
 use crate::hamming::Kernel;
-use crate::mih::{MihView, shell_size};
+use crate::mih::{MihParams, MihView, shell_size};
 
 /// Scanning one 64-bit word of a code with AVX-512, by the size of all codes in bytes, up to which
 /// they are taken to lie in the second-level cache, in a near or a far part of the third, in memory.
 /// Servers differ by a factor of four in the middle rows; these lie between those measured.
 const SCAN_NS_PER_WORD: [(usize, f64); 4] = [
     (1 << 20, 0.06),
-    (16 << 20, 0.13),
-    (64 << 20, 0.22),
-    (usize::MAX, 0.45),
+    (16 << 20, 0.11),
+    (64 << 20, 0.18),
+    (usize::MAX, 0.28),
 ];
 
 /// The least an instruction set needs for one word, whatever the memory.
@@ -38,6 +38,9 @@ const SCAN_NS: f64 = 100.0;
 /// Comparing a row on its own: its cache lines are asked for in time, but it needs its own.
 const GATHER_NS: f64 = 1.1;
 const GATHER_NS_PER_WORD: f64 = 1.3;
+
+/// Looking at one cluster's extent, beside the distance to its centroid.
+const CENTROID_NS: f64 = 0.4;
 
 /// A stretch of rows at a place of its own: finding it, and the wait for its first cache lines.
 const STRETCH_NS: f64 = 45.0;
@@ -136,6 +139,16 @@ pub(crate) fn stretches_ns(codes: CodesRef<'_>, (n_stretches, n_rows): (usize, u
     n_stretches as f64 * STRETCH_NS + n_rows as f64 * row_ns
 }
 
+/// The distances to all centroids, and the choice among them.
+pub(crate) fn centroids_ns(centroids: CodesRef<'_>) -> f64 {
+    full_scan_ns(centroids) + centroids.n_codes() as f64 * CENTROID_NS
+}
+
+/// Multi-index hashing within a bound, of codes that are spread evenly.
+pub(crate) fn uniform_mih_ns(params: &MihParams, n_codes: usize, bound: u32) -> f64 {
+    balls_of_ns(params, n_codes, bound as usize)
+}
+
 /// Multi-index hashing within a bound that is already known to hold enough codes.
 pub(crate) fn bounded_mih_ns(view: &MihView<'_>, bound: u32) -> f64 {
     balls_ns(view, bound as usize)
@@ -191,19 +204,32 @@ pub(crate) fn scan_ns(codes: CodesRef<'_>, allowed: &Allowed<'_>) -> f64 {
 
 /// One shell of one table if codes are spread evenly: its lookups and the candidates they bring.
 pub(crate) fn shell_ns(view: &MihView<'_>, substring_idx: usize, substring_radius: usize) -> f64 {
-    let width = view.params().width(substring_idx);
-    let bucket_size = view.n_codes() as f64 / (1u64 << width) as f64;
-    let words = view.params().code_len().words();
+    shell_of_ns(view.params(), view.n_codes(), substring_idx, substring_radius)
+}
+
+fn shell_of_ns(
+    params: &MihParams,
+    n_codes: usize,
+    substring_idx: usize,
+    substring_radius: usize,
+) -> f64 {
+    let width = params.width(substring_idx);
+    let bucket_size = n_codes as f64 / (1u64 << width) as f64;
+    let words = params.code_len().words();
     f64::from(shell_size(width, substring_radius)) * (LOOKUP_NS + bucket_size * candidate_ns(words))
 }
 
 /// All balls that a range search of `radius` visits.
 fn balls_ns(view: &MihView<'_>, radius: usize) -> f64 {
+    balls_of_ns(view.params(), view.n_codes(), radius)
+}
+
+fn balls_of_ns(params: &MihParams, n_codes: usize, radius: usize) -> f64 {
     let mut ns = 0.0;
-    for substring_idx in 0..view.params().n_substrings() {
-        if let Some(ball_radius) = view.params().substring_radius(substring_idx, radius) {
+    for substring_idx in 0..params.n_substrings() {
+        if let Some(ball_radius) = params.substring_radius(substring_idx, radius) {
             ns += (0..=ball_radius)
-                .map(|substring_radius| shell_ns(view, substring_idx, substring_radius))
+                .map(|shell| shell_of_ns(params, n_codes, substring_idx, shell))
                 .sum::<f64>();
         }
     }
@@ -266,7 +292,7 @@ pub fn range_costs(rows: &SegmentRows<'_>, allowed: &Allowed<'_>, radius: u32) -
 fn cluster_least_ns(rows: &SegmentRows<'_>) -> Option<f64> {
     let view = rows.clusters.as_ref()?;
     let n_rows = rows.codes.n_codes() / view.n_clusters().max(1);
-    Some(full_scan_ns(view.centroids()) + stretches_ns(rows.codes, (1, n_rows)))
+    Some(centroids_ns(view.centroids()) + stretches_ns(rows.codes, (1, n_rows)))
 }
 
 /// The engine to start with.

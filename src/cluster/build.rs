@@ -10,10 +10,15 @@
 use std::ops::Deref;
 
 use crate::cluster::ClusterView;
-use crate::code::{CodeLen, Codes, CodesRef};
+use crate::code::{CodeLen, Codes, CodesRef, HashCode};
+use crate::engine::{Allowed, SearchStats, SegmentRows};
 use crate::error::{ErrorKind, Result};
 use crate::hamming::{Kernel, Nearest};
+use crate::mih::MihParams;
+use crate::plan;
 use crate::random;
+use crate::scan::LinearScan;
+use crate::topk::TopK;
 
 /// How clusters are made. The defaults suit; tests and experiments differ.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,11 +39,12 @@ const CLUSTERS_MAX: usize = 1 << 14;
 /// Sampled codes for each cluster.
 const SAMPLE_PER_CLUSTER: usize = 48;
 
-/// Codes tried as queries to see whether clusters pay.
-const TRIAL_QUERIES: usize = 48;
+/// Codes tried as queries to see which clusters pay, and whether any do.
+const TRIAL_QUERIES: usize = 64;
 
-/// Clusters are kept if a search for the ten nearest would read at most this share of the sample.
-const TRIAL_SHARE_MAX: f64 = 0.30;
+/// Clusters are kept if a search for the ten nearest is expected to take at most this share of the
+/// time of a linear scan.
+const TRIAL_COST_MAX: f64 = 0.40;
 
 /// The nearest codes a trial asks for; one more than a search does, as the query itself is among them.
 const TRIAL_K: usize = 11;
@@ -85,8 +91,9 @@ impl Clusters {
         Ok(Clusters::from_centroids(codes, &centroids))
     }
 
-    /// [`build`](Clusters::build), if a trial on the sample says that searches will be faster for it.
-    /// Uniformly random codes, for one, have no clusters to find.
+    /// Clusters of `codes` in the number that suits them best: as many as `params` says, a half or a
+    /// quarter. `None` if no number promises to make searches faster than the linear scan and multi-index
+    /// hashing: uniformly random codes, for one, have no clusters to find.
     ///
     /// # Errors
     /// As `build`.
@@ -95,13 +102,22 @@ impl Clusters {
         first_centroids: Option<CodesRef<'_>>,
         params: &ClusterParams,
     ) -> Result<Option<Clusters>> {
-        let centroids = learn(codes, first_centroids, params)?;
-        let sample = sample(codes, params.sample_size, params.seed, 1);
-        let trial = Clusters::from_centroids(sample.as_ref(), &centroids);
-        if trial.touched_share(sample.as_ref()) > TRIAL_SHARE_MAX {
-            return Ok(None);
+        let trial = Trial::new(codes, params)?;
+        let mut best: Option<(f64, Codes)> = None;
+        for share in [4, 2, 1] {
+            let params = ClusterParams {
+                n_clusters: (params.n_clusters / share).max(1),
+                sample_size: params.sample_size / share,
+                ..params.clone()
+            };
+            let centroids = learn(codes, first_centroids, &params)?;
+            let cost_ns = trial.cost_ns(codes, &centroids);
+            if best.as_ref().is_none_or(|&(least_ns, _)| cost_ns < least_ns) {
+                best = Some((cost_ns, centroids));
+            }
         }
-        Ok(Some(Clusters::from_centroids(codes, &centroids)))
+        let best = best.filter(|&(cost_ns, _)| cost_ns <= trial.other_ns);
+        Ok(best.map(|(_, centroids)| Clusters::from_centroids(codes, &centroids)))
     }
 
     /// Assigns every code to one of these centroids and sorts.
@@ -147,32 +163,6 @@ impl Clusters {
         clusters
     }
 
-    /// The share of the codes that a k-NN search reads on average, by the tables alone.
-    fn touched_share(&self, codes: CodesRef<'_>) -> f64 {
-        let n_codes = codes.n_codes();
-        let n_queries = TRIAL_QUERIES.min(n_codes);
-        if n_queries == 0 {
-            return 0.0;
-        }
-        let kernel = Kernel::best();
-        let view = self.view();
-        let mut to_codes = vec![0; n_codes];
-        let mut to_centroids = vec![0; view.n_clusters()];
-        let mut touched = 0;
-        for query in 0..n_queries {
-            let query = codes.get(query * n_codes / n_queries);
-            kernel.distances(codes, query.words(), &mut to_codes);
-            kernel.distances(view.centroids(), query.words(), &mut to_centroids);
-            let kth = (TRIAL_K - 1).min(n_codes - 1);
-            let (_, &mut radius, _) = to_codes.select_nth_unstable(kth);
-            for (cluster, &distance) in to_centroids.iter().enumerate() {
-                let rows = view.rows(cluster, distance.saturating_sub(radius), distance + radius);
-                touched += rows.map_or(0, |rows| rows.len());
-            }
-        }
-        touched as f64 / (n_queries * n_codes) as f64
-    }
-
     /// The tables, borrowed.
     pub fn view(&self) -> ClusterView<'_> {
         ClusterView::new(
@@ -192,6 +182,66 @@ impl Clusters {
     /// For each row to be, the row it is now.
     pub fn order(&self) -> &[u32] {
         &self.order
+    }
+}
+
+/// Some of the codes as queries, to foresee what searches of all codes will cost.
+struct Trial {
+    queries: Vec<HashCode>,
+    /// The distance of each query's k-th nearest of all codes.
+    bounds: Vec<u32>,
+    sample: Codes,
+    /// What a search costs at most for clusters to be worth it, in ns.
+    other_ns: f64,
+}
+
+impl Trial {
+    fn new(codes: CodesRef<'_>, params: &ClusterParams) -> Result<Trial> {
+        let rows = random::sample(codes.n_codes(), TRIAL_QUERIES, params.seed, 20);
+        let queries: Vec<HashCode> = rows.iter().map(|&row| codes.get(row as usize)).collect();
+        let mut tops = vec![TopK::new(TRIAL_K, u32::MAX); queries.len()];
+        let mut stats = SearchStats::default();
+        LinearScan::new(&SegmentRows::of(codes)).knn_batch(
+            &queries,
+            &Allowed::All,
+            &mut tops,
+            &mut stats,
+        )?;
+        let bounds: Vec<u32> = tops.iter().map(TopK::bound).collect();
+        let mih = MihParams::choose(codes.code_len(), codes.n_codes());
+        let mih_ns = bounds
+            .iter()
+            .map(|&bound| plan::uniform_mih_ns(&mih, codes.n_codes(), bound))
+            .sum::<f64>()
+            / bounds.len().max(1) as f64;
+        Ok(Trial {
+            queries,
+            bounds,
+            sample: sample(codes, params.sample_size / 2, params.seed, 21),
+            other_ns: mih_ns.min(TRIAL_COST_MAX * plan::full_scan_ns(codes)),
+        })
+    }
+
+    /// The mean cost of a k-NN search by clusters about these centroids, in ns.
+    fn cost_ns(&self, codes: CodesRef<'_>, centroids: &Codes) -> f64 {
+        let clusters = Clusters::from_centroids(self.sample.as_ref(), centroids);
+        let view = clusters.view();
+        let mut distances = vec![0; view.n_clusters()];
+        let (mut n_stretches, mut n_rows) = (0, 0);
+        for (query, &bound) in self.queries.iter().zip(&self.bounds) {
+            Kernel::best().distances(view.centroids(), query.words(), &mut distances);
+            for cluster in view.within(&distances, bound) {
+                let distance = distances[cluster];
+                let rows = view.rows(cluster, distance.saturating_sub(bound), distance + bound);
+                n_stretches += 1;
+                n_rows += rows.map_or(0, |rows| rows.len());
+            }
+        }
+        let n_queries = self.queries.len().max(1);
+        let per_sample = codes.n_codes() as f64 / self.sample.n_codes().max(1) as f64;
+        let n_rows = n_rows as f64 * per_sample / n_queries as f64;
+        plan::centroids_ns(view.centroids())
+            + plan::stretches_ns(codes, (n_stretches / n_queries, n_rows as usize))
     }
 }
 
@@ -231,13 +281,13 @@ fn learn(
     }
     if let Some(first) = first_centroids {
         codes.code_len().check(first.code_len())?;
-        // More than are wanted are thinned out at random.
-        centroids = self::sample(first, n_clusters, params.seed, 2);
+        // Of more than are wanted those are taken that lie well apart.
+        seed_centers(first, &mut centroids, n_clusters, params.seed);
     }
     // Centroids that were learned before need little more than to be told of what is new.
     let n_rounds = match centroids.n_codes() < n_clusters {
         true => params.n_rounds,
-        false => params.n_rounds.min(1),
+        false => params.n_rounds.min(2),
     };
     seed_centers(sample.as_ref(), &mut centroids, n_clusters, params.seed);
     for _ in 0..n_rounds {
@@ -254,9 +304,12 @@ const SEED_BATCHES: usize = 5;
 /// of its distance to the nearest center so far. Bahmani et al., *Scalable K-Means++*, 2012. Drawn all at
 /// once, they would miss every seventh of the clusters that are half as many as they.
 fn seed_centers(codes: CodesRef<'_>, centers: &mut Codes, n_centers: usize, seed: u64) {
-    if centers.n_codes() < n_centers && centers.is_empty() {
-        let n_first = n_centers.div_ceil(SEED_BATCHES);
-        *centers = sample(codes, n_first, seed, 3);
+    if codes.n_codes() <= n_centers && centers.is_empty() {
+        *centers = gather(codes, 0..codes.n_codes() as u32);
+        return;
+    }
+    if centers.is_empty() {
+        *centers = sample(codes, n_centers.div_ceil(SEED_BATCHES), seed, 3);
     }
     for batch in 0..SEED_BATCHES {
         let missing = n_centers - centers.n_codes();

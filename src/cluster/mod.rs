@@ -146,12 +146,6 @@ impl<'a> ClusterView<'a> {
             })
     }
 
-    /// Asks for the memory that says where the rows of a cluster are.
-    #[inline]
-    pub(crate) fn prefetch(&self, cluster: usize) {
-        crate::hamming::prefetch_word(self.shells, self.starts[cluster] as usize);
-    }
-
     /// `Ok` if these can be the clusters of `codes`, by length and count.
     pub(crate) fn check(&self, codes: CodesRef<'_>) -> Result<()> {
         self.centroids.code_len().check(codes.code_len())?;

@@ -10,7 +10,7 @@ use crate::cluster::{ClusterView, SECTION};
 use crate::code::{HashCode, RowOrder};
 use crate::engine::{Allowed, Engine, EngineKind, Membership, SearchStats, SegmentRows};
 use crate::error::{Error, Result};
-use crate::hamming::Kernel;
+use crate::hamming::{Kernel, prefetch_rows};
 use crate::plan;
 use crate::scan::LinearScan;
 use crate::topk::{Neighbor, TopK};
@@ -113,24 +113,33 @@ impl<'a> ClusterSearch<'a> {
 
     /// Fills `seeded` with the clusters that may hold codes within `bound`, nearest possible first.
     fn find_left(&self, seeded: &mut Seeded, bound: u32) -> Result<()> {
+        // Sorted by counting: a least distance is at most `bound`, and that at most the bits of a code.
         let mut within: Vec<(u32, u32)> = Vec::new();
+        let mut places = vec![0u32; bound as usize + 2];
+        seeded.n_rows = 0;
         for cluster in self.view.within(&seeded.distances, bound) {
+            if seeded.seen.contains(&(cluster as u32)) {
+                continue;
+            }
             let distance = seeded.distances[cluster];
             let (nearest, farthest) = self.view.extent(cluster);
             let least = distance
                 .saturating_sub(farthest)
                 .max(nearest.saturating_sub(distance));
             within.push((least, cluster as u32));
-        }
-        within.retain(|(_, cluster)| !seeded.seen.contains(cluster));
-        within.sort_unstable();
-        seeded.n_rows = 0;
-        seeded.clusters.clear();
-        for (_, cluster) in within {
-            let distance = seeded.distances[cluster as usize];
+            places[least as usize + 1] += 1;
             let (low, high) = (distance.saturating_sub(bound), distance + bound);
-            seeded.n_rows += self.shell_rows(cluster as usize, low, high)?.len();
-            seeded.clusters.push(cluster);
+            seeded.n_rows += self.shell_rows(cluster, low, high)?.len();
+        }
+        for least in 1..places.len() {
+            places[least] += places[least - 1];
+        }
+        seeded.clusters.clear();
+        seeded.clusters.resize(within.len(), 0);
+        for (least, cluster) in within {
+            let place = &mut places[least as usize];
+            seeded.clusters[*place as usize] = cluster;
+            *place += 1;
         }
         Ok(())
     }
@@ -175,17 +184,23 @@ impl<'a> ClusterSearch<'a> {
         let (mut shell, last) = (shells.0.max(first), shells.1.min(last));
         while shell <= last {
             // Small shells are read together, a large one alone.
-            let mut rows = self.shell_rows(cluster, shell, shell)?;
-            let ascending = rows.len() >= LARGE_SHELL;
-            while !ascending && shell < last {
-                let next = self.shell_rows(cluster, shell + 1, shell + 1)?;
-                if next.len() >= LARGE_SHELL {
-                    break;
+            let mut rows = self.shell_rows(cluster, shell, last)?;
+            let mut ascending = false;
+            let mut end = last;
+            if rows.len() >= LARGE_SHELL {
+                rows = self.shell_rows(cluster, shell, shell)?;
+                ascending = rows.len() >= LARGE_SHELL;
+                end = shell;
+                while !ascending && end < last {
+                    let next = self.shell_rows(cluster, end + 1, end + 1)?;
+                    if next.len() >= LARGE_SHELL {
+                        break;
+                    }
+                    rows.end = next.end.max(rows.end);
+                    end += 1;
                 }
-                rows.end = next.end.max(rows.end);
-                shell += 1;
             }
-            shell += 1;
+            shell = end + 1;
             let base = self.rows.address_base;
             let Some(bound) = top.bound_from(base) else {
                 return Ok(());
@@ -297,15 +312,26 @@ impl<'a> ClusterSearch<'a> {
         stats: &mut SearchStats,
     ) -> Result<()> {
         let mut membership = Membership::new(allowed);
+        let shells = |cluster: u32, bound: u32| {
+            let distance = seeded.distances[cluster as usize];
+            (distance.saturating_sub(bound), distance + bound)
+        };
         for (idx, &cluster) in seeded.clusters.iter().enumerate() {
-            if let Some(&next) = seeded.clusters.get(idx + PREFETCH_CLUSTERS) {
-                self.view.prefetch(next as usize);
-            }
-            let cluster = cluster as usize;
-            let distance = seeded.distances[cluster];
             let bound = top.bound();
-            let shells = (distance.saturating_sub(bound), distance + bound);
-            self.offer(query, cluster, shells, &mut membership, top, stats)?;
+            if let Some(&next) = seeded.clusters.get(idx + PREFETCH_CLUSTERS) {
+                let (low, high) = shells(next, bound);
+                let rows = self.shell_rows(next as usize, low, high)?;
+                prefetch_rows(self.rows.codes, rows);
+            }
+            let shells = shells(cluster, bound);
+            self.offer(
+                query,
+                cluster as usize,
+                shells,
+                &mut membership,
+                top,
+                stats,
+            )?;
         }
         Ok(())
     }
@@ -342,10 +368,16 @@ impl<'a> ClusterSearch<'a> {
         let mut membership = Membership::new(allowed);
         let start = found.len();
         let mut filtered_out = 0;
-        for &cluster in &seeded.clusters {
+        let shell_rows = |cluster: u32| {
             let distance = seeded.distances[cluster as usize];
             let (low, high) = (distance.saturating_sub(radius), distance + radius);
-            let rows = self.shell_rows(cluster as usize, low, high)?;
+            self.shell_rows(cluster as usize, low, high)
+        };
+        for (idx, &cluster) in seeded.clusters.iter().enumerate() {
+            if let Some(&next) = seeded.clusters.get(idx + PREFETCH_CLUSTERS) {
+                prefetch_rows(self.rows.codes, shell_rows(next)?);
+            }
+            let rows = shell_rows(cluster)?;
             self.read(query, rows, radius, stats, &mut |distance, doc| {
                 if membership.contains(doc) {
                     let address = self.rows.address(doc);
@@ -371,8 +403,8 @@ fn nearest_of(distances: &[u32]) -> usize {
         .unwrap_or(0)
 }
 
-/// How many clusters ahead the table of shells is asked for.
-const PREFETCH_CLUSTERS: usize = 8;
+/// How many clusters ahead the codes are asked for.
+const PREFETCH_CLUSTERS: usize = 2;
 
 impl Engine for ClusterSearch<'_> {
     fn kind(&self) -> EngineKind {

@@ -282,6 +282,17 @@ pub fn prefetch(codes: CodesRef<'_>, row: usize) {
     }
 }
 
+/// Asks for the memory of some rows that lie together, as much of it as caches take up at a time.
+#[inline]
+pub(crate) fn prefetch_rows(codes: CodesRef<'_>, rows: Range<usize>) {
+    let block_words = BLOCK_ROWS * codes.code_len().words();
+    let first = rows.start / BLOCK_ROWS * block_words;
+    let end = rows.end.div_ceil(BLOCK_ROWS) * block_words;
+    for word in (first..end.min(first + PREFETCH_WORDS)).step_by(8) {
+        prefetch_word(codes.blocks(), word);
+    }
+}
+
 /// Asks for the cache line of `words[idx]`. Harmless past the end: a prefetch never faults.
 #[inline(always)]
 pub(crate) fn prefetch_word<T>(words: &[T], idx: usize) {
@@ -431,14 +442,17 @@ fn scan_rows<L: Lanes, const WORDS: usize, M: RowMask, S: FnMut(usize, u32) -> O
     let mut block_idx = rows.start / BLOCK_ROWS;
     let mut lane_mask = u8::MAX << (rows.start % BLOCK_ROWS);
     let whole_end = rows.end / BLOCK_ROWS;
+    let end_word = whole_end * block_words;
     loop {
         // Groups of whole blocks, once the partly wanted first block is behind.
         while lane_mask == u8::MAX && block_idx + GROUP <= whole_end {
             let start = block_idx * block_words;
             let group = &blocks[start..start + GROUP * block_words];
-            for line in 0..GROUP * words {
-                let ahead = start + PREFETCH_WORDS + line * BLOCK_ROWS;
-                prefetch_word(blocks, ahead);
+            // Never past the rows asked for: a short stretch would double its traffic.
+            if start + PREFETCH_WORDS < end_word {
+                for line in 0..GROUP * words {
+                    prefetch_word(blocks, start + PREFETCH_WORDS + line * BLOCK_ROWS);
+                }
             }
             let d0 = block_distances(lanes, &group[..block_words], query);
             let d1 = block_distances(lanes, &group[block_words..2 * block_words], query);
