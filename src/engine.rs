@@ -303,13 +303,34 @@ pub fn knn(
     stats: &mut SearchStats,
 ) -> Result<()> {
     rows.check(query)?;
-    let costs = plan::knn_costs(rows, allowed, top.k());
+    let scan_ns = plan::scan_ns(rows.codes, allowed);
+    if knn_but_scan(rows, choice, query, allowed, scan_ns, top, stats)? {
+        return Ok(());
+    }
+    let held = rows.held_by(top);
+    LinearScan::new(rows).knn_except(query, allowed, &held, top, stats)
+}
+
+/// k-NN search by an engine other than the linear scan. False if it is, or has become, a case for the
+/// scan, which takes `scan_ns`; what `top` holds by then must not be offered again.
+fn knn_but_scan(
+    rows: &SegmentRows<'_>,
+    choice: EngineChoice,
+    query: &HashCode,
+    allowed: &Allowed<'_>,
+    scan_ns: f64,
+    top: &mut TopK,
+    stats: &mut SearchStats,
+) -> Result<bool> {
+    let mut costs = plan::knn_costs(rows, allowed, top.k());
+    costs.scan_ns = scan_ns;
     stats.begin(rows, choice, &costs);
     match (plan::choose(choice, &costs), &rows.mih, &rows.clusters) {
         (EngineKind::Cluster, mih, Some(view)) => {
             let engine = ClusterSearch::new(rows, view);
             if choice == EngineChoice::Cluster || top.is_closed() || rows.codes.is_empty() {
-                return engine.knn(query, allowed, top, stats);
+                engine.knn(query, allowed, top, stats)?;
+                return Ok(true);
             }
             // The own cluster gives the bound at which the engines can be priced.
             let seeded = engine.seed(query, allowed, top, stats)?;
@@ -318,19 +339,17 @@ pub fn knn(
                 plan::bounded_mih_ns(view, top.bound())
             });
             stats.predicted_cluster_ns += left_ns as u64;
-            if left_ns <= costs.scan_ns.min(mih_ns) {
+            if left_ns <= scan_ns.min(mih_ns) {
                 stats.segments_cluster += 1;
-                return engine.finish(query, allowed, &seeded, top, stats);
+                engine.finish(query, allowed, &seeded, top, stats)?;
+                return Ok(true);
             }
             stats.fell_back += 1;
             match mih {
-                Some(view) if mih_ns < costs.scan_ns => {
-                    MultiIndex::new(rows, view).knn(query, allowed, top, stats)
+                Some(view) if mih_ns < scan_ns => {
+                    MultiIndex::new(rows, view).knn_but_scan(query, allowed, scan_ns, top, stats)
                 }
-                _ => {
-                    let held = rows.held_by(top);
-                    LinearScan::new(rows).knn_except(query, allowed, &held, top, stats)
-                }
+                _ => Ok(false),
             }
         }
         (EngineKind::Mih, Some(view), _) => {
@@ -338,9 +357,9 @@ pub fn knn(
             if choice == EngineChoice::Mih {
                 engine = engine.determined();
             }
-            engine.knn(query, allowed, top, stats)
+            engine.knn_but_scan(query, allowed, scan_ns, top, stats)
         }
-        _ => LinearScan::new(rows).knn(query, allowed, top, stats),
+        _ => Ok(false),
     }
 }
 
@@ -392,27 +411,48 @@ pub fn range(
 /// k-NN search of one segment for many queries at once: offers `tops[i]` every allowed code that may
 /// enter it for `queries[i]`, as [`knn`] does.
 ///
-/// By linear scan, which reads the codes once for the whole batch. Where the codes are clustered and the
-/// segment has tables, [`knn`] of each query may still be faster. The statistics count every query as a
-/// search.
+/// The queries that the linear scan is to answer are answered together, from one reading of the codes,
+/// which makes a scan several times cheaper than [`knn`] takes it to be.
 ///
 /// # Errors
 /// As [`knn`], and `InvalidArgument` unless there is one `TopK` a query.
 pub fn knn_batch(
     rows: &SegmentRows<'_>,
+    choice: EngineChoice,
     queries: &[HashCode],
     allowed: &Allowed<'_>,
     tops: &mut [TopK],
     stats: &mut SearchStats,
 ) -> Result<()> {
-    begin_batch(rows, queries, allowed, stats)?;
-    LinearScan::new(rows).knn_batch(queries, allowed, tops, stats)
+    check_batch(rows, queries, tops.len())?;
+    let scan_ns = plan::batch_ns(rows.codes, allowed, queries.len()) / queries.len().max(1) as f64;
+    let mut left = Vec::new();
+    for (query_idx, (query, top)) in queries.iter().zip(&mut *tops).enumerate() {
+        if !knn_but_scan(rows, choice, query, allowed, scan_ns, top, stats)? {
+            left.push(query_idx);
+        }
+    }
+    if left.len() == queries.len() {
+        return LinearScan::new(rows).knn_batch(queries, allowed, tops, stats);
+    }
+    let left_queries: Vec<HashCode> = left.iter().map(|&idx| queries[idx].clone()).collect();
+    let mut left_tops: Vec<TopK> = left
+        .iter()
+        .map(|&idx| std::mem::replace(&mut tops[idx], TopK::new(0, 0)))
+        .collect();
+    let scan = LinearScan::new(rows);
+    let result = scan.knn_batch(&left_queries, allowed, &mut left_tops, stats);
+    for (&idx, top) in left.iter().zip(left_tops) {
+        tops[idx] = top;
+    }
+    result
 }
 
 /// Range search of one segment for many queries at once: appends to `found[i]` every allowed code within
 /// `radius` bits of `queries[i]`, as [`range`] does.
 ///
-/// By linear scan, as [`knn_batch`].
+/// By linear scan, which reads the codes once for the whole batch. Where the segment has clusters or
+/// tables and the radius is small, [`range`] of each query is faster.
 ///
 /// # Errors
 /// As [`range`], and `InvalidArgument` unless there is one list a query.
@@ -424,22 +464,20 @@ pub fn range_batch(
     found: &mut [Vec<Neighbor>],
     stats: &mut SearchStats,
 ) -> Result<()> {
-    begin_batch(rows, queries, allowed, stats)?;
+    check_batch(rows, queries, found.len())?;
+    stats.segments += queries.len() as u64;
+    stats.predicted_scan_ns += plan::batch_ns(rows.codes, allowed, queries.len()) as u64;
     LinearScan::new(rows).range_batch(queries, radius, allowed, found, stats)
 }
 
-fn begin_batch(
-    rows: &SegmentRows<'_>,
-    queries: &[HashCode],
-    allowed: &Allowed<'_>,
-    stats: &mut SearchStats,
-) -> Result<()> {
-    for query in queries {
-        rows.check(query)?;
+fn check_batch(rows: &SegmentRows<'_>, queries: &[HashCode], n_answers: usize) -> Result<()> {
+    if queries.len() != n_answers {
+        return Err(Error::invalid(format!(
+            "a batch needs one place for answers a query, got {n_answers} for {}",
+            queries.len()
+        )));
     }
-    stats.segments += queries.len() as u64;
-    stats.predicted_scan_ns += plan::batch_ns(rows.codes, allowed, queries.len()) as u64;
-    Ok(())
+    queries.iter().try_for_each(|query| rows.check(query))
 }
 
 /// What a search did. Adds up over segments and queries.

@@ -204,7 +204,12 @@ pub(crate) fn scan_ns(codes: CodesRef<'_>, allowed: &Allowed<'_>) -> f64 {
 
 /// One shell of one table if codes are spread evenly: its lookups and the candidates they bring.
 pub(crate) fn shell_ns(view: &MihView<'_>, substring_idx: usize, substring_radius: usize) -> f64 {
-    shell_of_ns(view.params(), view.n_codes(), substring_idx, substring_radius)
+    shell_of_ns(
+        view.params(),
+        view.n_codes(),
+        substring_idx,
+        substring_radius,
+    )
 }
 
 fn shell_of_ns(

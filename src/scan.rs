@@ -205,6 +205,8 @@ impl<'a> LinearScan<'a> {
         self.begin_batch(queries, tops.len(), stats)?;
         let base = self.rows.address_base;
         let mut bounds: Vec<Option<u32>> = tops.iter().map(|top| top.bound_from(base)).collect();
+        // What another engine left in the tops before this one began.
+        let held: Vec<Vec<u64>> = tops.iter().map(|top| self.rows.held_by(top)).collect();
         let ascending = self.rows.ascend();
         self.visit_batch(
             queries,
@@ -213,7 +215,10 @@ impl<'a> LinearScan<'a> {
             stats,
             |query_idx, distance, doc| {
                 let address = self.rows.address(doc);
-                tops[query_idx].push(distance, address);
+                let held = &held[query_idx];
+                if held.is_empty() || held.binary_search(&address).is_err() {
+                    tops[query_idx].push(distance, address);
+                }
                 tops[query_idx].bound_from(if ascending {
                     address.saturating_add(1)
                 } else {

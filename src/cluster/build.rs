@@ -112,7 +112,10 @@ impl Clusters {
             };
             let centroids = learn(codes, first_centroids, &params)?;
             let cost_ns = trial.cost_ns(codes, &centroids);
-            if best.as_ref().is_none_or(|&(least_ns, _)| cost_ns < least_ns) {
+            if best
+                .as_ref()
+                .is_none_or(|&(least_ns, _)| cost_ns < least_ns)
+            {
                 best = Some((cost_ns, centroids));
             }
         }

@@ -46,16 +46,32 @@ pub(crate) struct Seeded {
     distances: Vec<u32>,
     /// Clusters that hold nothing more.
     seen: Vec<u32>,
-    /// Clusters with shells within the bound, in ascending order of the least distance they can hold.
-    clusters: Vec<u32>,
-    /// Rows in those shells.
+    /// What is left to read, in ascending order of the least distance it can hold.
+    left: Vec<Stretch>,
+    /// Rows in those stretches.
     n_rows: usize,
+}
+
+/// The rows of a cluster within a bound.
+#[derive(Clone, Copy, Default)]
+struct Stretch {
+    cluster: u32,
+    /// No row is nearer than this.
+    least: u32,
+    start: u32,
+    end: u32,
+}
+
+impl Stretch {
+    fn rows(self) -> Range<usize> {
+        self.start as usize..self.end as usize
+    }
 }
 
 impl Seeded {
     /// What is left to read: stretches of rows, and rows in them.
     pub(crate) fn left(&self) -> (usize, usize) {
-        (self.clusters.len(), self.n_rows)
+        (self.left.len(), self.n_rows)
     }
 }
 
@@ -114,7 +130,7 @@ impl<'a> ClusterSearch<'a> {
     /// Fills `seeded` with the clusters that may hold codes within `bound`, nearest possible first.
     fn find_left(&self, seeded: &mut Seeded, bound: u32) -> Result<()> {
         // Sorted by counting: a least distance is at most `bound`, and that at most the bits of a code.
-        let mut within: Vec<(u32, u32)> = Vec::new();
+        let mut within: Vec<Stretch> = Vec::new();
         let mut places = vec![0u32; bound as usize + 2];
         seeded.n_rows = 0;
         for cluster in self.view.within(&seeded.distances, bound) {
@@ -126,19 +142,26 @@ impl<'a> ClusterSearch<'a> {
             let least = distance
                 .saturating_sub(farthest)
                 .max(nearest.saturating_sub(distance));
-            within.push((least, cluster as u32));
-            places[least as usize + 1] += 1;
             let (low, high) = (distance.saturating_sub(bound), distance + bound);
-            seeded.n_rows += self.shell_rows(cluster, low, high)?.len();
+            let rows = self.shell_rows(cluster, low, high)?;
+            seeded.n_rows += rows.len();
+            let stretch = Stretch {
+                cluster: cluster as u32,
+                least,
+                start: rows.start as u32,
+                end: rows.end as u32,
+            };
+            within.push(stretch);
+            places[least as usize + 1] += 1;
         }
         for least in 1..places.len() {
             places[least] += places[least - 1];
         }
-        seeded.clusters.clear();
-        seeded.clusters.resize(within.len(), 0);
-        for (least, cluster) in within {
-            let place = &mut places[least as usize];
-            seeded.clusters[*place as usize] = cluster;
+        seeded.left.clear();
+        seeded.left.resize(within.len(), Stretch::default());
+        for stretch in within {
+            let place = &mut places[stretch.least as usize];
+            seeded.left[*place as usize] = stretch;
             *place += 1;
         }
         Ok(())
@@ -201,25 +224,41 @@ impl<'a> ClusterSearch<'a> {
                 }
             }
             shell = end + 1;
-            let base = self.rows.address_base;
-            let Some(bound) = top.bound_from(base) else {
+            let Some(bound) = top.bound_from(self.rows.address_base) else {
                 return Ok(());
             };
-            let mut filtered_out = 0;
-            self.read(query, rows, bound, stats, &mut |distance, doc| {
-                let address = self.rows.address(doc);
-                match membership.contains(doc) {
-                    true => top.push(distance, address),
-                    false => filtered_out += 1,
-                }
-                top.bound_from(if ascending {
-                    address.saturating_add(1)
-                } else {
-                    base
-                })
-            })?;
-            stats.filtered_out += filtered_out;
+            self.offer_rows(query, rows, bound, ascending, membership, top, stats)?;
         }
+        Ok(())
+    }
+
+    /// Offers `top` these rows; `ascending` if they ascend by document.
+    #[allow(clippy::too_many_arguments)]
+    fn offer_rows(
+        &self,
+        query: &HashCode,
+        rows: Range<usize>,
+        bound: u32,
+        ascending: bool,
+        membership: &mut Membership<'_>,
+        top: &mut TopK,
+        stats: &mut SearchStats,
+    ) -> Result<()> {
+        let base = self.rows.address_base;
+        let mut filtered_out = 0;
+        self.read(query, rows, bound, stats, &mut |distance, doc| {
+            let address = self.rows.address(doc);
+            match membership.contains(doc) {
+                true => top.push(distance, address),
+                false => filtered_out += 1,
+            }
+            top.bound_from(if ascending {
+                address.saturating_add(1)
+            } else {
+                base
+            })
+        })?;
+        stats.filtered_out += filtered_out;
         Ok(())
     }
 
@@ -272,7 +311,7 @@ impl<'a> ClusterSearch<'a> {
         let mut seeded = Seeded {
             distances: self.centroid_distances(query, stats),
             seen: Vec::new(),
-            clusters: Vec::new(),
+            left: Vec::new(),
             n_rows: 0,
         };
         let mut membership = Membership::new(allowed);
@@ -312,26 +351,26 @@ impl<'a> ClusterSearch<'a> {
         stats: &mut SearchStats,
     ) -> Result<()> {
         let mut membership = Membership::new(allowed);
-        let shells = |cluster: u32, bound: u32| {
-            let distance = seeded.distances[cluster as usize];
-            (distance.saturating_sub(bound), distance + bound)
-        };
-        for (idx, &cluster) in seeded.clusters.iter().enumerate() {
-            let bound = top.bound();
-            if let Some(&next) = seeded.clusters.get(idx + PREFETCH_CLUSTERS) {
-                let (low, high) = shells(next, bound);
-                let rows = self.shell_rows(next as usize, low, high)?;
-                prefetch_rows(self.rows.codes, rows);
+        for (idx, &stretch) in seeded.left.iter().enumerate() {
+            if let Some(next) = seeded.left.get(idx + PREFETCH_CLUSTERS) {
+                prefetch_rows(self.rows.codes, next.rows());
             }
-            let shells = shells(cluster, bound);
-            self.offer(
-                query,
-                cluster as usize,
-                shells,
-                &mut membership,
-                top,
-                stats,
-            )?;
+            if stretch.least > top.bound() {
+                break;
+            }
+            // A short stretch is read as it was found, however far the bound has fallen since.
+            let base = self.rows.address_base;
+            if stretch.rows().len() < LARGE_SHELL {
+                if let Some(bound) = top.bound_from(base) {
+                    let rows = stretch.rows();
+                    self.offer_rows(query, rows, bound, false, &mut membership, top, stats)?;
+                }
+                continue;
+            }
+            let cluster = stretch.cluster as usize;
+            let (distance, bound) = (seeded.distances[cluster], top.bound());
+            let shells = (distance.saturating_sub(bound), distance + bound);
+            self.offer(query, cluster, shells, &mut membership, top, stats)?;
         }
         Ok(())
     }
@@ -347,7 +386,7 @@ impl<'a> ClusterSearch<'a> {
         let mut seeded = Seeded {
             distances: self.centroid_distances(query, stats),
             seen: Vec::new(),
-            clusters: Vec::new(),
+            left: Vec::new(),
             n_rows: 0,
         };
         self.find_left(&mut seeded, radius)?;
@@ -368,16 +407,11 @@ impl<'a> ClusterSearch<'a> {
         let mut membership = Membership::new(allowed);
         let start = found.len();
         let mut filtered_out = 0;
-        let shell_rows = |cluster: u32| {
-            let distance = seeded.distances[cluster as usize];
-            let (low, high) = (distance.saturating_sub(radius), distance + radius);
-            self.shell_rows(cluster as usize, low, high)
-        };
-        for (idx, &cluster) in seeded.clusters.iter().enumerate() {
-            if let Some(&next) = seeded.clusters.get(idx + PREFETCH_CLUSTERS) {
-                prefetch_rows(self.rows.codes, shell_rows(next)?);
+        for (idx, &stretch) in seeded.left.iter().enumerate() {
+            if let Some(next) = seeded.left.get(idx + PREFETCH_CLUSTERS) {
+                prefetch_rows(self.rows.codes, next.rows());
             }
-            let rows = shell_rows(cluster)?;
+            let rows = stretch.rows();
             self.read(query, rows, radius, stats, &mut |distance, doc| {
                 if membership.contains(doc) {
                     let address = self.rows.address(doc);

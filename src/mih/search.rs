@@ -312,6 +312,31 @@ impl<'a> MultiIndex<'a> {
         Ok(true)
     }
 
+    /// k-NN search that gives up once the linear scan, which takes `scan_ns`, is cheaper: false then, and
+    /// what `top` holds must not be offered again.
+    pub(crate) fn knn_but_scan(
+        &self,
+        query: &HashCode,
+        allowed: &Allowed<'_>,
+        scan_ns: f64,
+        top: &mut TopK,
+        stats: &mut SearchStats,
+    ) -> Result<bool> {
+        self.check(query)?;
+        if top.is_closed() || self.rows.codes.is_empty() {
+            stats.segments_mih += 1;
+            return Ok(true);
+        }
+        let mut walk = self.walk(query, top.bound(), scan_ns);
+        let finished = self.grow(&mut walk, allowed, scan_ns, top, stats)?;
+        walk.count(stats);
+        match finished {
+            true => stats.segments_mih += 1,
+            false => stats.fell_back += 1,
+        }
+        Ok(finished)
+    }
+
     fn check(&self, query: &HashCode) -> Result<()> {
         self.rows.codes.code_len().check(query.code_len())?;
         self.view.check(self.rows.codes)
@@ -330,20 +355,10 @@ impl Engine for MultiIndex<'_> {
         top: &mut TopK,
         stats: &mut SearchStats,
     ) -> Result<()> {
-        self.check(query)?;
-        if top.is_closed() || self.rows.codes.is_empty() {
-            stats.segments_mih += 1;
-            return Ok(());
-        }
         let scan_ns = plan::scan_ns(self.rows.codes, allowed);
-        let mut walk = self.walk(query, top.bound(), scan_ns);
-        let finished = self.grow(&mut walk, allowed, scan_ns, top, stats)?;
-        walk.count(stats);
-        if finished {
-            stats.segments_mih += 1;
+        if self.knn_but_scan(query, allowed, scan_ns, top, stats)? {
             return Ok(());
         }
-        stats.fell_back += 1;
         let held = self.rows.held_by(top);
         LinearScan::new(self.rows)
             .with_kernel(self.kernel)

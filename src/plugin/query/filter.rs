@@ -79,6 +79,22 @@ impl<'a> SegmentFilter<'a> {
         })
     }
 
+    /// k-NN search of the segment for many codes. No filter query is left to be asked, only kept ones.
+    pub(crate) fn knn_batch(
+        &self,
+        rows: &SegmentRows<'_>,
+        choice: EngineChoice,
+        codes: &[HashCode],
+        tops: &mut [TopK],
+        stats: &mut SearchStats,
+    ) -> Result<()> {
+        debug_assert!(self.query.is_none());
+        self.with_base(rows.codes, |base| {
+            engine::knn_batch(rows, choice, codes, base, tops, stats)
+                .map_err(OpenColumn::about(self.reader))
+        })
+    }
+
     /// k-NN search of the segment.
     pub(crate) fn knn(
         &self,

@@ -10,7 +10,7 @@ use tantivy::schema::Field;
 use tantivy::{DocId, Score, Searcher, SegmentReader};
 
 use crate::code::{CodeLen, HashCode};
-use crate::engine::{EngineChoice, SearchStats};
+use crate::engine::{EngineChoice, SearchStats, SegmentRows};
 use crate::error::{Error, Result};
 use crate::plugin::field::HashFieldOptions;
 use crate::plugin::query::doc_filter::DocFilter;
@@ -131,36 +131,90 @@ impl KnnQuery {
         Ok(HammingResult::new(self.code.code_len(), &neighbors, stats))
     }
 
-    fn neighbors(&self, searcher: &Searcher) -> Result<(Vec<Neighbor>, SearchStats)> {
+    /// Searches for each of `codes` in place of this query's own, as [`search`](Self::search) does, one
+    /// result a code. Where the linear scan answers, the stored codes are read once for all of them; a
+    /// filter is evaluated once. The statistics of the first result are those of the whole batch.
+    ///
+    /// # Errors
+    /// As `search`.
+    pub fn search_batch(
+        &self,
+        codes: &[HashCode],
+        searcher: &Searcher,
+    ) -> Result<Vec<HammingResult>> {
+        let (options, max_distance) = self.check(searcher)?;
+        let code_len = options.code_len()?;
+        for code in codes {
+            code_len.check(code.code_len())?;
+        }
+        let mut kept = self.doc_filters.clone();
+        if let Some(filter) = &self.filter {
+            kept.push(Arc::new(DocFilter::evaluate(searcher, filter.as_ref())?));
+        }
+        let filters = Filters::new(&kept, None, searcher)?;
+        let mut tops = vec![TopK::new(self.k, max_distance); codes.len()];
+        let mut stats = SearchStats::default();
+        self.each_segment(searcher, &options, |reader, rows| {
+            let filter = filters.on(reader)?;
+            filter.knn_batch(rows, self.engine, codes, &mut tops, &mut stats)
+        })?;
+        tracing::debug!(k = self.k, queries = codes.len(), ?stats, "k-NN search");
+        Ok(tops
+            .into_iter()
+            .map(|top| {
+                let stats = std::mem::take(&mut stats);
+                HammingResult::new(code_len, &top.into_sorted(), stats)
+            })
+            .collect())
+    }
+
+    /// The field's options, and the greatest distance wanted.
+    fn check(&self, searcher: &Searcher) -> Result<(HashFieldOptions, u32)> {
         let options = HashFieldOptions::of(searcher.schema(), self.field)?;
         let code_len = options.code_len()?;
-        code_len.check(self.code.code_len())?;
         if self.k == 0 {
             return Err(Error::invalid("expected k of at least 1, got 0"));
         }
         let max_distance = self.max_distance.unwrap_or(code_len.bits() as u32);
         check_distance(code_len, max_distance)?;
+        Ok((options, max_distance))
+    }
 
-        let filters = Filters::new(&self.doc_filters, self.filter.as_deref(), searcher)?;
+    /// Calls `search` with the rows of each segment that has any.
+    fn each_segment(
+        &self,
+        searcher: &Searcher,
+        options: &HashFieldOptions,
+        mut search: impl FnMut(&SegmentReader, &SegmentRows<'_>) -> Result<()>,
+    ) -> Result<()> {
         let plugin = plugin_of(searcher.index());
         if let Some(plugin) = &plugin {
             plugin.prune(searcher.segment_readers());
         }
-        // One bound for all segments: no segment works past what the earlier ones have found.
-        let mut top = TopK::new(self.k, max_distance);
-        let mut stats = SearchStats::default();
         for (segment_ord, reader) in (0..).zip(searcher.segment_readers()) {
-            let column = OpenColumn::open(plugin.as_deref(), reader, self.field, &options)?;
+            let column = OpenColumn::open(plugin.as_deref(), reader, self.field, options)?;
             if column.n_codes() == 0 {
                 continue;
             }
             let rows = column
                 .rows(address_base(segment_ord), self.engine != EngineChoice::Scan)
                 .map_err(OpenColumn::about(reader))?;
-            filters
-                .on(reader)?
-                .knn(&rows, self.engine, &self.code, &mut top, &mut stats)?;
+            search(reader, &rows)?;
         }
+        Ok(())
+    }
+
+    fn neighbors(&self, searcher: &Searcher) -> Result<(Vec<Neighbor>, SearchStats)> {
+        let (options, max_distance) = self.check(searcher)?;
+        options.code_len()?.check(self.code.code_len())?;
+        let filters = Filters::new(&self.doc_filters, self.filter.as_deref(), searcher)?;
+        // One bound for all segments: no segment works past what the earlier ones have found.
+        let mut top = TopK::new(self.k, max_distance);
+        let mut stats = SearchStats::default();
+        self.each_segment(searcher, &options, |reader, rows| {
+            let filter = filters.on(reader)?;
+            filter.knn(rows, self.engine, &self.code, &mut top, &mut stats)
+        })?;
         tracing::debug!(k = self.k, ?stats, "k-NN search");
         Ok((top.into_sorted(), stats))
     }

@@ -20,9 +20,9 @@ use tanhash::plugin::{
     DocFilter, HammingQuery, HammingResult, HashDocumentExt, HashFieldOptions, HashIndex,
     HashPlugin, KnnQuery, SchemaBuilderExt, WriterOptions,
 };
-use tanhash::segment::{EXTENSION, TablePolicy};
+use tanhash::segment::{Column, ColumnSpec, EXTENSION, SegmentWriter, TablePolicy};
 use tanhash::{CodeLen, Codes, HashCode};
-use tantivy::columnar::Column;
+use tantivy::columnar;
 use tantivy::merge_policy::NoMergePolicy;
 use tantivy::query::{Query, TermQuery};
 use tantivy::schema::{FAST, Field, IndexRecordOption, STRING, Schema};
@@ -55,6 +55,10 @@ pub struct Args {
     /// or what an index would build by itself if only auto and scan are
     #[arg(long)]
     tables: Option<TablePolicy>,
+    /// Also time the structures alone, from codes in memory to the bytes of a segment file: one line each
+    /// for clusters and multi-index hashing tables
+    #[arg(long, requires = "codes")]
+    structures: bool,
     /// Queries timed together; a time is then the mean of the batch
     #[arg(long, default_value_t = 1)]
     batch: usize,
@@ -103,7 +107,7 @@ struct Bench {
     searcher: Searcher,
     code: Field,
     allowed: Field,
-    rows: Vec<Column<u64>>,
+    rows: Vec<columnar::Column<u64>>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -215,7 +219,12 @@ pub fn run(args: Args) -> Result<()> {
                         .par_chunks(args.batch)
                         .map(|batch| {
                             let started = Instant::now();
-                            let results = batch.iter().map(search).collect::<Result<Vec<_>>>()?;
+                            let results = match op {
+                                Op::Knn(k) if batch.len() > 1 => {
+                                    bench.search_batch(k, engine, share, kept.as_ref(), batch)?
+                                }
+                                _ => batch.iter().map(search).collect::<Result<Vec<_>>>()?,
+                            };
                             let ms = started.elapsed().as_secs_f64() * 1e3 / batch.len() as f64;
                             let mut stats = SearchStats::default();
                             results.iter().for_each(|result| stats.add(&result.stats));
@@ -309,8 +318,40 @@ const DELETED: &str = "deleted";
 /// Documents handed to the writer in one call.
 const CHUNK_ROWS: usize = 10_000;
 
+/// Times what a segment file costs beyond the documents: clusters found or tables built, checksums, bytes.
+fn time_structures(codes: &Codes) -> Result<()> {
+    let code_len = codes.code_len();
+    let mut column = Column::new(code_len);
+    for row in 0..codes.n_codes() {
+        column.push(row as u32, &codes.get(row))?;
+    }
+    let spec = ColumnSpec {
+        field_id: 0,
+        code_len,
+        model_id: None,
+    };
+    for (name, policy) in [
+        ("cluster", TablePolicy::Clusters),
+        ("mih", TablePolicy::Mih),
+        ("auto", TablePolicy::Auto),
+    ] {
+        let started = Instant::now();
+        let mut writer = SegmentWriter::new(std::io::sink(), codes.n_codes() as u32, 1)?;
+        writer.add_field(&spec, &column, policy)?;
+        writer.finish()?;
+        output::json(&json!({
+            "op": "structures", "tables": name, "n": codes.n_codes(), "bits": code_len.bits(),
+            "structures_s": started.elapsed().as_secs_f64(),
+        }))?;
+    }
+    Ok(())
+}
+
 fn build_from(args: &Args, codes: &Path, len: CodeLen, dir: &Path) -> Result<Built> {
     let codes = read_codes(codes, len)?;
+    if args.structures {
+        time_structures(&codes)?;
+    }
     let started = Instant::now();
     build(args, &codes, dir)?;
     let built = Built {
@@ -455,10 +496,8 @@ impl Bench {
             Op::Knn(k) => {
                 let knn = KnnQuery::new(self.code, query.clone(), k).engine(engine);
                 let knn = kept.fold(knn, KnnQuery::doc_filter);
-                filter
-                    .into_iter()
-                    .fold(knn, KnnQuery::filter)
-                    .search(&self.searcher)?
+                let knn = filter.into_iter().fold(knn, KnnQuery::filter);
+                knn.search(&self.searcher)?
             }
             Op::Radius(radius) => {
                 let range = HammingQuery::new(self.code, query.clone(), radius).engine(engine);
@@ -466,6 +505,22 @@ impl Bench {
                 range.search(&self.searcher, filter.as_deref())?
             }
         })
+    }
+
+    fn search_batch(
+        &self,
+        k: usize,
+        engine: EngineChoice,
+        share: Option<f64>,
+        kept: Option<&Arc<DocFilter>>,
+        queries: &[HashCode],
+    ) -> Result<Vec<HammingResult>> {
+        let knn = KnnQuery::new(self.code, queries[0].clone(), k).engine(engine);
+        let knn = kept.cloned().into_iter().fold(knn, KnnQuery::doc_filter);
+        let filter = share.filter(|_| kept.is_none());
+        let filter = filter.map(|share| self.filter(share));
+        let knn = filter.into_iter().fold(knn, KnnQuery::filter);
+        Ok(knn.search_batch(queries, &self.searcher)?)
     }
 
     fn ids(&self, result: &HammingResult) -> Vec<u64> {
