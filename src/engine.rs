@@ -174,6 +174,8 @@ pub struct SegmentRows<'a> {
     pub clusters: Option<ClusterView<'a>>,
     /// Added to a doc id to make an address: the segment ordinal times 2^32.
     pub address_base: u64,
+    /// Threads that a long linear scan of these rows may take, at least 1.
+    pub threads: usize,
 }
 
 impl<'a> SegmentRows<'a> {
@@ -186,6 +188,7 @@ impl<'a> SegmentRows<'a> {
             mih: None,
             clusters: None,
             address_base: 0,
+            threads: 1,
         }
     }
 

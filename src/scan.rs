@@ -18,6 +18,8 @@ use crate::topk::{Neighbor, TopK};
 pub struct LinearScan<'a> {
     rows: &'a SegmentRows<'a>,
     kernel: Kernel,
+    /// The rows that this scan compares, from one to before the other: all, or a thread's part.
+    part: (usize, usize),
 }
 
 /// Rows compared in one step of a gather; the next step's are fetched from memory meanwhile.
@@ -35,6 +37,7 @@ impl<'a> LinearScan<'a> {
         LinearScan {
             rows,
             kernel: Kernel::best(),
+            part: (0, rows.codes.n_codes()),
         }
     }
 
@@ -90,10 +93,10 @@ impl<'a> LinearScan<'a> {
             }
             Some(current)
         };
-        let all = 0..codes.n_codes();
+        let part = self.part.0..self.part.1;
+        stats.codes_scanned += part.len() as u64;
         self.kernel
-            .scan(codes, all, query.words(), bound, &mut sink);
-        stats.codes_scanned += codes.n_codes() as u64;
+            .scan(codes, part, query.words(), bound, &mut sink);
         stats.filtered_out += filtered_out;
         match damaged {
             true => Err(RowOrder::damaged()),
@@ -112,7 +115,7 @@ impl<'a> LinearScan<'a> {
     ) {
         let codes = self.rows.codes;
         let mut current = Some(bound);
-        let mut spans = Spans::new(set, codes.n_codes());
+        let mut spans = Spans::new(set, self.part);
         while let (Some(bound), Some(span)) = (current, spans.next()) {
             stats.codes_scanned += span.len() as u64;
             let mut sink = |row, distance| {
@@ -371,11 +374,12 @@ const SPAN_WORDS: usize = 32;
 const SPAN_ROWS: usize = SPAN_WORDS * 64;
 
 impl<'a> Spans<'a> {
-    fn new(words: &'a [u64], n_rows: usize) -> Spans<'a> {
+    /// The spans of a part of the rows that begins at a multiple of [`SPAN_ROWS`].
+    fn new(words: &'a [u64], (start, end): (usize, usize)) -> Spans<'a> {
         Spans {
             words,
-            next: 0,
-            end: n_rows.min(words.len() * 64),
+            next: start,
+            end: end.min(words.len() * 64),
         }
     }
 
@@ -427,17 +431,27 @@ impl Engine for LinearScan<'_> {
         self.rows.codes.code_len().check(query.code_len())?;
         stats.segments_scan += 1;
         let start = found.len();
-        self.visit(query, allowed, radius, stats, |distance, doc| {
-            let address = self.rows.address(doc);
-            found.push(Neighbor { distance, address });
-            Some(radius)
+        let parts = self.in_parts(allowed, stats, |part, stats| {
+            let mut found = Vec::new();
+            part.visit(query, allowed, radius, stats, |distance, doc| {
+                let address = self.rows.address(doc);
+                found.push(Neighbor { distance, address });
+                Some(radius)
+            })?;
+            Ok(found)
         })?;
+        parts
+            .into_iter()
+            .for_each(|mut part| found.append(&mut part));
         if !self.rows.ascend() {
             found[start..].sort_unstable_by_key(|neighbor| neighbor.address);
         }
         Ok(())
     }
 }
+
+/// Codes of fewer bytes than this are scanned by one thread: to start another takes as long.
+const THREAD_BYTES: usize = 4 << 20;
 
 impl LinearScan<'_> {
     /// k-NN search that leaves out some addresses, ascending, that `top` already holds.
@@ -451,21 +465,93 @@ impl LinearScan<'_> {
     ) -> Result<()> {
         self.rows.codes.code_len().check(query.code_len())?;
         stats.segments_scan += 1;
-        let Some(bound) = top.bound_from(self.rows.address_base) else {
-            return Ok(());
-        };
         let base = self.rows.address_base;
+        if top.bound_from(base).is_none() {
+            return Ok(());
+        }
         let ascending = self.rows.ascend() || self.gathered(allowed).is_some();
-        self.visit(query, allowed, bound, stats, |distance, doc| {
-            let address = self.rows.address(doc);
-            if held.is_empty() || held.binary_search(&address).is_err() {
-                top.push(distance, address);
+        let (k, max_distance, shared) = (top.k(), top.bound(), &*top);
+        let parts = self.in_parts(allowed, stats, |part, stats| {
+            // What came before bounds a part through its distance alone; ties are settled when parts meet.
+            let mut top = match part.is_all() {
+                true => shared.clone(),
+                false => TopK::new(k, max_distance),
+            };
+            let Some(bound) = top.bound_from(base) else {
+                return Ok(top);
+            };
+            part.visit(query, allowed, bound, stats, |distance, doc| {
+                let address = self.rows.address(doc);
+                if held.is_empty() || held.binary_search(&address).is_err() {
+                    top.push(distance, address);
+                }
+                top.bound_from(if ascending {
+                    address.saturating_add(1)
+                } else {
+                    base
+                })
+            })?;
+            Ok(top)
+        })?;
+        let is_whole = parts.len() == 1;
+        for part in parts {
+            match is_whole {
+                true => *top = part,
+                false => top.merge(part),
             }
-            top.bound_from(if ascending {
-                address.saturating_add(1)
-            } else {
-                base
+        }
+        Ok(())
+    }
+
+    fn is_all(&self) -> bool {
+        self.part == (0, self.rows.codes.n_codes())
+    }
+
+    /// Runs a search of all rows, or of parts of them by as many threads as the rows allow, in the order
+    /// of the parts.
+    fn in_parts<T: Send>(
+        &self,
+        allowed: &Allowed<'_>,
+        stats: &mut SearchStats,
+        search: impl Fn(&LinearScan<'_>, &mut SearchStats) -> Result<T> + Sync,
+    ) -> Result<Vec<T>> {
+        let n_rows = self.rows.codes.n_codes();
+        let bytes = self.rows.codes.blocks().len() * 8;
+        let n_parts = self.rows.threads.min(bytes / THREAD_BYTES);
+        if n_parts < 2 || self.gathered(allowed).is_some() {
+            return Ok(vec![search(self, stats)?]);
+        }
+        let part_rows = n_rows.div_ceil(n_parts).next_multiple_of(SPAN_ROWS);
+        let parts: Vec<LinearScan<'_>> = (0..n_rows)
+            .step_by(part_rows)
+            .map(|start| LinearScan {
+                part: (start, n_rows.min(start + part_rows)),
+                ..*self
             })
-        })
+            .collect();
+        let results: Vec<(Result<T>, SearchStats)> = std::thread::scope(|scope| {
+            let run = |part: &LinearScan<'_>| {
+                let mut stats = SearchStats::default();
+                (search(part, &mut stats), stats)
+            };
+            let threads: Vec<_> = parts[1..]
+                .iter()
+                .map(|part| scope.spawn(move || run(part)))
+                .collect();
+            let first = run(&parts[0]);
+            let others = threads.into_iter().map(|thread| {
+                thread
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            });
+            [first].into_iter().chain(others).collect()
+        });
+        results
+            .into_iter()
+            .map(|(result, part_stats)| {
+                stats.add(&part_stats);
+                result
+            })
+            .collect()
     }
 }

@@ -491,6 +491,41 @@ fn sets_with_gaps() {
     assert!((6_400..11_000).contains(&stats.codes_scanned));
 }
 
+/// Parts of a scan meet in the answer of one.
+#[test]
+fn threads_give_the_answer_of_one() {
+    for seed in 0..10 {
+        let mut rng = ChaCha8Rng::seed_from_u64(7000 + seed);
+        let len = CodeLen::new(1024).unwrap();
+        let data = ALL_DATA[seed as usize % 5];
+        let n_codes = rng.random_range(100_000..140_000);
+        let (codes, query) = generate(data, len, 97, &mut rng);
+        // Each code many times over: ties in every part.
+        let mut many = Codes::with_capacity(len, n_codes);
+        (0..n_codes).for_each(|row| many.push_row(&codes, row * 31 % 97));
+        let mut rows = SegmentRows::of(many.as_ref());
+        let set: Vec<u64> = (0..n_codes.div_ceil(64)).map(|_| rng.random()).collect();
+        for allowed in [Allowed::All, Allowed::Set(&set)] {
+            let mut answers = [1, 2, 3].map(|threads| {
+                rows.threads = threads;
+                let scan = LinearScan::new(&rows);
+                let mut stats = SearchStats::default();
+                let mut top = TopK::new(2000, 1024);
+                scan.knn(&query, &allowed, &mut top, &mut stats).unwrap();
+                let mut found = Vec::new();
+                scan.range(&query, 80, &allowed, &mut found, &mut stats)
+                    .unwrap();
+                (top.into_sorted(), found, stats)
+            });
+            let expected = answers[0].clone();
+            assert!(expected.0.len() == 2000 && expected.2.segments_scan == 2);
+            for answer in &mut answers {
+                assert_eq!(*answer, expected, "{data:?}, {allowed:?}, seed {seed}");
+            }
+        }
+    }
+}
+
 /// Large enough for a search to meet codes before it gives up and scans.
 #[test]
 fn giving_up_half_way_gives_nothing_twice() {

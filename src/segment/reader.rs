@@ -521,6 +521,7 @@ impl HashColumn {
             mih,
             clusters: if with_tables { self.clusters()? } else { None },
             address_base,
+            threads: 1,
         })
     }
 

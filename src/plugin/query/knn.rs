@@ -35,6 +35,7 @@ pub struct KnnQuery {
     doc_filters: Vec<Arc<DocFilter>>,
     max_distance: Option<u32>,
     engine: EngineChoice,
+    threads: usize,
 }
 
 impl Clone for KnnQuery {
@@ -47,6 +48,7 @@ impl Clone for KnnQuery {
             doc_filters: self.doc_filters.clone(),
             max_distance: self.max_distance,
             engine: self.engine,
+            threads: self.threads,
         }
     }
 }
@@ -76,6 +78,7 @@ impl KnnQuery {
             doc_filters: Vec::new(),
             max_distance: None,
             engine: EngineChoice::default(),
+            threads: 1,
         }
     }
 
@@ -107,6 +110,13 @@ impl KnnQuery {
     /// The engine to search with. Every engine gives the same answer.
     pub fn engine(mut self, engine: EngineChoice) -> KnnQuery {
         self.engine = engine;
+        self
+    }
+
+    /// Threads that a search may take, 1 by default: a batch is shared out among them, a long linear scan
+    /// of one query is cut into parts. The answer is the same.
+    pub fn threads(mut self, threads: usize) -> KnnQuery {
+        self.threads = threads.max(1);
         self
     }
 
@@ -154,9 +164,35 @@ impl KnnQuery {
         let filters = Filters::new(&kept, None, searcher)?;
         let mut tops = vec![TopK::new(self.k, max_distance); codes.len()];
         let mut stats = SearchStats::default();
-        self.each_segment(searcher, &options, |reader, rows| {
+        self.each_segment(searcher, &options, 1, |reader, rows| {
             let filter = filters.on(reader)?;
-            filter.knn_batch(rows, self.engine, codes, &mut tops, &mut stats)
+            let size = codes.len().div_ceil(self.threads).max(1);
+            let mut shares: Vec<_> = codes.chunks(size).zip(tops.chunks_mut(size)).collect();
+            let search = |(codes, tops): &mut (&[HashCode], &mut [TopK])| {
+                let mut stats = SearchStats::default();
+                let result = filter.knn_batch(rows, self.engine, codes, tops, &mut stats);
+                result.map(|()| stats)
+            };
+            let searched: Vec<Result<SearchStats>> = match &mut shares[..] {
+                [] => Vec::new(),
+                [all] => vec![search(all)],
+                shares => std::thread::scope(|scope| {
+                    let threads: Vec<_> = shares
+                        .iter_mut()
+                        .map(|share| scope.spawn(|| search(share)))
+                        .collect();
+                    let results = threads.into_iter().map(|thread| {
+                        thread
+                            .join()
+                            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                    });
+                    results.collect()
+                }),
+            };
+            for share in searched {
+                stats.add(&share?);
+            }
+            Ok(())
         })?;
         tracing::debug!(k = self.k, queries = codes.len(), ?stats, "k-NN search");
         Ok(tops
@@ -185,6 +221,7 @@ impl KnnQuery {
         &self,
         searcher: &Searcher,
         options: &HashFieldOptions,
+        threads: usize,
         mut search: impl FnMut(&SegmentReader, &SegmentRows<'_>) -> Result<()>,
     ) -> Result<()> {
         let plugin = plugin_of(searcher.index());
@@ -196,9 +233,10 @@ impl KnnQuery {
             if column.n_codes() == 0 {
                 continue;
             }
-            let rows = column
+            let mut rows = column
                 .rows(address_base(segment_ord), self.engine != EngineChoice::Scan)
                 .map_err(OpenColumn::about(reader))?;
+            rows.threads = threads;
             search(reader, &rows)?;
         }
         Ok(())
@@ -211,7 +249,7 @@ impl KnnQuery {
         // One bound for all segments: no segment works past what the earlier ones have found.
         let mut top = TopK::new(self.k, max_distance);
         let mut stats = SearchStats::default();
-        self.each_segment(searcher, &options, |reader, rows| {
+        self.each_segment(searcher, &options, self.threads, |reader, rows| {
             let filter = filters.on(reader)?;
             filter.knn(rows, self.engine, &self.code, &mut top, &mut stats)
         })?;

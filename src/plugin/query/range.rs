@@ -27,6 +27,7 @@ pub struct HammingQuery {
     code: HashCode,
     radius: u32,
     engine: EngineChoice,
+    threads: usize,
     doc_filters: Vec<Arc<DocFilter>>,
 }
 
@@ -38,6 +39,7 @@ impl HammingQuery {
             code,
             radius,
             engine: EngineChoice::default(),
+            threads: 1,
             doc_filters: Vec::new(),
         }
     }
@@ -52,6 +54,12 @@ impl HammingQuery {
     /// searcher, so it cannot delete documents.
     pub fn doc_filter(mut self, filter: Arc<DocFilter>) -> HammingQuery {
         self.doc_filters.push(filter);
+        self
+    }
+
+    /// Threads that a long linear scan may take, 1 by default. The answer is the same.
+    pub fn threads(mut self, threads: usize) -> HammingQuery {
+        self.threads = threads.max(1);
         self
     }
 
@@ -100,6 +108,7 @@ impl HammingQuery {
             code,
             radius,
             engine,
+            threads,
             doc_filters,
         } = self.clone();
         Ok(HammingWeight {
@@ -108,6 +117,7 @@ impl HammingQuery {
             code,
             radius,
             engine,
+            threads,
             doc_filters,
             plugin,
         })
@@ -137,6 +147,7 @@ struct HammingWeight {
     code: HashCode,
     radius: u32,
     engine: EngineChoice,
+    threads: usize,
     doc_filters: Vec<Arc<DocFilter>>,
     plugin: Option<Arc<PluginState>>,
 }
@@ -156,9 +167,10 @@ impl HammingWeight {
         if column.n_codes() == 0 {
             return Ok(());
         }
-        let rows = column
+        let mut rows = column
             .rows(address_base, self.engine != EngineChoice::Scan)
             .map_err(OpenColumn::about(reader))?;
+        rows.threads = self.threads;
         filter.range(&rows, self.engine, &self.code, self.radius, found, stats)
     }
 

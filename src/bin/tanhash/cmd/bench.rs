@@ -65,6 +65,9 @@ pub struct Args {
     /// Threads that share the queries
     #[arg(long, default_value_t = 1)]
     threads: usize,
+    /// Threads for each query, or each batch of them
+    #[arg(long, default_value_t = 1)]
+    query_threads: usize,
     /// Shares of rows that an indexed filter allows; without it, no filter
     #[arg(long, value_delimiter = ',')]
     filter_share: Vec<f64>,
@@ -107,6 +110,7 @@ struct Bench {
     searcher: Searcher,
     code: Field,
     allowed: Field,
+    query_threads: usize,
     rows: Vec<columnar::Column<u64>>,
 }
 
@@ -183,7 +187,7 @@ pub fn run(args: Args) -> Result<()> {
     };
 
     let started = Instant::now();
-    let bench = Bench::open(dir, len)?;
+    let bench = Bench::open(dir, len, args.query_threads)?;
     let open_ms = started.elapsed().as_secs_f64() * 1e3;
     let index_bytes = index_bytes(dir)?;
     let pool = rayon::ThreadPoolBuilder::new()
@@ -249,7 +253,8 @@ pub fn run(args: Args) -> Result<()> {
                 let quantile = |q: f64| times[((times.len() - 1) as f64 * q).round() as usize];
                 output::json(&json!({
                     "op": name, "k": k, "radius": radius, "engine": engine.to_string(), "n": built.n,
-                    "bits": args.bits, "queries": n_queries, "threads": args.threads, "batch": args.batch,
+                    "bits": args.bits, "queries": n_queries, "threads": args.threads,
+                    "query_threads": args.query_threads, "batch": args.batch,
                     "filter_share": share,
                     "filter": share.map(|_| if args.kept_filter { "kept" } else { "query" }),
                     "delete_share": built.delete_share,
@@ -444,7 +449,7 @@ fn build(args: &Args, codes: &Codes, dir: &Path) -> Result<()> {
 }
 
 impl Bench {
-    fn open(dir: &Path, len: CodeLen) -> Result<Bench> {
+    fn open(dir: &Path, len: CodeLen, query_threads: usize) -> Result<Bench> {
         let index = HashIndex::open_in_dir(dir, HashPlugin::new())?;
         let searcher = index.searcher()?;
         let (code, allowed) = (index.field("code")?, index.field("allowed")?);
@@ -467,6 +472,7 @@ impl Bench {
             searcher,
             code,
             allowed,
+            query_threads,
             rows,
         })
     }
@@ -494,13 +500,17 @@ impl Bench {
         let kept = kept.cloned().into_iter();
         Ok(match op {
             Op::Knn(k) => {
-                let knn = KnnQuery::new(self.code, query.clone(), k).engine(engine);
+                let knn = KnnQuery::new(self.code, query.clone(), k)
+                    .engine(engine)
+                    .threads(self.query_threads);
                 let knn = kept.fold(knn, KnnQuery::doc_filter);
                 let knn = filter.into_iter().fold(knn, KnnQuery::filter);
                 knn.search(&self.searcher)?
             }
             Op::Radius(radius) => {
-                let range = HammingQuery::new(self.code, query.clone(), radius).engine(engine);
+                let range = HammingQuery::new(self.code, query.clone(), radius)
+                    .engine(engine)
+                    .threads(self.query_threads);
                 let range = kept.fold(range, HammingQuery::doc_filter);
                 range.search(&self.searcher, filter.as_deref())?
             }
@@ -515,7 +525,9 @@ impl Bench {
         kept: Option<&Arc<DocFilter>>,
         queries: &[HashCode],
     ) -> Result<Vec<HammingResult>> {
-        let knn = KnnQuery::new(self.code, queries[0].clone(), k).engine(engine);
+        let knn = KnnQuery::new(self.code, queries[0].clone(), k)
+            .engine(engine)
+            .threads(self.query_threads);
         let knn = kept.cloned().into_iter().fold(knn, KnnQuery::doc_filter);
         let filter = share.filter(|_| kept.is_none());
         let filter = filter.map(|share| self.filter(share));
