@@ -136,7 +136,7 @@ fn random_code(rng: &mut ChaCha8Rng, bits: usize) -> HashCode {
 fn near(rng: &mut ChaCha8Rng, center: &HashCode) -> HashCode {
     let mut code = center.clone();
     for bit in 0..center.code_len().bits() {
-        if rng.next_u32() % 12 == 0 {
+        if rng.next_u32().is_multiple_of(12) {
             code.set_bit(bit, !center.bit(bit));
         }
     }
@@ -467,7 +467,7 @@ impl<'a> Decoded<'a> {
             .collect();
         let padding = rows.split_off(n_codes);
         assert!(padding.iter().flatten().all(|&word| word == 0));
-        if bits % 64 != 0 {
+        if !bits.is_multiple_of(64) {
             assert!(rows.iter().all(|row| row[words - 1] >> (bits % 64) == 0));
         }
         rows

@@ -9,8 +9,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use common::damage::{
-    CENTROIDS, CLUSTERS, CODES, META, Outcome, Part, Parts, SHELLS, exercise, reseal_table,
-    segment_file,
+    CENTROIDS, CLUSTERS, CODES, DOC_IDS, FieldShape, META, MIH_IDS, Outcome, Part, Parts,
+    RANK_ROWS, ROW_RANKS, SHELLS, exercise, reseal_table, segment_file,
 };
 use common::seeded;
 use rand::{Rng, SeedableRng};
@@ -34,7 +34,7 @@ fn n_cases() -> u64 {
 /// Sound files of all shapes.
 fn bases(rng: &mut ChaCha8Rng) -> Vec<Parts> {
     use TablePolicy::{Always, Clusters, Mih, Never};
-    let shapes: &[(u32, &[(u32, usize, f64, TablePolicy)])] = &[
+    let shapes: &[(u32, &[FieldShape])] = &[
         (1, &[(0, 16, 1.0, Always)]),
         (9, &[(0, 24, 1.0, Clusters)]),
         (40, &[(0, 64, 1.0, Always)]),
@@ -189,7 +189,7 @@ fn damaged_meta_ends_in_errors_or_answers() {
                 text.replace_range(start..end, &now.to_string());
                 // The sections as long as the new number asks for, so that it is believed.
                 if rng.random_bool(0.7) && now < 2000 {
-                    resize(&mut parts, key, was as usize, now as usize);
+                    resize(&mut parts, key, now as usize);
                 }
             }
             _ => {}
@@ -199,59 +199,37 @@ fn damaged_meta_ends_in_errors_or_answers() {
     });
 }
 
-/// Makes the sections of the first field as long as a number of its meta section now says.
-fn resize(parts: &mut Parts, key: &str, was: usize, now: usize) {
-    let json = parts.part(META).json();
-    let (words, field_id) = (
-        (json["bits"].as_u64().unwrap() as usize).div_ceil(64),
-        parts.part(META).field_id,
-    );
-    let blocks = now.div_ceil(8) * 64 * words;
+/// Makes the sections of the first field as long as a number of its meta section now says, and right what a
+/// search looks at first: the last start, and the row past the last shell.
+fn resize(parts: &mut Parts, key: &str, now: usize) {
+    let (json, field_id) = (parts.part(META).json(), parts.part(META).field_id);
+    let number = |of: &str, stored: &serde_json::Value| match key == of {
+        true => now,
+        false => stored.as_u64().unwrap_or(0) as usize,
+    };
+    let n_codes = number("n_codes", &json["n_codes"]);
+    let n_shells = number("n_shells", &json["clusters"]["n_shells"]);
+    let words = number("", &json["bits"]).div_ceil(64);
     let width = (usize::BITS - now.saturating_sub(1).leading_zeros()) as usize;
-    for part in &mut parts.sections {
-        if part.field_id != field_id {
-            continue;
-        }
+    let sections = parts.sections.iter_mut();
+    for part in sections.filter(|part| part.field_id == field_id) {
         let len = match (key, part.kind) {
-            ("n_codes", CODES) | ("n_clusters", CENTROIDS) => blocks,
-            ("n_codes", 2 | 4) | ("n_shells", SHELLS) => now * 4,
-            ("n_codes", 8 | 9) => (now * width).div_ceil(8) + 8,
+            ("n_codes", CODES) | ("n_clusters", CENTROIDS) => now.div_ceil(8) * 64 * words,
+            ("n_codes", DOC_IDS | MIH_IDS) | ("n_shells", SHELLS) => now * 4,
+            ("n_codes", ROW_RANKS | RANK_ROWS) => (now * width).div_ceil(8) + 8,
             ("n_clusters", CLUSTERS) => (2 * now + 1) * 4,
-            _ => continue,
+            _ => part.bytes.len(),
         };
         part.bytes.resize(len, 0);
-    }
-    // What opening looks at: the last start, and where the last shell ends.
-    if let Some(table) = parts
-        .sections
-        .iter_mut()
-        .find(|part| part.field_id == field_id && part.kind == CLUSTERS && key != "n_codes")
-    {
-        let (last, n_shells) = (
-            table.bytes.len() / 4 - 1,
-            json["clusters"]["n_shells"].as_u64(),
-        );
-        let n_shells = if key == "n_shells" {
-            now
-        } else {
-            n_shells.unwrap() as usize
+        let last = match part.kind {
+            CLUSTERS => n_shells,
+            SHELLS => n_codes,
+            _ => continue,
         };
-        table.set_word(last, n_shells as u32);
+        if let Some(idx) = (len / 4).checked_sub(1) {
+            part.set_word(idx, last as u32);
+        }
     }
-    if let Some(shells) = parts
-        .sections
-        .iter_mut()
-        .find(|part| part.field_id == field_id && part.kind == SHELLS && part.bytes.len() >= 4)
-    {
-        let last = shells.bytes.len() / 4 - 1;
-        let n_codes = if key == "n_codes" {
-            now
-        } else {
-            json["n_codes"].as_u64().unwrap() as usize
-        };
-        shells.set_word(last, n_codes as u32);
-    }
-    let _ = was;
 }
 
 #[test]

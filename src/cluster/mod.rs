@@ -188,7 +188,7 @@ impl<'a> ClusterView<'a> {
         for cluster in 0..self.n_clusters() {
             let (first, last) = self.extent(cluster);
             let start = self.starts[cluster] as usize;
-            let n_entries = (last + 2).checked_sub(first).unwrap_or(0) as usize;
+            let n_entries = (last + 2).saturating_sub(first) as usize;
             if n_entries < 2 || self.starts[cluster + 1] as usize != start + n_entries {
                 return Err(corrupt(format!(
                     "cluster {cluster} has shells {first} to {last} in entries {start} to {}",

@@ -123,13 +123,11 @@ pub fn reseal_table(bytes: &mut [u8], table_at: usize) {
     bytes[end - 12..end - 8].copy_from_slice(&crc.to_le_bytes());
 }
 
-/// A sound segment file. A field is its id, the length of its codes, the share of documents with a code,
-/// and its tables; codes lie near a few centers, some on them.
-pub fn segment_file(
-    rng: &mut impl Rng,
-    max_doc: u32,
-    fields: &[(u32, usize, f64, TablePolicy)],
-) -> Vec<u8> {
+/// A field: its id, the length of its codes, the share of documents with a code, and its tables.
+pub type FieldShape = (u32, usize, f64, TablePolicy);
+
+/// A sound segment file. Codes lie near a few centers, some on them.
+pub fn segment_file(rng: &mut impl Rng, max_doc: u32, fields: &[FieldShape]) -> Vec<u8> {
     let mut writer = SegmentWriter::new(Vec::new(), max_doc, fields.len() as u32).unwrap();
     for &(field_id, bits, share, policy) in fields {
         let code_len = CodeLen::new(bits).unwrap();
