@@ -468,6 +468,51 @@ fn verify_sees_damage_behind_right_checksums() {
     assert!(unseen.is_empty(), "verify saw nothing of: {unseen:?}");
 }
 
+/// Tables that contradict themselves are an error of the search that reads them, not a shorter answer.
+#[test]
+fn searches_refuse_tables_that_give_no_rows() {
+    let mut refused = 0;
+    for (what, damage) in DAMAGE {
+        let tells = [
+            "a start past the end",
+            "a last start past the end",
+            "shells out of order",
+            "a shell past the last row",
+            "shells that do not end with the last row",
+            "a rank past the end",
+        ];
+        if !tells.contains(what) {
+            continue;
+        }
+        let mut parts = clustered();
+        damage(&mut parts);
+        let bytes = Arc::new(parts.to_bytes());
+        let segment = HashSegment::open(bytes, parts.max_doc, Integrity::Structure).unwrap();
+        let column = &segment.columns()[0];
+        let Ok(rows) = column.rows(0, true) else {
+            refused += 1;
+            continue;
+        };
+        // Every code for a query, so that every cluster is the nearest of one.
+        let errors = (0..rows.codes.n_codes()).filter_map(|row| {
+            let mut top = TopK::new(1000, 40);
+            let (query, mut stats) = (rows.codes.get(row), SearchStats::default());
+            let choice = EngineChoice::Cluster;
+            knn(&rows, choice, &query, &Allowed::All, &mut top, &mut stats).err()
+        });
+        let errors: Vec<tanhash::Error> = errors.collect();
+        assert!(!errors.is_empty(), "{what}: answered");
+        for error in errors {
+            assert!(
+                matches!(error.kind(), ErrorKind::Corrupt { .. }),
+                "{what}: {error}"
+            );
+        }
+        refused += 1;
+    }
+    assert_eq!(refused, 6);
+}
+
 /// Every bit of the sections that say where rows are, one at a time: `verify` sees it, searches go on or
 /// end in an error.
 #[test]
