@@ -34,8 +34,8 @@
 //!   `(bits - distance) / bits`.
 //! - A **k-NN search** finds the `k` nearest codes ([`KnnQuery`](plugin::KnnQuery)), a **range search** all
 //!   within a radius ([`HammingQuery`](plugin::HammingQuery)). Both are exact, and ordinary tantivy queries.
-//! - An **engine** answers one segment: the [linear scan](scan) or [multi-index hashing](mih). The
-//!   [planner](plan) chooses; the answer never depends on the choice.
+//! - An **engine** answers one segment: the [linear scan](scan), [cluster-pruned search](cluster) or
+//!   [multi-index hashing](mih). The [planner](plan) chooses; the answer never depends on the choice.
 //! - An **encoder** ([`Encoder`]) turns a **payload** (a picture, a vector) into a code.
 //!
 //! # Flow

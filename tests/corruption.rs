@@ -7,6 +7,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use common::damage::{
+    CENTROIDS, CLUSTERS, CODES, DOC_IDS, META, MIH_IDS, Outcome, Parts, RANK_ROWS, ROW_RANKS,
+    SHELLS, exercise, segment_file,
+};
 use common::{Doc, random_code, schema, seeded};
 use rand::Rng;
 use tanhash::engine::{Allowed, EngineChoice, SearchStats, knn, range};
@@ -42,14 +46,19 @@ fn segment_bytes() -> Vec<u8> {
     writer.finish().unwrap()
 }
 
-/// Everything a reader can be asked, over both engines.
+/// Everything a reader can be asked, over all engines.
 fn answers(bytes: &[u8], integrity: Integrity) -> Result<Vec<Vec<Neighbor>>> {
     let segment = HashSegment::open(Arc::new(bytes.to_vec()), DOCS, integrity)?;
     let mut answers = Vec::new();
     for column in segment.columns() {
         let query = HashCode::zeros(column.code_len());
         let rows = column.rows(0, true)?;
-        for choice in [EngineChoice::Scan, EngineChoice::Mih] {
+        for choice in [
+            EngineChoice::Auto,
+            EngineChoice::Scan,
+            EngineChoice::Mih,
+            EngineChoice::Cluster,
+        ] {
             let mut stats = SearchStats::default();
             let mut top = TopK::new(7, column.code_len().bits() as u32);
             knn(&rows, choice, &query, &Allowed::All, &mut top, &mut stats)?;
@@ -155,6 +164,375 @@ fn unaligned_bytes_are_read_all_the_same() {
     let shifted = Shifted([&[0][..], &bytes].concat());
     let segment = HashSegment::open(Arc::new(shifted), DOCS, Integrity::FirstUse).unwrap();
     segment.verify().unwrap();
+}
+
+/// A flipped bit, a section cut short and a lost one are told by name, whichever section it is.
+#[test]
+fn damage_is_named_by_section() {
+    let mut bytes = segment_bytes();
+    let segment = HashSegment::open(Arc::new(bytes.clone()), DOCS, Integrity::FirstUse).unwrap();
+    let mut sections: Vec<(String, usize, usize)> = Vec::new();
+    for column in segment.columns() {
+        for (name, range) in column.sections() {
+            sections.push((name, range.start, range.end));
+        }
+    }
+    for kind in ["centroids", "clusters", "shells", "row ranks", "rank rows"] {
+        for field_id in [3, 5] {
+            let name = format!("{kind} of field {field_id}");
+            assert!(sections.iter().any(|(of, ..)| *of == name), "{name}");
+        }
+    }
+    for (name, start, end) in &sections {
+        for at in [*start, (start + end) / 2, end - 1] {
+            bytes[at] ^= 0x10;
+            let error = answers(&bytes, Integrity::FirstUse).unwrap_err();
+            assert!(matches!(error.kind(), ErrorKind::Corrupt { .. }));
+            assert!(error.to_string().contains(name.as_str()), "{name}: {error}");
+            let opened = HashSegment::open(Arc::new(bytes.clone()), DOCS, Integrity::Structure);
+            let error = opened.unwrap().verify().unwrap_err().to_string();
+            assert!(error.contains(name.as_str()), "{name}: {error}");
+            bytes[at] ^= 0x10;
+        }
+    }
+    let parts = Parts::of(&bytes);
+    for (idx, part) in parts.sections.iter().enumerate() {
+        if part.kind == META {
+            continue;
+        }
+        let at = |len: usize| {
+            let mut parts = parts.clone();
+            parts.sections[idx].bytes.resize(len, 0);
+            answers(&parts.to_bytes(), Integrity::FirstUse).unwrap_err()
+        };
+        let len = part.bytes.len();
+        for other in [0, 1, len / 2, len - 1, len + 1, len + 64] {
+            let error = at(other).to_string();
+            let bytes_named = format!("expected {len} bytes, found {other}");
+            let field = format!("of field {}", part.field_id);
+            assert!(
+                error.contains(&bytes_named) && error.contains(&field),
+                "{error}"
+            );
+        }
+        let mut lost = parts.clone();
+        lost.sections.remove(idx);
+        let error = answers(&lost.to_bytes(), Integrity::FirstUse).unwrap_err();
+        assert!(error.to_string().contains("section is missing"), "{error}");
+        let mut twice = parts.clone();
+        twice.sections.push(part.clone());
+        let error = answers(&twice.to_bytes(), Integrity::FirstUse).unwrap_err();
+        assert!(error.to_string().contains("two sections"), "{error}");
+    }
+}
+
+/// A clustered file with gaps, and MIH tables beside the clusters.
+fn clustered() -> Parts {
+    let fields = [(4, 40, 0.8, TablePolicy::Always)];
+    Parts::of(&segment_file(&mut seeded("clustered", 14), 200, &fields))
+}
+
+fn meta(parts: &mut Parts, key: &str) -> usize {
+    parts.part(META).json()["clusters"][key].as_u64().unwrap() as usize
+}
+
+fn unpack(bytes: &[u8], n: usize) -> Vec<u32> {
+    let width = (usize::BITS - (n - 1).leading_zeros()) as usize;
+    let bit = |at: usize| u32::from(bytes[at / 8] >> (at % 8) & 1);
+    (0..n)
+        .map(|idx| (0..width).fold(0, |sum, low| sum | bit(idx * width + low) << low))
+        .collect()
+}
+
+fn pack(numbers: &[u32]) -> Vec<u8> {
+    let width = (usize::BITS - (numbers.len() - 1).leading_zeros()) as usize;
+    let mut bytes = vec![0; (numbers.len() * width).div_ceil(8) + 8];
+    for (idx, number) in numbers.iter().enumerate() {
+        for low in (0..width).filter(|low| number >> low & 1 == 1) {
+            bytes[(idx * width + low) / 8] |= 1 << ((idx * width + low) % 8);
+        }
+    }
+    bytes
+}
+
+/// The rank of each row, and the row of each rank.
+fn orders(parts: &mut Parts) -> (Vec<u32>, Vec<u32>) {
+    let n_codes = parts.part(META).json()["n_codes"].as_u64().unwrap() as usize;
+    (
+        unpack(&parts.part(ROW_RANKS).bytes, n_codes),
+        unpack(&parts.part(RANK_ROWS).bytes, n_codes),
+    )
+}
+
+/// A shell of two rows or more: its first rows.
+fn shell_of_two(parts: &mut Parts) -> (usize, usize) {
+    let n_clusters = meta(parts, "n_clusters");
+    let starts: Vec<usize> = (n_clusters..=2 * n_clusters)
+        .map(|idx| parts.part(CLUSTERS).word(idx) as usize)
+        .collect();
+    let shells = parts.part(SHELLS);
+    let mut pairs = starts.windows(2).flat_map(|pair| {
+        (pair[0]..pair[1] - 1).map(|idx| (shells.word(idx), shells.word(idx + 1)))
+    });
+    let (first, _) = pairs.find(|(first, end)| end - first >= 2).unwrap();
+    (first as usize, first as usize + 1)
+}
+
+/// Damage with right checksums: what each contradicts, and what makes it.
+type Damage = (&'static str, fn(&mut Parts));
+
+const DAMAGE: &[Damage] = &[
+    ("a centroid bit flipped", |parts| {
+        parts.part(CENTROIDS).bytes[3] ^= 4;
+    }),
+    ("a centroid bit past the length", |parts| {
+        parts.part(CENTROIDS).bytes[7] ^= 1;
+    }),
+    ("a centroid past the last", |parts| {
+        let full = meta(parts, "n_clusters").is_multiple_of(8);
+        assert!(!full, "another seed: every place for a centroid is taken");
+        let len = parts.part(CENTROIDS).bytes.len();
+        parts.part(CENTROIDS).bytes[len - 8] ^= 1;
+    }),
+    ("a code bit flipped", |parts| {
+        parts.part(CODES).bytes[0] ^= 1;
+    }),
+    ("a code bit past the length", |parts| {
+        parts.part(CODES).bytes[6] ^= 1;
+    }),
+    ("a nearest distance lowered", |parts| {
+        let word = parts.part(CLUSTERS).word(1);
+        parts.part(CLUSTERS).set_word(1, word.wrapping_sub(1));
+    }),
+    ("a farthest distance raised", |parts| {
+        let word = parts.part(CLUSTERS).word(0);
+        parts.part(CLUSTERS).set_word(0, word + (1 << 16));
+    }),
+    ("extents turned round", |parts| {
+        parts.part(CLUSTERS).set_word(0, 0x0001_0009);
+    }),
+    ("a start moved", |parts| {
+        let idx = meta(parts, "n_clusters") + 1;
+        let word = parts.part(CLUSTERS).word(idx);
+        parts.part(CLUSTERS).set_word(idx, word + 1);
+    }),
+    ("a start past the end", |parts| {
+        let idx = meta(parts, "n_clusters") + 1;
+        parts.part(CLUSTERS).set_word(idx, u32::MAX);
+    }),
+    ("a last start past the end", |parts| {
+        let idx = 2 * meta(parts, "n_clusters");
+        parts.part(CLUSTERS).set_word(idx, u32::MAX);
+    }),
+    ("numbers before the first start", |parts| {
+        let n_clusters = meta(parts, "n_clusters");
+        for idx in n_clusters..=2 * n_clusters {
+            let word = parts.part(CLUSTERS).word(idx);
+            parts.part(CLUSTERS).set_word(idx, word + 1);
+        }
+        let n_shells = meta(parts, "n_shells");
+        parts.part(SHELLS).bytes.splice(0..0, [9, 0, 0, 0]);
+        let text = String::from_utf8(parts.part(META).bytes.clone()).unwrap();
+        let (was, now) = (
+            format!("\"n_shells\":{n_shells}"),
+            format!("\"n_shells\":{}", n_shells + 1),
+        );
+        parts.part(META).bytes = text.replace(&was, &now).into_bytes();
+    }),
+    ("an empty farthest shell", |parts| {
+        let n_clusters = meta(parts, "n_clusters");
+        let extent = parts.part(CLUSTERS).word(n_clusters - 1);
+        let last = parts.part(CLUSTERS).word(2 * n_clusters);
+        parts
+            .part(CLUSTERS)
+            .set_word(n_clusters - 1, extent + (1 << 16));
+        parts.part(CLUSTERS).set_word(2 * n_clusters, last + 1);
+        let shells = parts.part(SHELLS);
+        let end = shells.word(last as usize - 1);
+        shells.bytes.extend(end.to_le_bytes());
+        let text = String::from_utf8(parts.part(META).bytes.clone()).unwrap();
+        let (was, now) = (
+            format!("\"n_shells\":{last}"),
+            format!("\"n_shells\":{}", last + 1),
+        );
+        parts.part(META).bytes = text.replace(&was, &now).into_bytes();
+    }),
+    ("a row in the wrong shell", |parts| {
+        let word = parts.part(SHELLS).word(1);
+        parts.part(SHELLS).set_word(1, word + 1);
+    }),
+    ("shells out of order", |parts| {
+        let (first, second) = (parts.part(SHELLS).word(1), parts.part(SHELLS).word(2));
+        parts.part(SHELLS).set_word(1, second + 1);
+        parts.part(SHELLS).set_word(2, first);
+    }),
+    ("a shell past the last row", |parts| {
+        parts.part(SHELLS).set_word(1, u32::MAX);
+    }),
+    ("shells that do not begin with row 0", |parts| {
+        parts.part(SHELLS).set_word(0, 1);
+    }),
+    ("shells that do not end with the last row", |parts| {
+        let last = meta(parts, "n_shells") - 1;
+        let word = parts.part(SHELLS).word(last);
+        parts.part(SHELLS).set_word(last, word - 1);
+    }),
+    ("two ranks exchanged", |parts| {
+        let (mut ranks, _) = orders(parts);
+        ranks.swap(0, 5);
+        parts.part(ROW_RANKS).bytes = pack(&ranks);
+    }),
+    ("a rank twice", |parts| {
+        let (mut ranks, _) = orders(parts);
+        ranks[3] = ranks[4];
+        parts.part(ROW_RANKS).bytes = pack(&ranks);
+    }),
+    ("a rank past the end", |parts| {
+        let (mut ranks, _) = orders(parts);
+        ranks[3] = ranks.len() as u32;
+        parts.part(ROW_RANKS).bytes = pack(&ranks);
+    }),
+    ("a row twice", |parts| {
+        let (_, mut rows) = orders(parts);
+        rows[3] = rows[4];
+        parts.part(RANK_ROWS).bytes = pack(&rows);
+    }),
+    ("a row past the end", |parts| {
+        let (_, mut rows) = orders(parts);
+        rows[0] = rows.len() as u32;
+        parts.part(RANK_ROWS).bytes = pack(&rows);
+    }),
+    ("rows of a shell not ascending by document", |parts| {
+        let (first, second) = shell_of_two(parts);
+        let (mut ranks, mut rows) = orders(parts);
+        rows.swap(ranks[first] as usize, ranks[second] as usize);
+        ranks.swap(first, second);
+        parts.part(ROW_RANKS).bytes = pack(&ranks);
+        parts.part(RANK_ROWS).bytes = pack(&rows);
+    }),
+    ("a bit behind the last rank", |parts| {
+        *parts.part(ROW_RANKS).bytes.last_mut().unwrap() = 1;
+    }),
+    ("a bit behind the last row", |parts| {
+        let at = parts.part(RANK_ROWS).bytes.len() - 8;
+        parts.part(RANK_ROWS).bytes[at] = 1;
+    }),
+    ("document ids exchanged", |parts| {
+        let (first, second) = (parts.part(DOC_IDS).word(0), parts.part(DOC_IDS).word(1));
+        parts.part(DOC_IDS).set_word(0, second);
+        parts.part(DOC_IDS).set_word(1, first);
+    }),
+    ("an MIH row past the end", |parts| {
+        parts.part(MIH_IDS).set_word(2, 4000);
+    }),
+    ("the tables of other rows", |parts| {
+        let (first, second) = (parts.part(MIH_IDS).word(0), parts.part(MIH_IDS).word(1));
+        parts.part(MIH_IDS).set_word(0, second);
+        parts.part(MIH_IDS).set_word(1, first);
+    }),
+];
+
+/// With right checksums, searches end in an error or an answer, and `verify` sees every contradiction.
+#[test]
+fn verify_sees_damage_behind_right_checksums() {
+    let sound = clustered();
+    assert_eq!(Parts::of(&sound.to_bytes()), sound);
+    let mut rng = seeded("verify_sees", 15);
+    let Outcome {
+        verified, errors, ..
+    } = exercise(
+        &sound.to_bytes(),
+        sound.max_doc,
+        Integrity::FirstUse,
+        &mut rng,
+    );
+    assert!(verified && errors == 0);
+    let mut unseen = Vec::new();
+    for (what, damage) in DAMAGE {
+        let mut parts = sound.clone();
+        damage(&mut parts);
+        assert_ne!(parts, sound, "{what}: nothing changed");
+        for integrity in [Integrity::FirstUse, Integrity::Structure] {
+            for _ in 0..8 {
+                let outcome = catch_unwind(AssertUnwindSafe(|| {
+                    exercise(&parts.to_bytes(), parts.max_doc, integrity, &mut rng)
+                }));
+                let outcome = outcome.unwrap_or_else(|_| panic!("{what}: a panic"));
+                if outcome.verified {
+                    unseen.push(*what);
+                }
+            }
+        }
+    }
+    unseen.dedup();
+    assert!(unseen.is_empty(), "verify saw nothing of: {unseen:?}");
+}
+
+/// Tables that contradict themselves are an error of the search that reads them, not a shorter answer.
+#[test]
+fn searches_refuse_tables_that_give_no_rows() {
+    let mut refused = 0;
+    for (what, damage) in DAMAGE {
+        let tells = [
+            "a start past the end",
+            "a last start past the end",
+            "shells out of order",
+            "a shell past the last row",
+            "shells that do not end with the last row",
+            "a rank past the end",
+        ];
+        if !tells.contains(what) {
+            continue;
+        }
+        let mut parts = clustered();
+        damage(&mut parts);
+        let bytes = Arc::new(parts.to_bytes());
+        let segment = HashSegment::open(bytes, parts.max_doc, Integrity::Structure).unwrap();
+        let column = &segment.columns()[0];
+        let Ok(rows) = column.rows(0, true) else {
+            refused += 1;
+            continue;
+        };
+        // Every code for a query, so that every cluster is the nearest of one.
+        let errors = (0..rows.codes.n_codes()).filter_map(|row| {
+            let mut top = TopK::new(1000, 40);
+            let (query, mut stats) = (rows.codes.get(row), SearchStats::default());
+            let choice = EngineChoice::Cluster;
+            knn(&rows, choice, &query, &Allowed::All, &mut top, &mut stats).err()
+        });
+        let errors: Vec<tanhash::Error> = errors.collect();
+        assert!(!errors.is_empty(), "{what}: answered");
+        for error in errors {
+            assert!(
+                matches!(error.kind(), ErrorKind::Corrupt { .. }),
+                "{what}: {error}"
+            );
+        }
+        refused += 1;
+    }
+    assert_eq!(refused, 6);
+}
+
+/// Every bit of the sections that say where rows are, one at a time: `verify` sees it, searches go on or
+/// end in an error.
+#[test]
+fn every_bit_of_clusters_and_row_order_counts() {
+    let fields = [(0, 24, 0.9, TablePolicy::Clusters)];
+    let mut rng = seeded("every_bit", 16);
+    let sound = Parts::of(&segment_file(&mut rng, 30, &fields));
+    for kind in [CENTROIDS, CLUSTERS, SHELLS, ROW_RANKS, RANK_ROWS] {
+        for bit in 0..sound.clone().part(kind).bytes.len() * 8 {
+            let mut parts = sound.clone();
+            parts.part(kind).bytes[bit / 8] ^= 1 << (bit % 8);
+            let outcome = exercise(
+                &parts.to_bytes(),
+                parts.max_doc,
+                Integrity::FirstUse,
+                &mut rng,
+            );
+            assert!(!outcome.verified, "kind {kind}, bit {bit}: unseen");
+        }
+    }
 }
 
 struct OnDisk {

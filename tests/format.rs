@@ -5,11 +5,11 @@
 use std::fmt::Write;
 use std::fs;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
-use tanhash::engine::{Allowed, EngineChoice, SearchStats, knn};
+use tanhash::engine::{Allowed, EngineChoice, SearchStats, knn, range};
 use tanhash::plugin::{HashFieldOptions, HashValue, SchemaBuilderExt};
 use tanhash::segment::{
     Column, ColumnSpec, FORMAT_VERSION, HashSegment, Integrity, MAGIC, OLDEST_READ_VERSION,
@@ -31,11 +31,13 @@ struct Field {
     bits: usize,
     /// One document in this many has no code; 0 for none.
     gap: u32,
+    /// Codes lie near this many centers; 0 for uniform codes.
+    centers: usize,
     model_id: Option<&'static str>,
     tables: TablePolicy,
 }
 
-const GOLDEN: [Golden; 4] = [
+const GOLDEN: [Golden; 6] = [
     Golden {
         name: "dense-64",
         max_doc: 20,
@@ -43,6 +45,7 @@ const GOLDEN: [Golden; 4] = [
             id: 3,
             bits: 64,
             gap: 0,
+            centers: 0,
             model_id: Some("model-a"),
             tables: TablePolicy::Mih,
         }],
@@ -54,6 +57,7 @@ const GOLDEN: [Golden; 4] = [
             id: 0,
             bits: 24,
             gap: 3,
+            centers: 0,
             model_id: None,
             tables: TablePolicy::Never,
         }],
@@ -66,6 +70,7 @@ const GOLDEN: [Golden; 4] = [
                 id: 1,
                 bits: 16,
                 gap: 0,
+                centers: 0,
                 model_id: None,
                 tables: TablePolicy::Mih,
             },
@@ -73,6 +78,7 @@ const GOLDEN: [Golden; 4] = [
                 id: 7,
                 bits: 128,
                 gap: 2,
+                centers: 0,
                 model_id: Some("model-b"),
                 tables: TablePolicy::Auto,
             },
@@ -85,8 +91,34 @@ const GOLDEN: [Golden; 4] = [
             id: 0,
             bits: 64,
             gap: 0,
+            centers: 0,
             model_id: None,
             tables: TablePolicy::Mih,
+        }],
+    },
+    Golden {
+        name: "clustered-64",
+        // A power of two: where one more bit a rank would begin.
+        max_doc: 128,
+        fields: &[Field {
+            id: 2,
+            bits: 64,
+            gap: 0,
+            centers: 6,
+            model_id: Some("model-c"),
+            tables: TablePolicy::Clusters,
+        }],
+    },
+    Golden {
+        name: "both-24",
+        max_doc: 75,
+        fields: &[Field {
+            id: 5,
+            bits: 24,
+            gap: 3,
+            centers: 4,
+            model_id: None,
+            tables: TablePolicy::Always,
         }],
     },
 ];
@@ -101,12 +133,39 @@ fn random_code(rng: &mut ChaCha8Rng, bits: usize) -> HashCode {
     HashCode::from_bytes(&bytes).unwrap()
 }
 
+/// A code with about one bit in twelve flipped.
+fn near(rng: &mut ChaCha8Rng, center: &HashCode) -> HashCode {
+    let mut code = center.clone();
+    for bit in 0..center.code_len().bits() {
+        if rng.next_u32().is_multiple_of(12) {
+            code.set_bit(bit, !center.bit(bit));
+        }
+    }
+    code
+}
+
 impl Field {
+    fn has_mih(&self) -> bool {
+        matches!(self.tables, TablePolicy::Mih | TablePolicy::Always)
+    }
+
+    fn has_clusters(&self) -> bool {
+        matches!(self.tables, TablePolicy::Clusters | TablePolicy::Always)
+    }
+
     /// The codes of the field with their documents, and a query.
     fn codes(&self, max_doc: u32) -> (Vec<(u32, HashCode)>, HashCode) {
         let mut rng = ChaCha8Rng::seed_from_u64(u64::from(self.id) << 32 | self.bits as u64);
-        let codes = (0..max_doc).map(|doc_id| (doc_id, random_code(&mut rng, self.bits)));
+        let centers: Vec<HashCode> = (0..self.centers)
+            .map(|_| random_code(&mut rng, self.bits))
+            .collect();
+        let code = |doc_id: u32| match centers.len() {
+            0 => random_code(&mut rng, self.bits),
+            n_centers => near(&mut rng, &centers[doc_id as usize % n_centers]),
+        };
+        let codes: Vec<(u32, HashCode)> = (0..max_doc).zip((0..max_doc).map(code)).collect();
         let codes = codes
+            .into_iter()
             .filter(|(doc_id, _)| self.gap == 0 || doc_id % self.gap != 1)
             .collect();
         (codes, random_code(&mut rng, self.bits))
@@ -136,6 +195,9 @@ impl Golden {
 
     /// The stored bytes, written first if that was asked for.
     fn stored(&self) -> Vec<u8> {
+        // Tests run side by side: none reads a file while another writes it.
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let _guard = ONE_AT_A_TIME.lock().unwrap();
         let path = folder().join(format!("{}.hcode", self.name));
         if regenerating() {
             fs::write(&path, self.write()).unwrap();
@@ -186,8 +248,12 @@ fn golden_files_open_verify_and_answer() {
             assert_eq!(column.code_len().bits(), field.bits);
             assert_eq!(column.model_id(), field.model_id);
             assert_eq!(column.n_codes(), codes.len());
-            let wants_tables = field.tables == TablePolicy::Mih && !codes.is_empty();
-            assert_eq!(column.mih_params().is_some(), wants_tables);
+            let has_rows = !codes.is_empty();
+            assert_eq!(column.mih_params().is_some(), field.has_mih() && has_rows);
+            assert_eq!(
+                column.n_clusters().is_some(),
+                field.has_clusters() && has_rows
+            );
             for doc_id in 0..golden.max_doc {
                 let expected = codes
                     .iter()
@@ -201,9 +267,18 @@ fn golden_files_open_verify_and_answer() {
                 .map(|(doc_id, code)| (code.distance(&query).unwrap(), *doc_id))
                 .collect();
             expected.sort_unstable();
+            let radius = field.bits as u32 / 3;
+            let mut within: Vec<(u32, u32)> = expected.clone();
+            within.retain(|(distance, _)| *distance <= radius);
+            within.sort_unstable_by_key(|(_, doc_id)| *doc_id);
             expected.truncate(5);
             let rows = column.rows(0, true).unwrap();
-            for engine in [EngineChoice::Auto, EngineChoice::Scan, EngineChoice::Mih] {
+            for engine in [
+                EngineChoice::Auto,
+                EngineChoice::Scan,
+                EngineChoice::Mih,
+                EngineChoice::Cluster,
+            ] {
                 let mut top = TopK::new(5, field.bits as u32);
                 knn(
                     &rows,
@@ -220,6 +295,22 @@ fn golden_files_open_verify_and_answer() {
                     .map(|hit| (hit.distance, hit.address as u32))
                     .collect();
                 assert_eq!(found, expected, "{}, {engine}", golden.name);
+                let mut found = Vec::new();
+                range(
+                    &rows,
+                    engine,
+                    &query,
+                    radius,
+                    &Allowed::All,
+                    &mut found,
+                    &mut SearchStats::default(),
+                )
+                .unwrap();
+                let found: Vec<(u32, u32)> = found
+                    .iter()
+                    .map(|hit| (hit.distance, hit.address as u32))
+                    .collect();
+                assert_eq!(found, within, "{}, {engine}, range", golden.name);
             }
             write!(
                 answers,
@@ -249,6 +340,19 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 fn usize_at(bytes: &[u8], at: usize) -> usize {
     u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize
 }
+
+const KIND_NAMES: [&str; 10] = [
+    "meta",
+    "codes",
+    "document ids",
+    "MIH offsets",
+    "MIH ids",
+    "centroids",
+    "clusters",
+    "shells",
+    "row ranks",
+    "rank rows",
+];
 
 /// The fixed parts of a file in words, decoded as `docs/FORMAT.md` says and checked against it.
 fn dump(name: &str, bytes: &[u8]) -> String {
@@ -297,8 +401,7 @@ fn dump(name: &str, bytes: &[u8]) -> String {
         assert!(bytes[end..offset].iter().all(|&byte| byte == 0), "padding");
         let section = &bytes[offset..offset + len];
         assert_eq!(crc32fast::hash(section), crc32);
-        let kind_name =
-            ["meta", "codes", "document ids", "MIH offsets", "MIH ids"][usize::from(kind)];
+        let kind_name = KIND_NAMES[usize::from(kind)];
         writeln!(
             text,
             "  field {field_id}, kind {kind} ({kind_name}), param {param}, flags {flags}: \
@@ -323,40 +426,181 @@ fn section_tables_are_as_recorded() {
     check_text("sections.txt", &dumps.join("\n"));
 }
 
-/// Word `w` of row `r` stands where FORMAT.md says, and document ids where a document has no code.
+/// The sections of one field, read as FORMAT.md says.
+struct Decoded<'a> {
+    bytes: &'a [u8],
+    field_id: u32,
+}
+
+impl<'a> Decoded<'a> {
+    fn section(&self, kind: u16, param: u32) -> Option<&'a [u8]> {
+        let bytes = self.bytes;
+        let table_at = usize_at(bytes, bytes.len() - 40);
+        let mut entries = bytes[table_at..bytes.len() - 40].chunks_exact(40);
+        let found = entries.find(|entry| {
+            u32_at(entry, 0) == self.field_id
+                && u16_at(entry, 4) == kind
+                && u32_at(entry, 8) == param
+        });
+        found.map(|entry| &bytes[usize_at(entry, 16)..][..usize_at(entry, 24)])
+    }
+
+    fn meta(&self) -> serde_json::Value {
+        serde_json::from_slice(self.section(0, 0).unwrap()).unwrap()
+    }
+
+    fn words(&self, kind: u16, param: u32) -> Option<Vec<u32>> {
+        let section = self.section(kind, param)?;
+        assert_eq!(section.len() % 4, 0);
+        Some(
+            (0..section.len() / 4)
+                .map(|idx| u32_at(section, idx * 4))
+                .collect(),
+        )
+    }
+
+    /// Blocked codes; rows that fill up the last block are zero.
+    fn codes(&self, kind: u16, n_codes: usize, bits: usize) -> Vec<Vec<u64>> {
+        let blocks = self.section(kind, 0).unwrap();
+        let words = bits.div_ceil(64);
+        assert_eq!(blocks.len(), n_codes.div_ceil(8) * 8 * words * 8);
+        let word =
+            |row: usize, w: usize| usize_at(blocks, 8 * ((row / 8) * 8 * words + w * 8 + row % 8));
+        let mut rows: Vec<Vec<u64>> = (0..n_codes.next_multiple_of(8))
+            .map(|row| (0..words).map(|w| word(row, w) as u64).collect())
+            .collect();
+        let padding = rows.split_off(n_codes);
+        assert!(padding.iter().flatten().all(|&word| word == 0));
+        if !bits.is_multiple_of(64) {
+            assert!(rows.iter().all(|row| row[words - 1] >> (bits % 64) == 0));
+        }
+        rows
+    }
+
+    /// Packed numbers, bit by bit; what follows them is zero.
+    fn packed(&self, kind: u16, n: usize) -> Option<Vec<usize>> {
+        let bytes = self.section(kind, 0)?;
+        let mut width = 0;
+        while (n - 1) >> width != 0 {
+            width += 1;
+        }
+        assert_eq!(bytes.len(), (n * width).div_ceil(8) + 8);
+        let bit = |at: usize| usize::from(bytes[at / 8] >> (at % 8) & 1);
+        assert!((n * width..bytes.len() * 8).all(|at| bit(at) == 0));
+        let number = |i: usize| (0..width).map(|low| bit(i * width + low) << low).sum();
+        Some((0..n).map(number).collect())
+    }
+}
+
+fn distance(a: &[u64], b: &[u64]) -> usize {
+    let pairs = a.iter().zip(b);
+    pairs.map(|(a, b)| (a ^ b).count_ones() as usize).sum()
+}
+
+/// Codes, document ids, clusters, row orders and tables are what FORMAT.md says, of every golden file.
 #[test]
-fn codes_and_document_ids_lie_where_the_page_says() {
+fn sections_hold_what_the_page_says() {
     for golden in &GOLDEN {
         let bytes = golden.stored();
-        let table_at = usize_at(&bytes, bytes.len() - 40);
-        let section = |field_id: u32, kind: u16| {
-            let entries = bytes[table_at..bytes.len() - 40].chunks_exact(40);
-            let mut found =
-                entries.filter(|entry| u32_at(entry, 0) == field_id && u16_at(entry, 4) == kind);
-            found
-                .next()
-                .map(|entry| &bytes[usize_at(entry, 16)..][..usize_at(entry, 24)])
-        };
         for field in golden.fields {
+            let decoded = Decoded {
+                bytes: &bytes,
+                field_id: field.id,
+            };
             let (codes, _) = field.codes(golden.max_doc);
-            let words = field.bits.div_ceil(64);
-            let blocks = section(field.id, 1).unwrap();
-            assert_eq!(blocks.len(), codes.len().div_ceil(8) * 8 * words * 8);
-            for (row, (_, code)) in codes.iter().enumerate() {
-                for (word_idx, &word) in code.words().iter().enumerate() {
-                    let at = 8 * ((row / 8) * 8 * words + word_idx * 8 + row % 8);
-                    assert_eq!(usize_at(blocks, at) as u64, word);
-                }
-            }
+            let n_codes = codes.len();
+            let rows = decoded.codes(1, n_codes, field.bits);
             let doc_ids: Vec<u32> = codes.iter().map(|(doc_id, _)| *doc_id).collect();
-            match section(field.id, 2) {
-                None => assert_eq!(doc_ids.len(), golden.max_doc as usize),
-                Some(ids) => {
-                    let found: Vec<u32> =
-                        (0..ids.len() / 4).map(|row| u32_at(ids, row * 4)).collect();
-                    assert_eq!(found, doc_ids);
-                }
+            match decoded.words(2, 0) {
+                None => assert_eq!(n_codes, golden.max_doc as usize),
+                Some(found) => assert_eq!(found, doc_ids),
             }
+            let clustered = field.has_clusters() && n_codes > 0;
+            for kind in 5..10 {
+                assert_eq!(decoded.section(kind, 0).is_some(), clustered);
+            }
+            let ranks = decoded.packed(8, n_codes).unwrap_or((0..n_codes).collect());
+            for (row, &rank) in ranks.iter().enumerate() {
+                assert_eq!(rows[row], codes[rank].1.words());
+            }
+            if clustered {
+                let rank_rows = decoded.packed(9, n_codes).unwrap();
+                let back: Vec<usize> = rank_rows.iter().map(|&row| ranks[row]).collect();
+                assert_eq!(back, (0..n_codes).collect::<Vec<_>>());
+                check_clusters(&decoded, field, &rows, &ranks);
+            }
+            check_mih(&decoded, &rows);
+        }
+    }
+}
+
+/// Rows come by (cluster, distance to the centroid, document), as extents, starts and shells say.
+fn check_clusters(decoded: &Decoded<'_>, field: &Field, rows: &[Vec<u64>], ranks: &[usize]) {
+    let sizes = &decoded.meta()["clusters"];
+    let size = |key: &str| sizes[key].as_u64().unwrap() as usize;
+    let (n_clusters, n_shells) = (size("n_clusters"), size("n_shells"));
+    let centroids = decoded.codes(5, n_clusters, field.bits);
+    let table = decoded.words(6, 0).unwrap();
+    let shells = decoded.words(7, 0).unwrap();
+    assert_eq!(table.len(), 2 * n_clusters + 1);
+    assert_eq!(shells.len(), n_shells);
+    let (extents, starts) = table.split_at(n_clusters);
+    let (mut next_row, mut next_start) = (0, 0);
+    for (cluster, centroid) in centroids.iter().enumerate() {
+        let extent = extents[cluster] as usize;
+        let (nearest, farthest) = (extent & 0xffff, extent >> 16);
+        let start = starts[cluster] as usize;
+        assert_eq!(start, next_start);
+        for shell in nearest..=farthest {
+            let first = shells[start + shell - nearest] as usize;
+            let past = shells[start + shell - nearest + 1] as usize;
+            assert_eq!(first, next_row);
+            assert!(shell != nearest && shell != farthest || first < past);
+            for row in &rows[first..past] {
+                assert_eq!(distance(row, centroid), shell);
+            }
+            assert!(ranks[first..past].is_sorted_by(|a, b| a < b));
+            next_row = past;
+        }
+        next_start = start + farthest - nearest + 2;
+    }
+    assert_eq!((next_row, next_start), (rows.len(), n_shells));
+    assert_eq!(starts[n_clusters] as usize, n_shells);
+}
+
+/// Every row is in the bucket of its substring, once a table.
+fn check_mih(decoded: &Decoded<'_>, rows: &[Vec<u64>]) {
+    let meta = decoded.meta();
+    let Some(substrings) = meta["mih"]["substrings"].as_array() else {
+        assert!(meta["mih"].is_null() && decoded.section(3, 0).is_none());
+        return;
+    };
+    for (table, substring) in (0..).zip(substrings) {
+        let bits: Vec<usize> = substring
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|bit| bit.as_u64().unwrap() as usize)
+            .collect();
+        let offsets = decoded.words(3, table).unwrap();
+        let ids = decoded.words(4, table).unwrap();
+        assert_eq!(offsets.len(), (1 << bits.len()) + 1);
+        let value = |row: &[u64]| {
+            let places = bits.iter().enumerate();
+            places.fold(0, |sum, (i, bit)| {
+                sum | ((row[bit / 64] >> (bit % 64) & 1) as usize) << i
+            })
+        };
+        let mut expected: Vec<u32> = (0..rows.len() as u32).collect();
+        expected.sort_by_key(|&row| value(&rows[row as usize]));
+        assert_eq!(ids, expected);
+        for (bucket, pair) in offsets.windows(2).enumerate() {
+            let rows_in = &ids[pair[0] as usize..pair[1] as usize];
+            assert!(
+                rows_in
+                    .iter()
+                    .all(|&row| value(&rows[row as usize]) == bucket)
+            );
         }
     }
 }

@@ -130,8 +130,10 @@ impl Clusters {
         // Rows are counted and placed by (cluster, distance); they keep their order within a shell.
         let n_shells = len.bits() + 1;
         let mut counts = vec![0u32; centroids.n_codes() * n_shells];
-        let slot =
-            |nearest: &Nearest| nearest.center as usize * n_shells + nearest.distance as usize;
+        // Codes of a damaged file may have bits past their length, and be farther than any code can be.
+        let slot = |nearest: &Nearest| {
+            nearest.center as usize * n_shells + (nearest.distance as usize).min(len.bits())
+        };
         for nearest in &assigned {
             counts[slot(nearest)] += 1;
         }

@@ -15,7 +15,7 @@ pub use search::ClusterSearch;
 
 use std::ops::Range;
 
-use crate::code::CodesRef;
+use crate::code::{CodesRef, RowOrder};
 use crate::error::{Error, Result};
 
 /// The section named by errors about clusters.
@@ -159,19 +159,30 @@ impl<'a> ClusterView<'a> {
         Ok(())
     }
 
-    /// Reads everything: shells follow one another from row 0 to the last, and every row is as far from
-    /// its centroid as its shell says.
+    /// Reads everything: shells follow one another from row 0 to the last, the outer ones of a cluster
+    /// are not empty, and every row is as far from its centroid as its shell says.
     ///
     /// # Errors
     /// `Corrupt` naming the first contradiction.
     pub fn verify(&self, codes: CodesRef<'_>) -> Result<()> {
         self.check(codes)?;
         let corrupt = |reason: String| Error::corrupt(SECTION, reason);
+        if !self.centroids.is_padded_with_zeros() {
+            return Err(corrupt(
+                "expected zero padding of centroids, found set bits".to_owned(),
+            ));
+        }
+        if self.starts[0] != 0 {
+            return Err(corrupt(format!(
+                "the first start is {}, expected 0",
+                self.starts[0]
+            )));
+        }
         let mut next_row = 0;
         for cluster in 0..self.n_clusters() {
             let (first, last) = self.extent(cluster);
             let start = self.starts[cluster] as usize;
-            let n_entries = (last + 2).checked_sub(first).unwrap_or(0) as usize;
+            let n_entries = (last + 2).saturating_sub(first) as usize;
             if n_entries < 2 || self.starts[cluster + 1] as usize != start + n_entries {
                 return Err(corrupt(format!(
                     "cluster {cluster} has shells {first} to {last} in entries {start} to {}",
@@ -184,6 +195,11 @@ impl<'a> ClusterView<'a> {
                 if rows.start != next_row || rows.end > codes.n_codes() {
                     return Err(corrupt(format!(
                         "shell {shell} of cluster {cluster} has rows {rows:?}, expected them from {next_row}"
+                    )));
+                }
+                if rows.is_empty() && (shell == first || shell == last) {
+                    return Err(corrupt(format!(
+                        "cluster {cluster} ends with shell {shell}, which is empty"
                     )));
                 }
                 for row in rows.clone() {
@@ -202,6 +218,31 @@ impl<'a> ClusterView<'a> {
                 "the shells end at row {next_row} of {}",
                 codes.n_codes()
             )));
+        }
+        Ok(())
+    }
+
+    /// Reads the ranks of all rows of tables that passed [`verify`](ClusterView::verify): the documents of
+    /// a shell ascend, which lets a search stop in the middle of one.
+    ///
+    /// # Errors
+    /// `Corrupt` naming the first row out of order.
+    pub fn verify_order(&self, order: &RowOrder<'_>) -> Result<()> {
+        for cluster in 0..self.n_clusters() {
+            let (first, last) = self.extent(cluster);
+            for shell in first..=last {
+                let rows = self.rows(cluster, shell, shell)?;
+                for row in rows.start + 1..rows.end {
+                    if order.rank(row - 1) >= order.rank(row) {
+                        return Err(Error::corrupt(
+                            SECTION,
+                            format!(
+                                "row {row} of shell {shell} of cluster {cluster} is out of document order"
+                            ),
+                        ));
+                    }
+                }
+            }
         }
         Ok(())
     }

@@ -103,6 +103,15 @@ impl<D: Deref<Target = [u64]>> Codes<D> {
             .sum()
     }
 
+    /// True if no bit is set past the length of a code or past the last row, as every reader supposes.
+    pub(crate) fn is_padded_with_zeros(&self) -> bool {
+        let last = self.len.words() - 1;
+        let in_last = self.len.bits() - 64 * last;
+        let mut past_the_end = self.n_codes..self.n_codes.next_multiple_of(BLOCK_ROWS);
+        past_the_end.all(|row| (0..=last).all(|word_idx| self.word(row, word_idx) == 0))
+            && (in_last == 64 || (0..self.n_codes).all(|row| self.word(row, last) >> in_last == 0))
+    }
+
     /// The same codes, borrowed.
     pub fn as_ref(&self) -> CodesRef<'_> {
         Codes {

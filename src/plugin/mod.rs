@@ -82,7 +82,7 @@ impl HashPluginBuilder {
         self
     }
 
-    /// When segments get multi-index hashing tables.
+    /// Which clusters and tables segments are written with.
     pub fn tables(mut self, policy: TablePolicy) -> HashPluginBuilder {
         self.tables = policy;
         self

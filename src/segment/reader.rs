@@ -546,13 +546,7 @@ impl HashColumn {
         let raw = self.raw();
         self.codes.check(raw)?;
         let codes = self.codes()?;
-        let bits_in_last = self.code_len.bits() - 64 * (self.code_len.words() - 1);
-        let past_the_end = (self.n_codes..self.n_codes.next_multiple_of(BLOCK_ROWS))
-            .any(|row| (0..self.code_len.words()).any(|word_idx| codes.word(row, word_idx) != 0));
-        let past_the_length = bits_in_last < 64
-            && (0..self.n_codes)
-                .any(|row| codes.word(row, self.code_len.words() - 1) >> bits_in_last != 0);
-        if past_the_end || past_the_length {
+        if !codes.is_padded_with_zeros() {
             return Err(Error::corrupt(
                 self.codes.section.name(),
                 "expected zero padding, found set bits",
@@ -571,8 +565,10 @@ impl HashColumn {
             for section in clusters.all() {
                 section.check(raw)?;
             }
-            self.cluster_view(clusters)?.verify(codes)?;
-            self.row_order(clusters)?.verify()?;
+            let (view, order) = (self.cluster_view(clusters)?, self.row_order(clusters)?);
+            view.verify(codes)?;
+            order.verify()?;
+            view.verify_order(&order)?;
         }
         let Some(mih) = &self.mih else { return Ok(()) };
         for (table_idx, (offsets, ids)) in mih.tables.iter().enumerate() {
