@@ -1,10 +1,14 @@
 //! Which engine will be faster: a cost model of a few constants, in nanoseconds.
 //!
 //! A wrong number here costs time, never an answer. The constants were measured on one core of a server
-//! CPU (`benches/hamming.rs` prints them anew); only their ratios matter, and those differ less between
-//! machines than the times do. Range search by multi-index hashing is priced before it starts. k-NN
-//! search cannot be, as its radius is what is sought, so it starts and is priced as it goes
-//! ([`MultiIndex`](crate::mih::MultiIndex)).
+//! CPU (`benches/hamming.rs` prints them anew); what the linear scan takes is remembered from the scans of
+//! this process, because machines differ most in their memory. Range search is priced before it starts:
+//! by clusters exactly, from the tables of shells. k-NN search cannot be, as its radius is what is sought:
+//! where there are clusters the query's own gives a radius to price everything at, and multi-index hashing
+//! alone starts and is priced as it goes ([`MultiIndex`](crate::mih::MultiIndex)).
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use crate::code::CodesRef;
 use crate::engine::{Allowed, EngineChoice, EngineKind, SegmentRows};
@@ -82,19 +86,59 @@ fn words_read(words: usize) -> f64 {
     words.min(8) as f64
 }
 
+/// What scans took in this process, in ns a word as the bits of an `f32`, by the rows of
+/// [`SCAN_NS_PER_WORD`]; 0 until there was one.
+static OBSERVED: [AtomicU32; SCAN_NS_PER_WORD.len()] =
+    [const { AtomicU32::new(0) }; SCAN_NS_PER_WORD.len()];
+
+/// The share of the newest scan in what is remembered.
+const NEWEST: f32 = 0.25;
+
+/// Scans of fewer words than this are over too soon to be timed.
+const OBSERVED_WORDS_MIN: usize = 1 << 14;
+
+fn memory_level(codes: CodesRef<'_>) -> usize {
+    let bytes = codes.blocks().len() * 8;
+    SCAN_NS_PER_WORD
+        .iter()
+        .position(|(bytes_max, _)| bytes <= *bytes_max)
+        .unwrap_or(SCAN_NS_PER_WORD.len() - 1)
+}
+
+/// True if [`observe_scan`] would learn from a scan of all these codes.
+pub(crate) fn is_worth_timing(codes: CodesRef<'_>) -> bool {
+    codes.blocks().len() >= OBSERVED_WORDS_MIN
+}
+
+/// Remembers what a scan of all codes took, so that later plans know this machine.
+pub(crate) fn observe_scan(codes: CodesRef<'_>, elapsed: Duration) {
+    let per_word = (elapsed.as_nanos() as f64 / codes.blocks().len() as f64) as f32;
+    let observed = &OBSERVED[memory_level(codes)];
+    // Lost updates do no harm.
+    let before = f32::from_bits(observed.load(Ordering::Relaxed));
+    let after = match before > 0.0 {
+        true => before + NEWEST * (per_word - before),
+        false => per_word,
+    };
+    observed.store(after.to_bits(), Ordering::Relaxed);
+}
+
 /// The linear scan over all rows.
 pub(crate) fn full_scan_ns(codes: CodesRef<'_>) -> f64 {
-    let bytes = codes.blocks().len() * 8;
-    let memory = SCAN_NS_PER_WORD
-        .iter()
-        .find(|(bytes_max, _)| bytes <= *bytes_max)
-        .map_or(0.0, |(_, ns)| *ns);
+    let level = memory_level(codes);
+    let observed = f64::from(f32::from_bits(OBSERVED[level].load(Ordering::Relaxed)));
     let least = match Kernel::best().name() {
         "avx512" => 0.0,
         "avx2" | "neon" => AVX2_NS_PER_WORD,
         _ => SCALAR_NS_PER_WORD,
     };
-    SCAN_NS + codes.blocks().len() as f64 * memory.max(least)
+    let expected = SCAN_NS_PER_WORD[level].1.max(least);
+    // One scan held up by other work must not lead to ever more of the wrong plans.
+    let per_word = match observed > 0.0 {
+        true => observed.clamp(expected / 4.0, expected * 4.0),
+        false => expected,
+    };
+    SCAN_NS + codes.blocks().len() as f64 * per_word
 }
 
 /// Comparing one word with each query of a batch, memory apart.
@@ -140,8 +184,27 @@ pub(crate) fn stretches_ns(codes: CodesRef<'_>, (n_stretches, n_rows): (usize, u
 }
 
 /// The distances to all centroids, and the choice among them.
-pub(crate) fn centroids_ns(centroids: CodesRef<'_>) -> f64 {
+fn centroids_ns(centroids: CodesRef<'_>) -> f64 {
     full_scan_ns(centroids) + centroids.n_codes() as f64 * CENTROID_NS
+}
+
+/// The linear scan by the constants alone, the same on every machine: what is stored in files must not
+/// depend on the one that writes them.
+pub(crate) fn nominal_scan_ns(codes: CodesRef<'_>) -> f64 {
+    SCAN_NS + codes.blocks().len() as f64 * SCAN_NS_PER_WORD[memory_level(codes)].1
+}
+
+/// Cluster-pruned search by the constants alone, given the stretches it reads.
+pub(crate) fn nominal_cluster_ns(
+    codes: CodesRef<'_>,
+    centroids: CodesRef<'_>,
+    (n_stretches, n_rows): (usize, usize),
+) -> f64 {
+    let row_ns = nominal_scan_ns(codes) / codes.n_codes().max(1) as f64;
+    nominal_scan_ns(centroids)
+        + centroids.n_codes() as f64 * CENTROID_NS
+        + n_stretches as f64 * STRETCH_NS
+        + n_rows as f64 * row_ns
 }
 
 /// Multi-index hashing within a bound, of codes that are spread evenly.

@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::time::Instant;
 
 use crate::code::{Codes, HashCode, RowOrder};
 use crate::engine::{Allowed, Engine, EngineKind, Membership, SearchStats, SegmentRows};
@@ -80,14 +81,16 @@ impl<'a> LinearScan<'a> {
         let mut membership = Membership::new(allowed);
         let mut current = bound;
         let mut filtered_out = 0;
-        let mut damaged = false;
+        let (mut damaged, mut stopped) = (false, false);
         let mut sink = |row, distance| {
             let Some(doc) = self.rows.doc_id(row) else {
                 damaged = true;
                 return None;
             };
             if membership.contains(doc) {
-                current = hit(distance, doc)?;
+                let next = hit(distance, doc);
+                stopped = next.is_none();
+                current = next?;
             } else {
                 filtered_out += 1;
             }
@@ -95,8 +98,15 @@ impl<'a> LinearScan<'a> {
         };
         let part = self.part.0..self.part.1;
         stats.codes_scanned += part.len() as u64;
+        let is_timed = self.is_all() && plan::is_worth_timing(codes);
+        let started = is_timed.then(Instant::now);
         self.kernel
             .scan(codes, part, query.words(), bound, &mut sink);
+        if let Some(started) = started
+            && !stopped
+        {
+            plan::observe_scan(codes, started.elapsed());
+        }
         stats.filtered_out += filtered_out;
         match damaged {
             true => Err(RowOrder::damaged()),

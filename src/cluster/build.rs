@@ -223,7 +223,7 @@ impl Trial {
             queries,
             bounds,
             sample: sample(codes, params.sample_size / 2, params.seed, 21),
-            other_ns: mih_ns.min(TRIAL_COST_MAX * plan::full_scan_ns(codes)),
+            other_ns: mih_ns.min(TRIAL_COST_MAX * plan::nominal_scan_ns(codes)),
         })
     }
 
@@ -245,8 +245,8 @@ impl Trial {
         let n_queries = self.queries.len().max(1);
         let per_sample = codes.n_codes() as f64 / self.sample.n_codes().max(1) as f64;
         let n_rows = n_rows as f64 * per_sample / n_queries as f64;
-        plan::centroids_ns(view.centroids())
-            + plan::stretches_ns(codes, (n_stretches / n_queries, n_rows as usize))
+        let left = (n_stretches / n_queries, n_rows as usize);
+        plan::nominal_cluster_ns(codes, view.centroids(), left)
     }
 }
 

@@ -264,7 +264,14 @@ fn search(column: &HashColumn, max_doc: u32, rng: &mut impl Rng, outcome: &mut O
         let queries = [query.clone(), HashCode::zeros(code_len)];
         let mut stats = SearchStats::default();
         let mut tops = [TopK::new(k, bits), TopK::new(k, bits)];
-        outcome.note(knn_batch(&rows, &queries, allowed, &mut tops, &mut stats));
+        outcome.note(knn_batch(
+            &rows,
+            EngineChoice::Auto,
+            &queries,
+            allowed,
+            &mut tops,
+            &mut stats,
+        ));
         let mut found = [Vec::new(), Vec::new()];
         outcome.note(range_batch(
             &rows, &queries, radius, allowed, &mut found, &mut stats,
