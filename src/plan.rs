@@ -46,6 +46,9 @@ const GATHER_NS_PER_WORD: f64 = 1.3;
 /// Looking at one cluster's extent, beside the distance to its centroid.
 const CENTROID_NS: f64 = 0.4;
 
+/// Asking whether a row of a cluster is in a list: its rank, and a search of the list.
+const ASK_LISTED_NS: f64 = 60.0;
+
 /// A stretch of rows at a place of its own: finding it, and the wait for its first cache lines.
 const STRETCH_NS: f64 = 45.0;
 
@@ -325,6 +328,11 @@ pub fn knn_costs(rows: &SegmentRows<'_>, allowed: &Allowed<'_>, k: usize) -> Cos
         mih_least_ns: f64::INFINITY,
         cluster_least_ns: cluster_least_ns(rows),
     };
+    if let (Some(least_ns), Allowed::Listed(docs)) = (&mut costs.cluster_least_ns, allowed) {
+        // Until k allowed documents are met, every row is near enough to be asked about.
+        let n_asked = k as f64 * codes.n_codes() as f64 / docs.len().max(1) as f64;
+        *least_ns += ASK_LISTED_NS * n_asked.min(codes.n_codes() as f64);
+    }
     if let Some(view) = &rows.mih {
         let bits = codes.code_len().bits();
         let radius = kth_random_distance(bits, codes.n_codes(), k);

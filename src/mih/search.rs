@@ -40,7 +40,11 @@ enum Patience {
 
 /// The part of a scan's cost that a k-NN search may spend before its radius is known well enough to
 /// say what the rest will cost.
-const GAMBLE: f64 = 0.15;
+const GAMBLE: f64 = 0.10;
+
+/// The part of a scan's cost that the whole search may be expected to take: its price is known less well
+/// than that of a scan, and where both take about as long, giving up half way costs most.
+const ASSURED: f64 = 0.7;
 
 /// Buckets looked up together.
 const LOOKUP_BATCH: usize = 16;
@@ -138,7 +142,7 @@ impl<'a> MultiIndex<'a> {
         match self.patience {
             Patience::Endless => true,
             Patience::Determined => spent_ns + next_ns <= scan_ns,
-            Patience::Planned if spent_ns + rest_ns(bound) <= scan_ns => true,
+            Patience::Planned if spent_ns + rest_ns(bound) <= ASSURED * scan_ns => true,
             // The k-th distance will still fall, but hardly by more than a quarter, and that of allowed
             // codes is no smaller.
             Patience::Planned

@@ -435,8 +435,7 @@ mod journey {
                 let row = self.query(label, 0)?;
                 let knn = self.knn(row, HITS)?;
                 let title = format!("Picture only: {}", class(self.dataset, label));
-                let note =
-                    "The nearest codes, by linear scan or multi-index hashing; exact either way.";
+                let note = "The nearest codes, by whichever engine is fastest; exact in any case.";
                 sections.push(self.section(
                     title,
                     note,
