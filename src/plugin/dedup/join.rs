@@ -282,7 +282,7 @@ impl<'a> SelfJoin<'a> {
             .clamp(1, n_codes.div_ceil(CHUNK_QUERIES).max(1));
         let (sender, chunks) = bounded::<Receiver<Result<Piece>>>(n_threads);
         // Taking a chunk and queueing its channel are one step, so channels queue in the order of chunks.
-        let next = Mutex::new((0, sender));
+        let next: Next = Mutex::new((0, sender));
         let take = || {
             let mut next = next.lock();
             let start = next.0;
@@ -320,7 +320,12 @@ impl<'a> SelfJoin<'a> {
                     })
                 })
                 .collect();
-            let outcome = receive(chunks, n_codes, &mut each);
+            let stop = Stop {
+                next: &next,
+                chunks: &chunks,
+            };
+            let outcome = receive(&chunks, n_codes, &mut each);
+            drop(stop);
             let mut stats = SearchStats::default();
             for worker in workers {
                 let done = worker.join();
@@ -445,9 +450,34 @@ fn emit(place: u32, found: &[Neighbor], outlet: &mut Outlet) -> Result<(), Stopp
     Ok(())
 }
 
-/// Reads the channels of the chunks one after the other. Returning drops them, which stops the threads.
+/// The first query not taken, and where the channels of taken chunks queue.
+type Next = Mutex<(usize, Sender<Receiver<Result<Piece>>>)>;
+
+/// Stops the threads when dropped, also where the caller's closure panics: no chunk is left to take, and
+/// nobody reads those that were taken.
+struct Stop<'a> {
+    next: &'a Next,
+    chunks: &'a Receiver<Receiver<Result<Piece>>>,
+}
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        loop {
+            // A thread may hold the lock and wait for room in the queue.
+            let next = self.next.try_lock();
+            while self.chunks.try_recv().is_ok() {}
+            if let Some(mut next) = next {
+                next.0 = usize::MAX;
+                return;
+            }
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// Reads the channels of the chunks one after the other.
 fn receive(
-    chunks: Receiver<Receiver<Result<Piece>>>,
+    chunks: &Receiver<Receiver<Result<Piece>>>,
     n_queries: usize,
     each: &mut impl FnMut(&[Near], usize) -> ControlFlow<()>,
 ) -> Result<()> {
