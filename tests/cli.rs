@@ -10,6 +10,7 @@ use common::seeded;
 use image::{Rgb, RgbImage};
 use rand::Rng;
 use serde_json::Value;
+use tanhash::plugin::{HashFieldOptions, HashIndex, HashPlugin, SchemaBuilderExt};
 
 fn tanhash(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_tanhash"))
@@ -553,6 +554,130 @@ fn manifests_and_tar_shards_are_read() {
         (&built["documents"], &built["codes"]),
         (&5.into(), &5.into())
     );
+}
+
+#[test]
+fn dedup_finds_what_a_brute_force_does() {
+    let mut rng = seeded("cli_dedup", 33);
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let (codes, index, out) = (at("codes.bin"), at("index"), at("out.jsonl"));
+    let rows = packed(&mut rng, 300, 8);
+    std::fs::write(&codes, &rows).unwrap();
+    let index = text(&index);
+    let codes = text(&codes);
+    succeed(&["index", "--codes", codes, "--bits", "64", "--index", index]);
+
+    let radius = 4;
+    let mut expected: Vec<(String, String, u64)> = Vec::new();
+    let mut groups: Vec<usize> = (0..300).collect();
+    for (left, code) in rows.chunks(8).enumerate() {
+        for (distance, right) in brute_force(&rows, code) {
+            if distance <= radius && right > left as u64 {
+                expected.push((left.to_string(), right.to_string(), distance.into()));
+                let (from, to) = (groups[right as usize], groups[left]);
+                let rename = |group: &mut usize| {
+                    if *group == from.max(to) {
+                        *group = from.min(to);
+                    }
+                };
+                groups.iter_mut().for_each(rename);
+            }
+        }
+    }
+    expected.sort_unstable();
+    assert!(!expected.is_empty());
+    let of = |value: &Value| value["key"].as_str().unwrap().to_owned();
+    let arguments = ["dedup", index, "--radius", "4", "--json"];
+    for engine in ["auto", "scan", "mih", "cluster"] {
+        let more = ["--pairs", "--engine", engine, "--threads", "2"];
+        let mut pairs = json_lines(&succeed(&[&arguments[..], &more].concat()));
+        let summary = pairs.pop().unwrap()["summary"].take();
+        assert_eq!(summary["pairs"], expected.len());
+        let found = pairs.iter().map(|pair| {
+            let distance = pair["distance"].as_u64().unwrap();
+            let (left, right) = (of(&pair["left"]), of(&pair["right"]));
+            // One indexing thread or several: which of the two comes first is not the row's to say.
+            let is_later = left.parse::<u64>().unwrap() > right.parse::<u64>().unwrap();
+            if is_later {
+                (right, left, distance)
+            } else {
+                (left, right, distance)
+            }
+        });
+        let mut found: Vec<_> = found.collect();
+        found.sort_unstable();
+        assert_eq!(found, expected, "{engine}");
+    }
+
+    let written = ["--out", text(&out)];
+    let summary = json_lines(&succeed(&[&arguments[..], &written].concat()));
+    assert_eq!(summary.len(), 1);
+    let summary = &summary[0]["summary"];
+    let found = json_lines(&std::fs::read_to_string(&out).unwrap());
+    assert_eq!(summary["groups"], found.len());
+    let mut members = 0;
+    for group in &found {
+        let keys: Vec<usize> = (group["members"].as_array().unwrap().iter())
+            .map(|member| of(member).parse().unwrap())
+            .collect();
+        members += keys.len();
+        let first = groups[keys[0]];
+        assert!(keys.iter().all(|&key| groups[key] == first));
+        assert_eq!(groups.iter().filter(|&&of| of == first).count(), keys.len());
+        assert_eq!(group["members"][0]["distance"], 0);
+    }
+    assert_eq!(summary["duplicates"], members - found.len());
+    assert_eq!(
+        (&summary["documents"], &summary["codes"]),
+        (&300.into(), &300.into())
+    );
+
+    let plain = succeed(&["dedup", "--index", index, "--radius", "4"]);
+    assert_eq!(plain.lines().count(), members + 1);
+    assert!(
+        plain.lines().last().unwrap().contains("that could go"),
+        "{plain}"
+    );
+    let counted = succeed(&["dedup", index, "--radius", "4", "--pairs", "--count"]);
+    assert_eq!(counted.lines().count(), 1);
+    assert!(
+        counted.contains(&format!("{} pairs", expected.len())),
+        "{counted}"
+    );
+
+    refuse(&["dedup", index, "--radius", "65"], "got 65");
+    refuse(&["dedup", index, "--field", "key"], "[\"image\"]");
+    refuse(&["dedup", text(dir.path())], "found none");
+    assert_eq!(tanhash(&["dedup"]).status.code(), Some(2));
+    assert_eq!(
+        tanhash(&["dedup", index, "--engine", "fast"]).status.code(),
+        Some(2)
+    );
+
+    // An index of another program: without a hash field, and with two.
+    let other = |name: &str, n_fields: usize| -> PathBuf {
+        let mut schema = tantivy::schema::Schema::builder();
+        schema.add_text_field("title", tantivy::schema::TEXT);
+        for number in 0..n_fields {
+            let options = HashFieldOptions::new(64);
+            schema
+                .add_hash_field(&format!("code{number}"), options)
+                .unwrap();
+        }
+        let path = at(name);
+        std::fs::create_dir(&path).unwrap();
+        match n_fields {
+            0 => drop(tantivy::Index::create_in_dir(&path, schema.build()).unwrap()),
+            _ => drop(HashIndex::create_in_dir(&path, schema.build(), HashPlugin::new()).unwrap()),
+        }
+        path
+    };
+    refuse(&["dedup", text(&other("none", 0))], "hash field");
+    let two = other("two", 2);
+    refuse(&["dedup", text(&two)], "--field");
+    let counted = succeed(&["dedup", text(&two), "--field", "code1", "--count"]);
+    assert!(counted.starts_with("0 documents"), "{counted}");
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! [`KnnQuery`] and [`HammingQuery`], and combined with text by [`HybridSearch`].
 
 mod convert;
+mod dedup;
 mod doc_order;
 mod field;
 mod hybrid;
@@ -14,6 +15,7 @@ mod query;
 mod segment_plugin;
 mod value;
 
+pub use dedup::{Dedup, DedupCounts, DedupProgress, Groups, Member, Pair};
 pub use field::{FIELD_TYPE, HashFieldOptions, SchemaBuilderExt};
 pub use hybrid::{
     Fused, Fusion, HybridHit, HybridResult, HybridSearch, Leg, LegHit, LegReport, Missing,

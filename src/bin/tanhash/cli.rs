@@ -30,6 +30,7 @@ pub enum Command {
     Encode(cmd::encode::Args),
     Index(cmd::index::Args),
     Search(cmd::search::Args),
+    Dedup(cmd::dedup::Args),
     Bench(cmd::bench::Args),
     Verify(cmd::verify::Args),
     Inspect(cmd::inspect::Args),

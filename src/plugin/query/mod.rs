@@ -13,4 +13,5 @@ mod range;
 pub use doc_filter::DocFilter;
 pub use hits::{HammingHit, HammingResult};
 pub use knn::KnnQuery;
+pub(crate) use knn::check_distance;
 pub use range::HammingQuery;

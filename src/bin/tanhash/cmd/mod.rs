@@ -1,6 +1,7 @@
 //! One file a command; each turns its typed arguments into calls of the library.
 
 pub mod bench;
+pub mod dedup;
 pub mod demo;
 pub mod encode;
 pub mod eval;
@@ -35,6 +36,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Index(args) => index::run(args, common),
         Command::Search(args) => search::run(args, common),
         Command::Bench(args) => bench::run(args),
+        Command::Dedup(args) => dedup::run(args, common),
         Command::Verify(args) => verify::run(args, common),
         Command::Inspect(args) => inspect::run(args, common),
         Command::Demo(args) => demo::run(args, common),
