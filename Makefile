@@ -44,9 +44,10 @@ bench:
 	$(CARGO) bench --bench hamming
 	$(CARGO) bench --bench eval
 
-## bench-peers: tanhash side by side with FAISS, mih-rs, usearch and sqlite-vec, in turns
+## bench-peers: tanhash side by side with FAISS, mih-rs, usearch and sqlite-vec, in turns; PAGE=FILE gets the tables
 bench-peers:
 	CARGO="$(CARGO)" python3 benches/peers/run.py --out $(or $(OUT),.data/peers/out) --sizes $(or $(SIZES),1e6) $(PEERS_ARGS)
+	$(if $(PAGE),.data/peers/venv/bin/python benches/peers/report.py $(or $(OUT),.data/peers/out) $(PAGE))
 
 ## gpu-check: correctness and throughput on a GPU; says so and passes where there is none
 gpu-check: libtorch

@@ -127,6 +127,11 @@ impl<'a> Membership<'a> {
         }
     }
 
+    /// True if every document is allowed.
+    pub(crate) fn is_everything(&self) -> bool {
+        matches!(self.allowed, Allowed::All)
+    }
+
     #[inline]
     pub(crate) fn contains(&mut self, doc: u32) -> bool {
         match self.allowed {

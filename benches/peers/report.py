@@ -298,6 +298,23 @@ def write(lines, folder):
             plot(of[kind], folder / name)
 
 
+BEGINS, ENDS = "<!-- what follows is written by benches/peers/report.py -->", "<!-- up to here -->"
+
+
+def fill(page, lines, folder):
+    """Puts the tables of a record between the marks of a page, a heading lower than in its own file."""
+    page = Path(page)
+    before, rest = page.read_text().split(BEGINS)
+    _, after = rest.split(ENDS)
+    tables = markdown(lines).split("\n", 1)[1].replace("\n## ", "\n### ")
+    plots = [f"![{path.stem}](../{path})" for path in sorted(Path(folder).glob("*.svg"))]
+    parts = [before + BEGINS, tables.strip(), *plots, ENDS + after]
+    page.write_text("\n\n".join(parts))
+
+
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    write([json.loads(text) for text in open(folder / "record.jsonl")], folder)
+    lines = [json.loads(text) for text in open(folder / "record.jsonl")]
+    write(lines, folder)
+    for page in sys.argv[2:]:
+        fill(page, lines, folder)

@@ -244,6 +244,10 @@ impl<'a> ClusterSearch<'a> {
         top: &mut TopK,
         stats: &mut SearchStats,
     ) -> Result<()> {
+        if membership.is_everything() && !ascending && !top.is_full() {
+            stats.cluster_codes += rows.len() as u64;
+            return self.offer_nearest(query, rows, bound, top);
+        }
         let base = self.rows.address_base;
         let mut filtered_out = 0;
         self.read(query, rows, bound, stats, &mut |distance, doc| {
@@ -259,6 +263,32 @@ impl<'a> ClusterSearch<'a> {
             })
         })?;
         stats.filtered_out += filtered_out;
+        Ok(())
+    }
+
+    /// Offers `top` these rows, and looks up the documents of those alone that are still near enough once
+    /// all were compared: each lookup is a cache miss, and early rows are near enough until k are known.
+    fn offer_nearest(
+        &self,
+        query: &HashCode,
+        rows: Range<usize>,
+        bound: u32,
+        top: &mut TopK,
+    ) -> Result<()> {
+        let mut near = NearRows::new(top.k(), bound);
+        self.kernel.scan(
+            self.rows.codes,
+            rows,
+            query.words(),
+            bound,
+            &mut |row, distance| Some(near.push(row, distance)),
+        );
+        for &(row, distance) in &near.rows {
+            if distance <= near.bound {
+                let doc = self.rows.doc_id(row).ok_or_else(RowOrder::damaged)?;
+                top.push(distance, self.rows.address(doc));
+            }
+        }
         Ok(())
     }
 
@@ -435,6 +465,42 @@ fn nearest_of(distances: &[u32]) -> usize {
     nearest
         .and_then(|nearest| distances.iter().position(|&distance| distance == nearest))
         .unwrap_or(0)
+}
+
+/// Rows that are no farther than the k-th nearest of them, and some that were when they came. Unlike in
+/// a `TopK` all rows at the k-th distance stay: which of them count, their documents will say.
+struct NearRows {
+    k: usize,
+    bound: u32,
+    /// Rows at each distance up to `bound`, and all of those together.
+    counts: Vec<u32>,
+    n_within: usize,
+    rows: Vec<(usize, u32)>,
+}
+
+impl NearRows {
+    fn new(k: usize, bound: u32) -> NearRows {
+        NearRows {
+            k,
+            bound,
+            counts: vec![0; bound as usize + 1],
+            n_within: 0,
+            rows: Vec::new(),
+        }
+    }
+
+    /// Takes a row within the bound and gives the bound for those to come.
+    #[inline]
+    fn push(&mut self, row: usize, distance: u32) -> u32 {
+        self.rows.push((row, distance));
+        self.counts[distance as usize] += 1;
+        self.n_within += 1;
+        while self.n_within - self.counts[self.bound as usize] as usize >= self.k {
+            self.n_within -= self.counts[self.bound as usize] as usize;
+            self.bound -= 1;
+        }
+        self.bound
+    }
 }
 
 /// How many clusters ahead the codes are asked for.
