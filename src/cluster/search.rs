@@ -28,7 +28,10 @@ pub struct ClusterSearch<'a> {
 
 /// A shell of at least this many rows is read on its own: its rows ascend by document, so that once k
 /// of them are equally near, the rest need no look.
-const LARGE_SHELL: usize = 512;
+const LARGE_SHELL: usize = 4096;
+
+/// A stretch of at least this many rows is cut down to the bound of the moment before it is read.
+const LONG_STRETCH: usize = 512;
 
 /// Rows wanted in the first reading of the query's own cluster, for each neighbor asked for.
 const FIRST_ROWS_PER_NEIGHBOR: usize = 16;
@@ -390,7 +393,7 @@ impl<'a> ClusterSearch<'a> {
             }
             // A short stretch is read as it was found, however far the bound has fallen since.
             let base = self.rows.address_base;
-            if stretch.rows().len() < LARGE_SHELL {
+            if stretch.rows().len() < LONG_STRETCH {
                 if let Some(bound) = top.bound_from(base) {
                     let rows = stretch.rows();
                     self.offer_rows(query, rows, bound, false, &mut membership, top, stats)?;
