@@ -336,23 +336,21 @@ fn knn_but_scan(
     match (plan::choose(choice, &costs), &rows.mih, &rows.clusters) {
         (EngineKind::Cluster, mih, Some(view)) => {
             let engine = ClusterSearch::new(rows, view);
-            if choice == EngineChoice::Cluster || top.is_closed() || rows.codes.is_empty() {
+            if choice == EngineChoice::Cluster {
                 engine.knn(query, allowed, top, stats)?;
                 return Ok(true);
             }
             // The own cluster gives the bound at which the engines can be priced.
-            let seeded = engine.seed(query, allowed, top, stats)?;
-            let left_ns = plan::stretches_ns(rows.codes, seeded.left());
-            let mih_ns = mih.as_ref().map_or(f64::INFINITY, |view| {
-                plan::bounded_mih_ns(view, top.bound())
-            });
-            stats.predicted_cluster_ns += left_ns as u64;
-            if left_ns <= scan_ns.min(mih_ns) {
-                stats.segments_cluster += 1;
-                engine.finish(query, allowed, &seeded, top, stats)?;
+            let mut mih_ns = f64::INFINITY;
+            let limit_ns = |bound| {
+                if let Some(view) = mih {
+                    mih_ns = plan::bounded_mih_ns(view, bound);
+                }
+                scan_ns.min(mih_ns)
+            };
+            if engine.knn_within(query, allowed, limit_ns, top, stats)? {
                 return Ok(true);
             }
-            stats.fell_back += 1;
             match mih {
                 Some(view) if mih_ns < scan_ns => {
                     MultiIndex::new(rows, view).knn_but_scan(query, allowed, scan_ns, top, stats)
@@ -394,15 +392,12 @@ pub fn range(
             if choice == EngineChoice::Cluster {
                 return engine.range(query, radius, allowed, found, stats);
             }
-            let radius = radius.min(query.code_len().bits() as u32);
-            let (price, seeded) = engine.price_range(query, radius, stats)?;
-            stats.predicted_cluster_ns += price as u64;
             let mih_ns = costs.mih_ns.unwrap_or(f64::INFINITY);
+            let limit_ns = costs.scan_ns.min(mih_ns);
+            if engine.range_within(query, radius, allowed, limit_ns, found, stats)? {
+                return Ok(());
+            }
             match mih {
-                _ if price <= costs.scan_ns.min(mih_ns) => {
-                    stats.segments_cluster += 1;
-                    engine.read_range(query, radius, allowed, &seeded, found, stats)
-                }
                 Some(view) if mih_ns < costs.scan_ns => {
                     MultiIndex::new(rows, view).range(query, radius, allowed, found, stats)
                 }
@@ -494,7 +489,7 @@ fn check_batch(rows: &SegmentRows<'_>, queries: &[HashCode], n_answers: usize) -
 pub struct SearchStats {
     /// Segments searched.
     pub segments: u64,
-    /// Segments answered by the linear scan, those where multi-index hashing gave up included.
+    /// Segments answered by the linear scan, those included where another engine left the rest to it.
     pub segments_scan: u64,
     /// Segments answered by multi-index hashing.
     pub segments_mih: u64,

@@ -57,17 +57,19 @@ impl<'a> LinearScan<'a> {
     }
 
     /// Hands `hit(distance, doc)` every allowed code within the bound; it returns the bound for those to
-    /// come, `None` to stop. They come in ascending row order, those of a short list in ascending
-    /// document order.
+    /// come, `None` to stop. They come in ascending row order, those of `listed` in ascending document
+    /// order. `listed` is what [`gathered`](LinearScan::gathered) gave, once a search: what the planner
+    /// knows changes meanwhile.
     fn visit(
         &self,
         query: &HashCode,
         allowed: &Allowed<'_>,
+        listed: Option<&[u32]>,
         bound: u32,
         stats: &mut SearchStats,
         mut hit: impl FnMut(u32, u32) -> Option<u32>,
     ) -> Result<()> {
-        if let Some(docs) = self.gathered(allowed) {
+        if let Some(docs) = listed {
             let rows = self.listed_rows(docs)?;
             return self.gather_rows(query, &rows, bound, stats, hit);
         }
@@ -157,10 +159,9 @@ impl<'a> LinearScan<'a> {
         let Some(order) = &self.rows.order else {
             return Ok(ranks);
         };
-        let rows = ranks.iter().map(|&rank| order.row(rank as usize));
-        rows.collect::<Option<_>>()
-            .map(Cow::Owned)
-            .ok_or_else(RowOrder::damaged)
+        let mut rows = ranks.into_owned();
+        order.rows_of(&mut rows)?;
+        Ok(Cow::Owned(rows))
     }
 
     /// Compares these rows alone.
@@ -441,9 +442,10 @@ impl Engine for LinearScan<'_> {
         self.rows.codes.code_len().check(query.code_len())?;
         stats.segments_scan += 1;
         let start = found.len();
-        let parts = self.in_parts(allowed, stats, |part, stats| {
+        let listed = self.gathered(allowed);
+        let parts = self.in_parts(listed, stats, |part, stats| {
             let mut found = Vec::new();
-            part.visit(query, allowed, radius, stats, |distance, doc| {
+            part.visit(query, allowed, listed, radius, stats, |distance, doc| {
                 let address = self.rows.address(doc);
                 found.push(Neighbor { distance, address });
                 Some(radius)
@@ -479,9 +481,10 @@ impl LinearScan<'_> {
         if top.bound_from(base).is_none() {
             return Ok(());
         }
-        let ascending = self.rows.ascend() || self.gathered(allowed).is_some();
+        let listed = self.gathered(allowed);
+        let ascending = self.rows.ascend() || listed.is_some();
         let (k, max_distance, shared) = (top.k(), top.bound(), &*top);
-        let parts = self.in_parts(allowed, stats, |part, stats| {
+        let parts = self.in_parts(listed, stats, |part, stats| {
             // What came before bounds a part through its distance alone; ties are settled when parts meet.
             let mut top = match part.is_all() {
                 true => shared.clone(),
@@ -490,7 +493,7 @@ impl LinearScan<'_> {
             let Some(bound) = top.bound_from(base) else {
                 return Ok(top);
             };
-            part.visit(query, allowed, bound, stats, |distance, doc| {
+            part.visit(query, allowed, listed, bound, stats, |distance, doc| {
                 let address = self.rows.address(doc);
                 if held.is_empty() || held.binary_search(&address).is_err() {
                     top.push(distance, address);
@@ -521,14 +524,14 @@ impl LinearScan<'_> {
     /// of the parts.
     fn in_parts<T: Send>(
         &self,
-        allowed: &Allowed<'_>,
+        listed: Option<&[u32]>,
         stats: &mut SearchStats,
         search: impl Fn(&LinearScan<'_>, &mut SearchStats) -> Result<T> + Sync,
     ) -> Result<Vec<T>> {
         let n_rows = self.rows.codes.n_codes();
         let bytes = self.rows.codes.blocks().len() * 8;
         let n_parts = self.rows.threads.min(bytes / THREAD_BYTES);
-        if n_parts < 2 || self.gathered(allowed).is_some() {
+        if n_parts < 2 || listed.is_some() {
             return Ok(vec![search(self, stats)?]);
         }
         let part_rows = n_rows.div_ceil(n_parts).next_multiple_of(SPAN_ROWS);
@@ -539,22 +542,9 @@ impl LinearScan<'_> {
                 ..*self
             })
             .collect();
-        let results: Vec<(Result<T>, SearchStats)> = std::thread::scope(|scope| {
-            let run = |part: &LinearScan<'_>| {
-                let mut stats = SearchStats::default();
-                (search(part, &mut stats), stats)
-            };
-            let threads: Vec<_> = parts[1..]
-                .iter()
-                .map(|part| scope.spawn(move || run(part)))
-                .collect();
-            let first = run(&parts[0]);
-            let others = threads.into_iter().map(|thread| {
-                thread
-                    .join()
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            });
-            [first].into_iter().chain(others).collect()
+        let results = on_threads(parts, |part| {
+            let mut stats = SearchStats::default();
+            (search(&part, &mut stats), stats)
         });
         results
             .into_iter()
@@ -564,4 +554,24 @@ impl LinearScan<'_> {
             })
             .collect()
     }
+}
+
+/// Runs `work` on each part, on a thread each but the first, which the caller's takes. Results in the
+/// order of the parts; a panic goes on in the caller.
+pub(crate) fn on_threads<P: Send, T: Send>(parts: Vec<P>, work: impl Fn(P) -> T + Sync) -> Vec<T> {
+    let mut parts = parts.into_iter();
+    let Some(first) = parts.next() else {
+        return Vec::new();
+    };
+    let work = &work;
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = parts.map(|part| scope.spawn(move || work(part))).collect();
+        let first = work(first);
+        let others = threads.into_iter().map(|thread| {
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        [first].into_iter().chain(others).collect()
+    })
 }

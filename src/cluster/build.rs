@@ -318,11 +318,14 @@ fn seed_centers(codes: CodesRef<'_>, centers: &mut Codes, n_centers: usize, seed
     }
     for batch in 0..SEED_BATCHES {
         let missing = n_centers - centers.n_codes();
+        if missing == 0 {
+            break;
+        }
         let n_drawn = missing.div_ceil(SEED_BATCHES - batch);
         let assigned = assign(codes, centers.as_ref());
         let weight = |nearest: &Nearest| u64::from(nearest.distance).pow(2);
         let total: u64 = assigned.iter().map(weight).sum();
-        if n_drawn == 0 || total == 0 {
+        if total == 0 {
             break;
         }
         // Points at even distances along all weights end to end, from a random start.

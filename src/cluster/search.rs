@@ -44,7 +44,7 @@ const SEED_CLUSTERS: usize = 8;
 const MUCH_LEFT: usize = 24;
 
 /// What a k-NN search knows once it has read the query's own cluster, and what it has left to read.
-pub(crate) struct Seeded {
+struct Seeded {
     /// The query's distance to each centroid.
     distances: Vec<u32>,
     /// Clusters that hold nothing more.
@@ -68,13 +68,6 @@ struct Stretch {
 impl Stretch {
     fn rows(self) -> Range<usize> {
         self.start as usize..self.end as usize
-    }
-}
-
-impl Seeded {
-    /// What is left to read: stretches of rows, and rows in them.
-    pub(crate) fn left(&self) -> (usize, usize) {
-        (self.left.len(), self.n_rows)
     }
 }
 
@@ -333,20 +326,14 @@ impl<'a> ClusterSearch<'a> {
     }
 
     /// Reads the query's own cluster, and further near ones if that is not enough, and finds what is left.
-    pub(crate) fn seed(
+    fn seed(
         &self,
         query: &HashCode,
         allowed: &Allowed<'_>,
         top: &mut TopK,
         stats: &mut SearchStats,
     ) -> Result<Seeded> {
-        self.check(query)?;
-        let mut seeded = Seeded {
-            distances: self.centroid_distances(query, stats),
-            seen: Vec::new(),
-            left: Vec::new(),
-            n_rows: 0,
-        };
+        let mut seeded = self.begin(query, stats);
         let mut membership = Membership::new(allowed);
         let own = nearest_of(&seeded.distances);
         self.offer_cluster(query, own, &mut seeded, &mut membership, top, stats)?;
@@ -375,7 +362,7 @@ impl<'a> ClusterSearch<'a> {
     }
 
     /// Reads what is left, as far as the falling bound asks for it.
-    pub(crate) fn finish(
+    fn finish(
         &self,
         query: &HashCode,
         allowed: &Allowed<'_>,
@@ -408,27 +395,81 @@ impl<'a> ClusterSearch<'a> {
         Ok(())
     }
 
-    /// The price of a range search, in ns, and the distances to the centroids.
-    pub(crate) fn price_range(
+    /// k-NN search, unless reading what is left after the query's own cluster takes longer than
+    /// `limit_ns` of the bound which that cluster gave. False then, and `top` holds what was found.
+    pub(crate) fn knn_within(
+        &self,
+        query: &HashCode,
+        allowed: &Allowed<'_>,
+        limit_ns: impl FnOnce(u32) -> f64,
+        top: &mut TopK,
+        stats: &mut SearchStats,
+    ) -> Result<bool> {
+        self.check(query)?;
+        if top.is_closed() || self.rows.codes.is_empty() {
+            stats.segments_cluster += 1;
+            return Ok(true);
+        }
+        let seeded = self.seed(query, allowed, top, stats)?;
+        let left_ns = self.price(&seeded, stats);
+        if left_ns > limit_ns(top.bound()) {
+            stats.fell_back += 1;
+            return Ok(false);
+        }
+        stats.segments_cluster += 1;
+        self.finish(query, allowed, &seeded, top, stats)?;
+        Ok(true)
+    }
+
+    /// Range search, unless it takes longer than `limit_ns`. False then, and nothing is found.
+    pub(crate) fn range_within(
         &self,
         query: &HashCode,
         radius: u32,
+        allowed: &Allowed<'_>,
+        limit_ns: f64,
+        found: &mut Vec<Neighbor>,
         stats: &mut SearchStats,
-    ) -> Result<(f64, Seeded)> {
+    ) -> Result<bool> {
         self.check(query)?;
-        let mut seeded = Seeded {
+        let radius = radius.min(query.code_len().bits() as u32);
+        let mut seeded = self.begin(query, stats);
+        self.find_left(&mut seeded, radius)?;
+        if self.price(&seeded, stats) > limit_ns {
+            stats.fell_back += 1;
+            return Ok(false);
+        }
+        stats.segments_cluster += 1;
+        self.read_range(query, radius, allowed, &seeded, found, stats)?;
+        Ok(true)
+    }
+
+    fn begin(&self, query: &HashCode, stats: &mut SearchStats) -> Seeded {
+        Seeded {
             distances: self.centroid_distances(query, stats),
             seen: Vec::new(),
             left: Vec::new(),
             n_rows: 0,
-        };
-        self.find_left(&mut seeded, radius)?;
-        let price = plan::stretches_ns(self.rows.codes, seeded.left());
-        Ok((price, seeded))
+        }
     }
 
-    /// Range search of the clusters that [`price_range`](ClusterSearch::price_range) found.
-    pub(crate) fn read_range(
+    /// What reading the rest takes, in ns.
+    fn price(&self, seeded: &Seeded, stats: &mut SearchStats) -> f64 {
+        let left_ns = plan::stretches_ns(self.rows.codes, (seeded.left.len(), seeded.n_rows));
+        stats.predicted_cluster_ns += left_ns as u64;
+        left_ns
+    }
+
+    /// What the scan takes, at which an engine that was asked for by name gives up.
+    fn fallback_ns(&self) -> f64 {
+        match self.fallback {
+            true => plan::full_scan_ns(self.rows.codes),
+            false => f64::INFINITY,
+        }
+    }
+
+    /// Range search of the clusters that were found.
+    fn read_range(
         &self,
         query: &HashCode,
         radius: u32,
@@ -521,22 +562,14 @@ impl Engine for ClusterSearch<'_> {
         top: &mut TopK,
         stats: &mut SearchStats,
     ) -> Result<()> {
-        self.check(query)?;
-        if top.is_closed() || self.rows.codes.is_empty() {
-            stats.segments_cluster += 1;
+        let limit_ns = self.fallback_ns();
+        if self.knn_within(query, allowed, |_| limit_ns, top, stats)? {
             return Ok(());
         }
-        let seeded = self.seed(query, allowed, top, stats)?;
-        let left_ns = plan::stretches_ns(self.rows.codes, seeded.left());
-        if self.fallback && left_ns > plan::full_scan_ns(self.rows.codes) {
-            stats.fell_back += 1;
-            let held = self.rows.held_by(top);
-            return LinearScan::new(self.rows)
-                .with_kernel(self.kernel)
-                .knn_except(query, allowed, &held, top, stats);
-        }
-        stats.segments_cluster += 1;
-        self.finish(query, allowed, &seeded, top, stats)
+        let held = self.rows.held_by(top);
+        LinearScan::new(self.rows)
+            .with_kernel(self.kernel)
+            .knn_except(query, allowed, &held, top, stats)
     }
 
     fn range(
@@ -547,15 +580,11 @@ impl Engine for ClusterSearch<'_> {
         found: &mut Vec<Neighbor>,
         stats: &mut SearchStats,
     ) -> Result<()> {
-        let radius = radius.min(query.code_len().bits() as u32);
-        let (price, seeded) = self.price_range(query, radius, stats)?;
-        if self.fallback && price > plan::full_scan_ns(self.rows.codes) {
-            stats.fell_back += 1;
-            return LinearScan::new(self.rows)
-                .with_kernel(self.kernel)
-                .range(query, radius, allowed, found, stats);
+        if self.range_within(query, radius, allowed, self.fallback_ns(), found, stats)? {
+            return Ok(());
         }
-        stats.segments_cluster += 1;
-        self.read_range(query, radius, allowed, &seeded, found, stats)
+        LinearScan::new(self.rows)
+            .with_kernel(self.kernel)
+            .range(query, radius, allowed, found, stats)
     }
 }

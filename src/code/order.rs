@@ -57,6 +57,27 @@ impl<'a> PackedInts<'a> {
         ((value as usize) < self.n).then_some(value as u32)
     }
 
+    /// Replaces each place in `idxs` by the number there. False if a place is past the last, or what is
+    /// stored at one is no number below `n`: one test for all of them, in place of two a number.
+    fn get_all(&self, idxs: &mut [u32]) -> bool {
+        let mask = (1u64 << self.width) - 1;
+        let mut greatest = 0;
+        for idx in idxs.iter_mut() {
+            let bit = *idx as usize * self.width;
+            let Some(bytes) = self.bytes.get(bit / 8..bit / 8 + 8) else {
+                return false;
+            };
+            let word = u64::from_le_bytes(bytes.try_into().expect("eight bytes"));
+            let value = match (*idx as usize) < self.n {
+                true => (word >> (bit % 8) & mask) as u32,
+                false => u32::MAX,
+            };
+            greatest = greatest.max(value);
+            *idx = value;
+        }
+        idxs.is_empty() || (greatest as usize) < self.n
+    }
+
     /// True if every bit behind the last number is 0.
     fn is_padded_with_zeros(&self) -> bool {
         let end = self.n * self.width;
@@ -128,6 +149,17 @@ impl<'a> RowOrder<'a> {
         self.rows.get(rank)
     }
 
+    /// Replaces each of `ranks` by its row.
+    ///
+    /// # Errors
+    /// `Corrupt` for a rank past the last, and where a damaged file holds no row.
+    pub(crate) fn rows_of(&self, ranks: &mut [u32]) -> Result<()> {
+        match self.rows.get_all(ranks) {
+            true => Ok(()),
+            false => Err(RowOrder::damaged()),
+        }
+    }
+
     /// The error for a row or rank that came back as `None`.
     #[cold]
     pub(crate) fn damaged() -> Error {
@@ -184,6 +216,11 @@ mod tests {
                 assert_eq!(order.row(rank as usize), Some(row as u32), "{n}");
             }
             assert_eq!((order.rank(n), order.row(n)), (None, None));
+            let mut all: Vec<u32> = (0..n as u32).collect();
+            order.rows_of(&mut all).unwrap();
+            assert_eq!(all, rows, "{n}");
+            assert!(order.rows_of(&mut [n as u32]).is_err(), "{n}");
+            assert!(order.rows_of(&mut [u32::MAX]).is_err(), "{n}");
         }
     }
 
@@ -201,6 +238,14 @@ mod tests {
             let order = RowOrder::new(&damaged, &packed, n).unwrap();
             assert!(order.verify().is_err(), "bit {bit}");
             assert!((0..n).all(|row| order.rank(row).is_none_or(|rank| (rank as usize) < n)));
+            let order = RowOrder::new(&packed, &damaged, n).unwrap();
+            let mut all = identity.clone();
+            let read = order.rows_of(&mut all);
+            assert_eq!(
+                read.is_ok(),
+                all.iter().all(|&row| (row as usize) < n),
+                "bit {bit}"
+            );
         }
     }
 }

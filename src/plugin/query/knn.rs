@@ -19,6 +19,7 @@ use crate::plugin::query::hits::{
     DocDistances, HammingResult, HitScorer, address, address_base, explain,
 };
 use crate::plugin::{OpenColumn, plugin_of};
+use crate::scan::on_threads;
 use crate::topk::{Neighbor, TopK};
 
 /// The `k` documents whose codes are nearest to a code, over all segments, deleted documents skipped.
@@ -167,28 +168,12 @@ impl KnnQuery {
         self.each_segment(searcher, &options, 1, |reader, rows| {
             let filter = filters.on(reader)?;
             let size = codes.len().div_ceil(self.threads).max(1);
-            let mut shares: Vec<_> = codes.chunks(size).zip(tops.chunks_mut(size)).collect();
-            let search = |(codes, tops): &mut (&[HashCode], &mut [TopK])| {
+            let shares = codes.chunks(size).zip(tops.chunks_mut(size)).collect();
+            let searched = on_threads(shares, |(codes, tops): (&[HashCode], &mut [TopK])| {
                 let mut stats = SearchStats::default();
                 let result = filter.knn_batch(rows, self.engine, codes, tops, &mut stats);
                 result.map(|()| stats)
-            };
-            let searched: Vec<Result<SearchStats>> = match &mut shares[..] {
-                [] => Vec::new(),
-                [all] => vec![search(all)],
-                shares => std::thread::scope(|scope| {
-                    let threads: Vec<_> = shares
-                        .iter_mut()
-                        .map(|share| scope.spawn(|| search(share)))
-                        .collect();
-                    let results = threads.into_iter().map(|thread| {
-                        thread
-                            .join()
-                            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-                    });
-                    results.collect()
-                }),
-            };
+            });
             for share in searched {
                 stats.add(&share?);
             }
