@@ -11,9 +11,12 @@
 //! [`MAX_SUBSTRING_BITS`] bits. There is no bitmap of rows seen: a candidate's distance is computed
 //! first, and only one within the bound is asked whether this bucket is the first that holds it. Bits
 //! are dealt to substrings by a fixed random permutation, because neighbouring bits of real codes are
-//! correlated and would crowd the buckets. A search that would cost more than the linear scan becomes one.
+//! correlated and would crowd the buckets; where bits turn out to be correlated, so that those of one
+//! substring are least so ([`MihParams::fit`]). A search that would cost more than the linear scan becomes
+//! one.
 
 mod ball;
+mod decorrelate;
 mod params;
 mod search;
 mod table;

@@ -3,8 +3,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::code::CodeLen;
+use crate::code::{CodeLen, CodesRef};
 use crate::error::{Error, Result};
+use crate::mih::decorrelate::Correlations;
 
 /// The longest substring, in bits: its table has 2^22 + 1 offsets, 16 MiB.
 pub const MAX_SUBSTRING_BITS: usize = 22;
@@ -100,16 +101,11 @@ impl MihParams {
     /// The substrings for about `n_codes` codes: as many as make each close to log2(n) bits, where a
     /// bucket holds about one code (Norouzi et al., section 4), the bits dealt at random but always alike.
     pub fn choose(code_len: CodeLen, n_codes: usize) -> MihParams {
-        let bits = code_len.bits();
-        let substring_bits = (n_codes.max(2) as f64).log2().max(CHOSEN_BITS_MIN);
-        let m = (bits as f64 / substring_bits).round() as usize;
-        let m = m.max(bits.div_ceil(MAX_SUBSTRING_BITS)).max(1);
-        let mut order: Vec<u16> = (0..bits as u16).collect();
+        let mut order: Vec<u16> = (0..code_len.bits() as u16).collect();
         shuffle(&mut order, PERMUTATION_SEED);
-        let mut substrings = Vec::with_capacity(m);
+        let mut substrings = Vec::new();
         let mut rest = &order[..];
-        for substring_idx in 0..m {
-            let width = bits / m + usize::from(substring_idx < bits % m);
+        for width in widths(code_len, n_codes) {
             let (taken, left) = rest.split_at(width);
             let mut taken = taken.to_vec();
             taken.sort_unstable();
@@ -117,6 +113,20 @@ impl MihParams {
             rest = left;
         }
         MihParams::new(code_len, substrings).expect("a permutation cut into pieces of legal width")
+    }
+
+    /// The substrings for these codes: as [`choose`](MihParams::choose), but where bits are correlated
+    /// those of one substring are as little so as a greedy choice can make them (Norouzi et al., section
+    /// 5). A function of the codes alone.
+    pub fn fit(codes: CodesRef<'_>) -> MihParams {
+        let (code_len, n_codes) = (codes.code_len(), codes.n_codes());
+        match Correlations::measure(codes) {
+            Some(correlations) if !correlations.is_noise() => {
+                MihParams::new(code_len, correlations.deal(&widths(code_len, n_codes)))
+                    .expect("each bit dealt once, in pieces of legal width")
+            }
+            _ => MihParams::choose(code_len, n_codes),
+        }
     }
 
     /// The length of the codes.
@@ -167,6 +177,17 @@ impl MihParams {
         let rest = radius.checked_sub(substring_idx)?;
         Some((rest / self.n_substrings()).min(self.width(substring_idx)))
     }
+}
+
+/// The widths of the substrings for about `n_codes` codes, longer ones first.
+fn widths(code_len: CodeLen, n_codes: usize) -> Vec<usize> {
+    let bits = code_len.bits();
+    let substring_bits = (n_codes.max(2) as f64).log2().max(CHOSEN_BITS_MIN);
+    let m = (bits as f64 / substring_bits).round() as usize;
+    let m = m.max(bits.div_ceil(MAX_SUBSTRING_BITS)).max(1);
+    (0..m)
+        .map(|substring_idx| bits / m + usize::from(substring_idx < bits % m))
+        .collect()
 }
 
 /// Fisher-Yates over SplitMix64, spelled out because stored files must not depend on what a random

@@ -69,7 +69,7 @@ impl TablePolicy {
         let codes = column.codes();
         let n_codes = codes.n_codes();
         let small = n_codes.saturating_mul(codes.code_len().words() * 8) < AUTO_TABLES_BYTES;
-        let mih = || Some(MihParams::choose(codes.code_len(), n_codes));
+        let mih = || Some(MihParams::fit(codes));
         let params = ClusterParams::choose(n_codes);
         let first = column.first_centroids();
         let mut tables = Tables::default();

@@ -104,7 +104,7 @@ impl CodeSet {
             set.clusters = Some(clusters);
         }
         if mih {
-            let params = MihParams::choose(set.codes.code_len(), n_codes);
+            let params = MihParams::fit(set.codes.as_ref());
             let tables = (0..params.n_substrings())
                 .map(|substring_idx| MihTable::build(&set.codes, &params, substring_idx))
                 .collect::<Result<_>>()?;
