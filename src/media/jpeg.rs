@@ -165,10 +165,7 @@ pub(super) fn check_is_whole(bytes: &[u8]) -> Result<(), String> {
     let mut in_scans = false;
     let mut n_frames = 0;
     let mut at = 2;
-    while let Some(found) = bytes
-        .get(at..)
-        .and_then(|rest| memchr::memchr(0xff, rest))
-    {
+    while let Some(found) = bytes.get(at..).and_then(|rest| memchr::memchr(0xff, rest)) {
         at += found + 1;
         match bytes.get(at) {
             None => break,

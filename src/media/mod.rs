@@ -21,7 +21,7 @@ use image::{ColorType, DynamicImage, ImageDecoder, ImageFormat, ImageReader};
 
 use crate::error::{EncodeError, EncodeStage};
 
-pub use resize::to_shape;
+pub use resize::{Filter, Resize, resize_to_shape, to_shape};
 use webp::webp_extra_bytes;
 
 /// What a picture may cost. A picture above any limit is refused with the limit in the message.
@@ -98,18 +98,19 @@ pub fn decode_reduced(
     guarded(|| decode_at(bytes, limits, Target::reduced(min_side), Vec::new()))
 }
 
-/// [`decode_reduced`] to the side of a shape, and [`to_shape`]: what a network reads of a file.
+/// [`decode_reduced`], then [`resize_to_shape`]: what a network reads of a file.
 ///
 /// # Errors
-/// As [`decode`] and [`to_shape`].
+/// As [`decode`] and [`resize_to_shape`].
 pub fn decode_to_shape(
     bytes: &[u8],
     limits: &Limits,
     shape: PictureShape,
+    resize: Resize,
 ) -> Result<Vec<u8>, EncodeError> {
-    let target = Target::reduced(shape.side);
+    let target = Target::reduced_for(shape, resize);
     let picture = guarded(|| decode_at(bytes, limits, target, PIXELS.take()))?;
-    let shaped = to_shape(&picture, shape);
+    let shaped = resize_to_shape(&picture, shape, resize);
     if picture.rgb.capacity() <= BUFFER_KEPT_BYTES {
         PIXELS.set(picture.rgb);
     }
@@ -118,8 +119,8 @@ pub fn decode_to_shape(
 
 /// The most memory that [`decode_to_shape`] takes for these bytes, its result included; 0 for a file that
 /// is refused before its pixels are decoded. Reads headers only.
-pub fn working_bytes(bytes: &[u8], limits: &Limits, shape: PictureShape) -> usize {
-    let target = Target::reduced(shape.side);
+pub fn working_bytes(bytes: &[u8], limits: &Limits, shape: PictureShape, resize: Resize) -> usize {
+    let target = Target::reduced_for(shape, resize);
     let decoding = guarded(|| working_bytes_unguarded(bytes, limits, target)).unwrap_or(0);
     let shaped = (shape.side * shape.side).saturating_mul(shape.channels);
     match usize::try_from(decoding).unwrap_or(usize::MAX) {
@@ -165,6 +166,10 @@ impl Target {
         Target {
             min_side: min_side.max(1).saturating_mul(2),
         }
+    }
+
+    fn reduced_for(shape: PictureShape, resize: Resize) -> Target {
+        Target::reduced((shape.side as f64 / resize.crop_share).ceil() as usize)
     }
 
     /// 8, 4, 2 or 1: the most that both sides can be divided by.
