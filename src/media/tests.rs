@@ -464,3 +464,124 @@ fn shapes() {
     };
     assert_eq!(to_shape(&thin, shape(32, 1)).unwrap(), vec![50; 1024]);
 }
+
+/// Smooth in both directions, with an edge, so that a wrong scale or place shows.
+fn large_jpeg(width: u32, height: u32, grey: bool) -> Vec<u8> {
+    let picture = image::RgbImage::from_fn(width, height, |x, y| {
+        let (x, y) = (x as f32 / width as f32, y as f32 / height as f32);
+        let edge = if x + y > 1.0 { 60.0 } else { 0.0 };
+        image::Rgb([
+            (180.0 * x + edge) as u8,
+            (180.0 * y + edge) as u8,
+            edge as u8,
+        ])
+    });
+    match grey {
+        false => encoded(&DynamicImage::ImageRgb8(picture), ImageFormat::Jpeg),
+        true => encoded(
+            &DynamicImage::ImageLuma8(DynamicImage::ImageRgb8(picture).into_luma8()),
+            ImageFormat::Jpeg,
+        ),
+    }
+}
+
+#[test]
+fn large_jpegs_are_decoded_smaller() {
+    let limits = Limits::default();
+    let size = |bytes: &[u8], min_side| {
+        let picture = decode_reduced(bytes, &limits, min_side).unwrap();
+        assert_eq!(
+            picture.rgb.len(),
+            (picture.width * picture.height * 3) as usize
+        );
+        (picture.width, picture.height)
+    };
+    for grey in [false, true] {
+        let bytes = large_jpeg(1003, 801, grey);
+        // The shorter side keeps twice what is wanted.
+        assert_eq!(size(&bytes, 50), (126, 101));
+        assert_eq!(size(&bytes, 51), (251, 201));
+        assert_eq!(size(&bytes, 100), (251, 201));
+        assert_eq!(size(&bytes, 200), (502, 401));
+        assert_eq!(size(&bytes, 201), (1003, 801));
+        assert_eq!(size(&bytes, usize::MAX), (1003, 801));
+        for side in [50, 64, 100, 200] {
+            let shape = PictureShape { side, channels: 3 };
+            let reduced = decode_to_shape(&bytes, &limits, shape, Resize::default()).unwrap();
+            let full = to_shape(&decode(&bytes, &limits).unwrap(), shape).unwrap();
+            let off: u64 = { reduced.iter().zip(&full) }
+                .map(|(a, b)| u64::from(a.abs_diff(*b)))
+                .sum();
+            let mean = off as f64 / full.len() as f64;
+            assert!(mean < 1.0, "side {side}, grey {grey}: {mean} levels off");
+        }
+    }
+    // Small ones are decoded whole, to the very bytes that `decode` and `to_shape` give.
+    let bytes = large_jpeg(300, 255, false);
+    let shape = PictureShape {
+        side: 64,
+        channels: 1,
+    };
+    assert_eq!(
+        decode_to_shape(&bytes, &limits, shape, Resize::default()).unwrap(),
+        to_shape(&decode(&bytes, &limits).unwrap(), shape).unwrap()
+    );
+    // CMYK keeps to the decoder that knows it, and what is cut off is refused all the same.
+    assert_eq!(size(&cmyk_jpeg(0xc0, &[]), 1), (8, 8));
+    let bytes = large_jpeg(1003, 801, false);
+    let error = decode_reduced(&bytes[..bytes.len() / 2], &limits, 10).unwrap_err();
+    assert!(error.reason.contains("cut off"), "{error}");
+    let tight = Limits {
+        max_alloc: 3 * 1003 * 801 - 1,
+        ..limits
+    };
+    assert!(
+        decode_reduced(&bytes, &tight, 10).is_err(),
+        "limits are those of the full size"
+    );
+}
+
+/// Buffers stay with their thread; pictures do not.
+#[test]
+fn nothing_of_a_picture_reaches_the_next() {
+    let limits = Limits::default();
+    let shape = PictureShape {
+        side: 32,
+        channels: 3,
+    };
+    let shaped = |bytes: &[u8]| decode_to_shape(bytes, &limits, shape, Resize::default());
+    let (first, second) = (large_jpeg(200, 100, false), large_jpeg(90, 120, true));
+    let alone: Vec<_> = [&first, &second]
+        .map(|bytes| std::thread::scope(|scope| scope.spawn(|| shaped(bytes)).join().unwrap()))
+        .into();
+    // A file whose scan ends early, as the decoder forgives: what is missing must not be the last picture's.
+    let mut damaged = large_jpeg(200, 100, false);
+    let middle = damaged.len() / 2;
+    damaged.drain(middle..damaged.len() - 2);
+    let damaged_alone =
+        std::thread::scope(|scope| scope.spawn(|| shaped(&damaged)).join().unwrap());
+    for _ in 0..2 {
+        assert_eq!(shaped(&first), alone[0]);
+        assert_eq!(shaped(&damaged), damaged_alone);
+        assert_eq!(shaped(&second), alone[1]);
+        assert_eq!(shaped(&damaged), damaged_alone);
+    }
+}
+
+#[test]
+fn working_memory_is_told_by_headers() {
+    let limits = Limits::default();
+    let shape = PictureShape {
+        side: 32,
+        channels: 3,
+    };
+    let told = |bytes: &[u8]| working_bytes(bytes, &limits, shape, Resize::default());
+    assert_eq!(told(&large_jpeg(100, 80, false)), 9 * 8000 + 3072);
+    // At 1/4 of each side.
+    assert_eq!(told(&large_jpeg(400, 320, false)), 9 * 8000 + 3072);
+    let png = encoded(&red_and_blue(), ImageFormat::Png);
+    assert_eq!(told(&png), 9 * 800 + 3072);
+    for none in [&b""[..], b"text", &png[..20], &[0xff, 0xd8, 0xff, 0xd9]] {
+        assert_eq!(told(none), 0);
+    }
+}
