@@ -25,6 +25,10 @@ test: test-pure libtorch
 ## test-pure: the library alone, as an application without libtorch and C++ builds it
 test-pure:
 	$(CARGO) test --profile $(TEST_PROFILE)
+	$(foreach example,$(EXAMPLES),$(CARGO) run --quiet --profile $(TEST_PROFILE) --example $(example) &&) true
+
+# Each runs by itself and checks what it finds.
+EXAMPLES := axum_search hybrid_query offline_build
 
 TEST_PROFILE ?= dev
 # cargo tells doctests nothing of where libtorch is.
@@ -43,6 +47,7 @@ lint: libtorch
 bench:
 	$(CARGO) bench --bench hamming
 	$(CARGO) bench --bench eval
+	$(CARGO) bench --bench ingest
 
 ## bench-peers: tanhash side by side with FAISS, mih-rs, usearch and sqlite-vec, in turns; PAGE=FILE gets the tables
 bench-peers:

@@ -59,6 +59,12 @@ pub enum ErrorKind {
     /// The encoder failed as a whole; no item of the batch has a code.
     #[error("encoder: {0}")]
     Encoder(String),
+    /// A batch did not fit the memory of the encoder's device; a smaller one may.
+    #[error("the batch does not fit the encoder's device: {0}")]
+    DeviceMemory(String),
+    /// The encoder's device is gone for this process. No batch will do better.
+    #[error("the encoder's device is lost: {0}; restart the process, or encode on the CPU")]
+    DeviceLost(String),
     /// An encoder service gave up after so many calls in a row failed on single payloads.
     #[error(
         "the encoder failed {failures} times in a row and was stopped, the last time by: {last}; \

@@ -16,9 +16,9 @@ use crate::data::{PictureSet, PictureShape};
 use crate::deep::augment::bytes_tensor;
 use crate::deep::checkpoint::{Checkpoint, ModelConfig};
 use crate::deep::device::{self, Device};
-use crate::encode::{EncodeError, EncodeStage, Encoder, Payload, on_pool};
+use crate::encode::{EncodeError, EncodeStage, Encoder, Payload, Prepared, on_pool};
 use crate::error::{Error, ErrorKind, Result};
-use crate::media::{self, Limits};
+use crate::media::{self, Limits, Resize};
 
 /// Pictures that the network sees at once.
 const BATCH_PICTURES: usize = 256;
@@ -135,8 +135,7 @@ impl TorchEncoder {
     fn pixels(&self, payload: &Payload) -> Result<Vec<u8>, EncodeError> {
         match payload {
             Payload::Image(bytes) => {
-                let picture = media::decode(bytes, &self.limits)?;
-                media::to_shape(&picture, self.picture_shape())
+                media::decode_to_shape(bytes, &self.limits, self.picture_shape(), Resize::default())
             }
             Payload::Vector(values) => Err(EncodeError {
                 stage: EncodeStage::Preprocess,
@@ -157,6 +156,21 @@ impl TorchEncoder {
             .send(Request { pixels, reply })
             .map_err(|_| stopped())?;
         Ok(receiver)
+    }
+
+    /// The codes of pictures in the model's shape.
+    fn encode_pictures(&self, pictures: &[&[u8]]) -> Result<Vec<Result<HashCode, EncodeError>>> {
+        let expected = picture_bytes(self.picture_shape());
+        if let Some(wrong) = pictures.iter().find(|pixels| pixels.len() != expected) {
+            return Err(Error::invalid(format!(
+                "expected pictures of {expected} bytes, got one of {}",
+                wrong.len()
+            )));
+        }
+        match pictures.is_empty() {
+            true => Ok(Vec::new()),
+            false => self.receive(&self.send(pictures.concat())?),
+        }
     }
 
     /// Waits for the logits and packs them.
@@ -196,18 +210,42 @@ impl Encoder for TorchEncoder {
                     .map(|payload| self.pixels(payload))
                     .collect()
             });
-            let readable: Vec<u8> = pixels.iter().flatten().flatten().copied().collect();
-            let codes = match readable.is_empty() {
-                true => Vec::new(),
-                false => self.receive(&self.send(readable)?)?,
-            };
-            let mut codes = codes.into_iter();
+            let readable: Vec<&[u8]> = pixels.iter().flatten().map(Vec::as_slice).collect();
+            let mut codes = self.encode_pictures(&readable)?.into_iter();
             encoded.extend(pixels.into_iter().map(|pixels| match pixels {
                 Ok(_) => codes.next().expect("a row of logits for every picture"),
                 Err(error) => Err(error),
             }));
         }
         Ok(encoded)
+    }
+
+    fn prepares(&self) -> bool {
+        true
+    }
+
+    fn prepare(&self, payload: &Payload) -> Result<Prepared, EncodeError> {
+        self.pixels(payload).map(Prepared::Pixels)
+    }
+
+    fn prepare_bytes(&self, payload: &Payload) -> usize {
+        match payload {
+            Payload::Image(bytes) => {
+                let shape = self.picture_shape();
+                media::working_bytes(bytes, &self.limits, shape, Resize::default())
+            }
+            Payload::Vector(_) => 0,
+        }
+    }
+
+    fn encode_prepared(&self, batch: &[Prepared]) -> Result<Vec<Result<HashCode, EncodeError>>> {
+        let pictures = batch.iter().map(|prepared| match prepared {
+            Prepared::Pixels(pixels) => Ok(pixels.as_slice()),
+            other => Err(Error::invalid(format!(
+                "expected what TorchEncoder::prepare makes, got {other:?}"
+            ))),
+        });
+        self.encode_pictures(&pictures.collect::<Result<Vec<&[u8]>>>()?)
     }
 }
 
@@ -237,8 +275,25 @@ fn serve(checkpoint: &Checkpoint, requests: &Receiver<Request>) {
     let _ = device::threads();
     for request in requests {
         // Nobody waits any more if the caller gave up; that is its business.
-        let _ = request.reply.send(logits(checkpoint, &request.pixels));
+        let logits = logits(checkpoint, &request.pixels).map_err(device_error);
+        let _ = request.reply.send(logits);
     }
+}
+
+/// libtorch says by its message alone what a failure means for the calls after it.
+fn device_error(error: Error) -> Error {
+    let ErrorKind::Torch(message) = error.kind() else {
+        return error;
+    };
+    let kind = match () {
+        _ if message.contains("out of memory") || message.contains("can't allocate memory") => {
+            ErrorKind::DeviceMemory(message.clone())
+        }
+        // What a kernel does to the context of its process is not undone.
+        _ if message.contains("CUDA error") => ErrorKind::DeviceLost(message.clone()),
+        _ => return error,
+    };
+    Error::new(kind).with_source(error)
 }
 
 /// N x K code logits of N pictures, row-major.

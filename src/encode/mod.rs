@@ -3,6 +3,7 @@
 //! The plugin sees only `dyn Encoder`. Encoders that need no network are in the submodules; the
 //! learned one is `deep::TorchEncoder` behind the `torch` feature.
 
+mod fallback;
 mod lsh;
 mod phash;
 mod precomputed;
@@ -11,9 +12,10 @@ mod service;
 use std::sync::{Arc, OnceLock};
 
 use crate::code::{CodeLen, HashCode};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 pub use crate::error::{EncodeError, EncodeStage};
+pub use fallback::Fallback;
 pub use lsh::SignLsh;
 pub use phash::PerceptualHash;
 pub use precomputed::LogitsEncoder;
@@ -39,11 +41,42 @@ impl Payload {
     }
 }
 
+/// What is left to do for a payload once [`Encoder::prepare`] has seen it.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Prepared {
+    /// All of it.
+    Payload(Payload),
+    /// The network's part: a picture in the shape that the network reads, as the encoder lays it out.
+    Pixels(Vec<u8>),
+    /// Nothing.
+    Code(HashCode),
+}
+
+impl Prepared {
+    /// Bytes this keeps alive besides the payload it was made of.
+    pub fn size_bytes(&self) -> usize {
+        match self {
+            Prepared::Payload(_) | Prepared::Code(_) => 0,
+            Prepared::Pixels(pixels) => pixels.len(),
+        }
+    }
+}
+
 /// Turns payloads into hash codes of one length.
 ///
 /// Contract: `encode` returns exactly one entry per payload, in order, and the same payload always
-/// gets the same code. An `Err` of the whole call means that no entry has a code (device lost, out of
-/// memory); one bad payload is an `Err` entry and leaves its neighbours alone.
+/// gets the same code. An `Err` of the whole call means that no entry has a code; one bad payload is an
+/// `Err` entry and leaves its neighbours alone. [`ErrorKind::DeviceMemory`] asks for smaller batches,
+/// [`ErrorKind::DeviceLost`] says that no call will succeed any more; any other error may be that of one
+/// payload.
+///
+/// An encoder whose work has a part that needs no model, such as decoding pictures, says so by
+/// [`prepares`](Encoder::prepares). An [`EncoderService`] then does that part on many threads, while the
+/// model is at work on the pictures before. To `prepare` and to `encode_prepared` is to `encode`.
+///
+/// [`ErrorKind::DeviceMemory`]: crate::ErrorKind::DeviceMemory
+/// [`ErrorKind::DeviceLost`]: crate::ErrorKind::DeviceLost
 pub trait Encoder: Send + Sync {
     /// The length of every code this encoder makes.
     fn code_len(&self) -> CodeLen;
@@ -58,6 +91,46 @@ pub trait Encoder: Send + Sync {
 
     /// Encodes a batch.
     fn encode(&self, batch: &[Payload]) -> Result<Vec<Result<HashCode, EncodeError>>>;
+
+    /// Whether [`prepare`](Encoder::prepare) does anything. It stays what it is.
+    fn prepares(&self) -> bool {
+        false
+    }
+
+    /// Does the part of the work that needs no model. Called on several threads at once.
+    ///
+    /// # Errors
+    /// What is wrong with this payload.
+    fn prepare(&self, payload: &Payload) -> Result<Prepared, EncodeError> {
+        Ok(Prepared::Payload(payload.clone()))
+    }
+
+    /// The most bytes that [`prepare`](Encoder::prepare) holds for this payload, its result included and
+    /// the payload not. An upper bound, found quickly.
+    fn prepare_bytes(&self, _payload: &Payload) -> usize {
+        0
+    }
+
+    /// Encodes what [`prepare`](Encoder::prepare) made, by the contract of `encode`. An encoder that
+    /// prepares implements this as well.
+    fn encode_prepared(&self, batch: &[Prepared]) -> Result<Vec<Result<HashCode, EncodeError>>> {
+        let payloads: Vec<Payload> = batch.iter().filter_map(Prepared::payload).collect();
+        if payloads.len() < batch.len() {
+            return Err(Error::invalid(
+                "expected an encoder that reads what it prepares, got one that implements `prepare` alone",
+            ));
+        }
+        self.encode(&payloads)
+    }
+}
+
+impl Prepared {
+    fn payload(&self) -> Option<Payload> {
+        match self {
+            Prepared::Payload(payload) => Some(payload.clone()),
+            _ => None,
+        }
+    }
 }
 
 impl Payload {

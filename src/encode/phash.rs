@@ -8,10 +8,10 @@
 use image_hasher::{HashAlg, Hasher, HasherConfig};
 use rayon::prelude::*;
 
-use super::{EncodeError, Encoder, Payload, on_pool};
+use super::{EncodeError, Encoder, Payload, Prepared, on_pool};
 use crate::code::{CodeLen, HashCode};
 use crate::error::{EncodeStage, Error, Result};
-use crate::media::{Limits, decode};
+use crate::media::{Limits, PictureShape, Resize, decode_reduced, working_bytes};
 
 /// Encodes [`Payload::Image`] by the gradient hash of the crate `image_hasher`.
 ///
@@ -24,6 +24,9 @@ pub struct PerceptualHash {
     hasher: Hasher,
     limits: Limits,
 }
+
+/// Pixels that a large JPEG file keeps of its shorter side, halved: far more than any hash looks at.
+const MIN_SIDE: usize = 128;
 
 impl PerceptualHash {
     /// A hash of this length, named `dhash-<bits>`, with the default limits on pictures.
@@ -61,7 +64,7 @@ impl PerceptualHash {
                 reason: format!("expected a picture, got {}", payload.kind()),
             });
         };
-        let picture = decode(bytes, &self.limits)?;
+        let picture = decode_reduced(bytes, &self.limits, MIN_SIDE)?;
         let failed = |reason: String| EncodeError {
             stage: EncodeStage::Encode,
             reason,
@@ -94,6 +97,27 @@ impl Encoder for PerceptualHash {
         Ok(on_pool(|| {
             batch.par_iter().map(|payload| self.code(payload)).collect()
         }))
+    }
+
+    fn prepares(&self) -> bool {
+        true
+    }
+
+    /// There is no model, so this is all of the work.
+    fn prepare(&self, payload: &Payload) -> Result<Prepared, EncodeError> {
+        self.code(payload).map(Prepared::Code)
+    }
+
+    fn prepare_bytes(&self, payload: &Payload) -> usize {
+        let Payload::Image(bytes) = payload else {
+            return 0;
+        };
+        let shape = PictureShape {
+            side: MIN_SIDE,
+            channels: 1,
+        };
+        // A third again for the grey copy of the picture.
+        working_bytes(bytes, &self.limits, shape, Resize::default()) / 3 * 4
     }
 }
 

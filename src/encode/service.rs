@@ -1,33 +1,44 @@
 //! One encoder for many callers: batches across threads, bounded memory, failures contained.
 //!
-//! A worker thread of its own calls the encoder, so a model that must stay on one thread can. Callers
-//! submit payloads and wait on tickets. An encoder that fails as a whole, panics or answers short is
+//! A worker thread of its own calls the encoder, so a model that must stay on one thread can. Threads of
+//! the service prepare payloads (decode pictures, say) while the model is at work on earlier ones; batches
+//! go to the model in the order of submission. Callers submit payloads and wait on tickets. An encoder that fails as a whole, panics or answers short is
 //! asked again with half of the batch, down to single payloads, so one poisonous payload never harms its
 //! neighbours. No code of a failed call is ever handed out. Process-killing inputs are out of reach here.
 
+mod batch_size;
+mod worker;
+
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 
-use super::{EncodeError, EncodeStage, Encoder, Payload};
+use super::{EncodeError, EncodeStage, Encoder, Payload, Prepared};
 use crate::code::HashCode;
 use crate::error::{Error, ErrorKind, Result};
+use batch_size::BatchSize;
 
 type Answer = Result<HashCode, EncodeError>;
 
 /// How an [`EncoderService`] batches, and when it stops.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceOptions {
-    /// Payloads of one call at most; the encoder's own maximum also holds. Default: 256.
+    /// Payloads of one call at most; the encoder's own maximum also holds. Below it, batches grow while
+    /// that makes calls faster, and are halved when the device is out of memory. Default: 256.
     pub max_batch: usize,
     /// How long the first payload of a batch waits for company. Default: 5 ms.
     pub max_delay: Duration,
     /// Bytes of payloads taken in and not yet answered; above that, `submit` blocks. Default: 256 MB.
     pub queue_bytes: usize,
+    /// Bytes that preparing payloads may take: the decoders at work, and pictures that wait for the model.
+    /// A picture that needs more than all of it is prepared alone. Default: 256 MB.
+    pub prepare_bytes: usize,
+    /// Threads that prepare payloads, of an encoder that [prepares](Encoder::prepares). 0, the default,
+    /// means one a core.
+    pub prepare_threads: usize,
     /// Calls that fail on a single payload, in a row, after which the service stops; 0 for never.
     /// Default: 64.
     pub max_failures: usize,
@@ -39,6 +50,8 @@ impl Default for ServiceOptions {
             max_batch: 256,
             max_delay: Duration::from_millis(5),
             queue_bytes: 256_000_000,
+            prepare_bytes: 256_000_000,
+            prepare_threads: 0,
             max_failures: 64,
         }
     }
@@ -65,16 +78,22 @@ pub struct ServiceStats {
     pub held_bytes: usize,
     /// The most that `held_bytes` has been.
     pub max_held_bytes: usize,
+    /// Bytes that preparing takes: the bounds of payloads in preparation, and what is prepared and waits.
+    pub prepared_bytes: usize,
+    /// The most that `prepared_bytes` has been.
+    pub max_prepared_bytes: usize,
     /// True from the moment the service stops itself until it is reset.
     pub stopped: bool,
 }
 
 /// Encodes payloads of many threads in common batches, on one worker thread.
 ///
-/// Dropping it answers what is queued, then ends the worker.
+/// Holds at most [`queue_bytes`](ServiceOptions::queue_bytes) of payloads and
+/// [`prepare_bytes`](ServiceOptions::prepare_bytes) besides what the encoder's own calls take. Dropping it
+/// answers what is queued, then ends its threads.
 pub struct EncoderService {
     shared: Arc<Shared>,
-    worker: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
     /// Held while one payload finds room, so that a large one is not overtaken for ever.
     door: Mutex<()>,
 }
@@ -82,16 +101,25 @@ pub struct EncoderService {
 struct Shared {
     encoder: Arc<dyn Encoder>,
     options: ServiceOptions,
+    prepares: bool,
     state: Mutex<State>,
+    /// There may be a payload to prepare, or memory to do it: for the threads that prepare.
+    raw: Condvar,
     /// There may be a batch to send: for the worker.
     work: Condvar,
     /// Payloads were answered: for those who wait for room, and for `flush`.
     answered: Condvar,
 }
 
-#[derive(Default)]
 struct State {
+    /// In the order of submission. Items become ready in any order, and leave from the front.
     queue: VecDeque<Item>,
+    /// Items that have left the queue: the number of the one at its front.
+    front_seq: u64,
+    /// Place in the queue of the first item that nobody prepares yet.
+    next_raw: usize,
+    n_preparing: usize,
+    batch_size: BatchSize,
     stats: ServiceStats,
     /// Payloads answered, in the order they came.
     n_answered: u64,
@@ -109,10 +137,20 @@ struct State {
 /// waits in vain.
 struct Item {
     payload: Payload,
+    work: Work,
+    /// What preparing it takes; once it is ready, what keeping it takes.
+    prepare_bytes: usize,
+    /// When it was ready.
     since: Instant,
     ticket: Arc<TicketState>,
     /// Place in the ticket; none once answered.
     slot: Option<usize>,
+}
+
+enum Work {
+    Raw,
+    Preparing,
+    Ready(Result<Prepared, EncodeError>),
 }
 
 #[derive(Default)]
@@ -175,25 +213,56 @@ impl EncoderService {
         if options.max_batch == 0 {
             return Err(Error::invalid("a batch has at least 1 payload, got 0"));
         }
+        let batch_size = BatchSize::new(options.max_batch.min(encoder.max_batch()));
+        let prepares = encoder.prepares();
+        let n_preparing = match (prepares, options.prepare_threads) {
+            (false, _) => 0,
+            (true, 0) => std::thread::available_parallelism().map_or(1, |threads| threads.get()),
+            (true, threads) => threads,
+        };
         let shared = Arc::new(Shared {
             encoder,
             options,
-            state: Mutex::default(),
+            prepares,
+            state: Mutex::new(State {
+                queue: VecDeque::new(),
+                front_seq: 0,
+                next_raw: 0,
+                n_preparing: 0,
+                batch_size,
+                stats: ServiceStats::default(),
+                n_answered: 0,
+                flush_to: 0,
+                crowded: false,
+                closing: false,
+                failures: 0,
+                last_failure: String::new(),
+            }),
+            raw: Condvar::new(),
             work: Condvar::new(),
             answered: Condvar::new(),
         });
-        let worker = std::thread::Builder::new()
-            .name("tanhash-encoder".to_owned())
-            .spawn({
-                let shared = Arc::clone(&shared);
-                move || shared.work()
-            })
-            .map_err(|error| Error::io("encoder thread", error))?;
-        Ok(EncoderService {
+        let mut service = EncoderService {
             shared,
-            worker: Some(worker),
+            threads: Vec::new(),
             door: Mutex::new(()),
-        })
+        };
+        // Should one fail to start, dropping the service ends the others.
+        service.start("tanhash-encoder".to_owned(), Shared::work)?;
+        for thread in 0..n_preparing {
+            service.start(format!("tanhash-prepare-{thread}"), Shared::prepare)?;
+        }
+        Ok(service)
+    }
+
+    fn start(&mut self, name: String, run: fn(&Shared)) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let thread = std::thread::Builder::new()
+            .name(name)
+            .spawn(move || run(&shared))
+            .map_err(|error| Error::io("encoder thread", error))?;
+        self.threads.push(thread);
+        Ok(())
     }
 
     /// The encoder behind the service.
@@ -218,6 +287,10 @@ impl EncoderService {
         }
         for (slot, payload) in payloads.into_iter().enumerate() {
             let size_bytes = payload.size_bytes();
+            let (work, prepare_bytes) = match self.shared.prepares {
+                true => (Work::Raw, self.shared.encoder.prepare_bytes(&payload)),
+                false => (Work::Ready(Ok(Prepared::Payload(payload.clone()))), 0),
+            };
             let _door = self.door.lock();
             let mut state = self.shared.state.lock();
             let fits = |state: &State| {
@@ -237,11 +310,18 @@ impl EncoderService {
             state.stats.max_held_bytes = state.stats.max_held_bytes.max(state.stats.held_bytes);
             state.queue.push_back(Item {
                 payload,
+                work,
+                prepare_bytes,
                 since: Instant::now(),
                 ticket: Arc::clone(&ticket),
                 slot: Some(slot),
             });
-            self.shared.work.notify_one();
+            if self.shared.prepares {
+                self.shared.raw.notify_one();
+            } else {
+                state.next_raw = state.queue.len();
+                self.shared.work.notify_one();
+            }
         }
         Ok(Ticket(ticket))
     }
@@ -275,9 +355,10 @@ impl Drop for EncoderService {
     fn drop(&mut self) {
         self.shared.state.lock().closing = true;
         self.shared.work.notify_one();
-        if let Some(worker) = self.worker.take() {
+        self.shared.raw.notify_all();
+        for thread in self.threads.drain(..) {
             // It only panics if the counting above is wrong, and then every item has answered itself.
-            let _ = worker.join();
+            let _ = thread.join();
         }
     }
 }
@@ -296,142 +377,6 @@ impl Shared {
             last: state.last_failure.clone(),
         }
     }
-
-    /// The worker: batch after batch until the service is dropped and the queue is empty.
-    fn work(&self) {
-        while let Some(mut batch) = self.next_batch() {
-            let payloads: Vec<Payload> = batch.iter().map(|item| item.payload.clone()).collect();
-            let mut answers = Vec::with_capacity(batch.len());
-            self.encode(&payloads, &mut answers);
-            drop(payloads);
-
-            // The counts first, so that whoever holds an answer finds it counted.
-            let held_bytes: usize = batch.iter().map(|item| item.payload.size_bytes()).sum();
-            let n_encoded = answers.iter().filter(|answer| answer.is_ok()).count();
-            let mut state = self.state.lock();
-            state.stats.n_encoded += n_encoded as u64;
-            state.stats.n_failed += (answers.len() - n_encoded) as u64;
-            state.stats.held_bytes -= held_bytes;
-            for (item, answer) in batch.iter_mut().zip(answers) {
-                item.answer(answer);
-            }
-            state.n_answered += batch.len() as u64;
-            drop(state);
-            drop(batch);
-            self.answered.notify_all();
-        }
-    }
-
-    /// Waits until a batch is due and takes it; none when the service closes with nothing queued.
-    fn next_batch(&self) -> Option<Vec<Item>> {
-        let max_batch = self.options.max_batch.min(self.encoder.max_batch().max(1));
-        let mut state = self.state.lock();
-        loop {
-            let Some(oldest) = state.queue.front() else {
-                if state.closing {
-                    return None;
-                }
-                self.work.wait(&mut state);
-                continue;
-            };
-            let due = oldest.since.checked_add(self.options.max_delay);
-            if state.queue.len() >= max_batch
-                || state.closing
-                || state.crowded
-                || state.n_answered < state.flush_to
-                || due.is_some_and(|due| due <= Instant::now())
-            {
-                let n = state.queue.len().min(max_batch);
-                return Some(state.queue.drain(..n).collect());
-            }
-            match due {
-                Some(due) => {
-                    self.work.wait_until(&mut state, due);
-                }
-                None => self.work.wait(&mut state),
-            }
-        }
-    }
-
-    /// Appends one answer a payload. A call that fails as a whole is repeated on each half.
-    fn encode(&self, payloads: &[Payload], answers: &mut Vec<Answer>) {
-        {
-            let state = self.state.lock();
-            if state.stats.stopped {
-                let error = EncodeError {
-                    stage: EncodeStage::Stopped,
-                    reason: self.stopped(&state).to_string(),
-                };
-                answers.extend(payloads.iter().map(|_| Err(error.clone())));
-                return;
-            }
-        }
-        let outcome = catch_unwind(AssertUnwindSafe(|| self.encoder.encode(payloads)));
-        let mut state = self.state.lock();
-        state.stats.n_calls += 1;
-        state.stats.max_batch = state.stats.max_batch.max(payloads.len());
-        let reason = match outcome {
-            Ok(Ok(codes)) if codes.len() == payloads.len() => {
-                state.failures = 0;
-                drop(state);
-                answers.extend(codes.into_iter().map(|code| self.check_len(code)));
-                return;
-            }
-            Ok(Ok(codes)) => format!(
-                "expected {} answers from the encoder, got {}",
-                payloads.len(),
-                codes.len()
-            ),
-            Ok(Err(error)) => error.to_string(),
-            Err(panic) => {
-                state.stats.n_panics += 1;
-                format!("the encoder panicked: {}", panic_message(&*panic))
-            }
-        };
-        state.stats.n_failed_calls += 1;
-        if let [_] = payloads {
-            self.count_failure(state, &reason);
-            answers.push(Err(EncodeError {
-                stage: EncodeStage::Encode,
-                reason,
-            }));
-            return;
-        }
-        drop(state);
-        let (first, second) = payloads.split_at(payloads.len() / 2);
-        self.encode(first, answers);
-        self.encode(second, answers);
-    }
-
-    fn count_failure(&self, mut state: MutexGuard<'_, State>, reason: &str) {
-        state.failures += 1;
-        state.last_failure = reason.to_owned();
-        if self.options.max_failures > 0 && state.failures >= self.options.max_failures {
-            state.stats.stopped = true;
-            tracing::error!(failures = state.failures, reason, "encoder service stopped");
-        }
-    }
-
-    fn check_len(&self, answer: Answer) -> Answer {
-        let code = answer?;
-        match self.encoder.code_len().check(code.code_len()) {
-            Ok(()) => Ok(code),
-            Err(error) => Err(EncodeError {
-                stage: EncodeStage::Encode,
-                reason: error.to_string(),
-            }),
-        }
-    }
-}
-
-/// The first line of what a panic said.
-fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .and_then(|message| message.lines().next())
-        .unwrap_or("without a message")
 }
 
 #[cfg(test)]

@@ -148,10 +148,24 @@ struct Prepared {
 
 enum PreparedCode {
     Code(HashCode),
+    /// The document still holds its ready code.
+    InPlace,
     /// Position among the payloads sent for the field.
     Payload(usize),
     Refused(String),
 }
+
+/// Documents whose payloads are with the encoder.
+struct Submitted {
+    prepared: Vec<Prepared>,
+    /// One entry a document.
+    keys: Vec<Option<Term>>,
+    tickets: Vec<(Field, Vec<Payload>, Ticket)>,
+}
+
+/// Documents, and bytes of payloads, that [`HashIndexWriter::add_stream`] adds at once.
+const GROUP_DOCUMENTS: usize = 512;
+const GROUP_BYTES: usize = 8_000_000;
 
 /// The payloads of one field of one call.
 struct FieldBatch {
@@ -224,7 +238,73 @@ impl HashIndexWriter {
         self.add(documents, Some(key))
     }
 
+    /// Adds documents as they come: while some are indexed, the next are at the encoder and the ones after
+    /// are read. Each group of documents is added as by [`add_documents`](Self::add_documents), or by
+    /// [`upsert_documents`](Self::upsert_documents) where there is a `key`, and `done` gets its outcome, in
+    /// order. A group has at most 512 documents and 8 MB of payloads, so a stream of any length takes the
+    /// memory of three groups. Returns the number of documents that are indexed.
+    ///
+    /// A document is added when `done` hears of it, so a `commit` on another thread may leave out some that
+    /// were taken from the iterator.
+    ///
+    /// # Errors
+    /// As the calls it stands for, with what went before added; and the first error of `done`.
+    pub fn add_stream(
+        &self,
+        key: Option<Field>,
+        documents: impl IntoIterator<Item = TantivyDocument>,
+        mut done: impl FnMut(BatchOutcome) -> Result<()>,
+    ) -> Result<u64> {
+        if let Some(key) = key {
+            self.check_key(key)?;
+        }
+        let mut documents = documents.into_iter();
+        let mut n_indexed = 0;
+        let mut waiting: Option<Submitted> = None;
+        loop {
+            let group = self.group(&mut documents);
+            let submitted = match group.is_empty() {
+                true => None,
+                false => Some(self.submit(group, key)),
+            };
+            let ended = submitted.is_none();
+            if let Some(earlier) = waiting.take() {
+                let outcome = self.finish(earlier)?;
+                n_indexed += outcome.n_indexed() as u64;
+                done(outcome)?;
+            }
+            if ended {
+                return Ok(n_indexed);
+            }
+            waiting = submitted.transpose()?;
+        }
+    }
+
+    fn group(&self, documents: &mut impl Iterator<Item = TantivyDocument>) -> Vec<TantivyDocument> {
+        let mut group = Vec::new();
+        let mut payload_bytes = 0;
+        while group.len() < GROUP_DOCUMENTS && payload_bytes < GROUP_BYTES {
+            let Some(document) = documents.next() else {
+                break;
+            };
+            for (field, _) in &self.fields {
+                let values = document.get_all(*field);
+                payload_bytes += values
+                    .filter_map(|value| value.as_custom())
+                    .map(<[u8]>::len)
+                    .sum::<usize>();
+            }
+            group.push(document);
+        }
+        group
+    }
+
     fn add(&self, documents: Vec<TantivyDocument>, key: Option<Field>) -> Result<BatchOutcome> {
+        self.finish(self.submit(documents, key)?)
+    }
+
+    /// Looks through documents and hands their payloads to the encoder.
+    fn submit(&self, documents: Vec<TantivyDocument>, key: Option<Field>) -> Result<Submitted> {
         if let Some((idx, reason)) = (documents.iter().enumerate())
             .find_map(|(idx, document)| Some((idx, self.mistyped(document)?)))
         {
@@ -259,6 +339,20 @@ impl HashIndexWriter {
                 Ok((field, payloads.clone(), entry.service.submit(payloads)?))
             })
             .collect::<Result<Vec<(Field, Vec<Payload>, Ticket)>>>()?;
+        Ok(Submitted {
+            prepared,
+            keys,
+            tickets,
+        })
+    }
+
+    /// Waits for the codes, and indexes.
+    fn finish(&self, submitted: Submitted) -> Result<BatchOutcome> {
+        let Submitted {
+            prepared,
+            keys,
+            tickets,
+        } = submitted;
         let mut encoded = Vec::new();
         for (field, payloads, ticket) in tickets {
             let outcomes = ticket.wait();
@@ -280,6 +374,7 @@ impl HashIndexWriter {
                 let mut outcomes = Vec::with_capacity(codes.len());
                 for (field, code) in codes {
                     let (code, outcome) = match code {
+                        PreparedCode::InPlace => (None, CodeOutcome::Ready),
                         PreparedCode::Code(code) => (Some(code), CodeOutcome::Ready),
                         PreparedCode::Refused(reason) => (None, CodeOutcome::Failed(reason)),
                         PreparedCode::Payload(position) => {
@@ -407,11 +502,9 @@ impl HashIndexWriter {
         batches: &mut Vec<FieldBatch>,
     ) -> Result<Prepared> {
         let is_hash = |field: Field| self.fields.iter().any(|(of, _)| *of == field);
-        if !document.field_values().any(|(field, _)| is_hash(field)) {
-            return Ok(Prepared {
-                document,
-                codes: Vec::new(),
-            });
+        // Nothing is copied where nothing is to be replaced.
+        if let Some(codes) = self.ready_codes(&document) {
+            return Ok(Prepared { document, codes });
         }
         let mut rest = TantivyDocument::new();
         let mut codes: Vec<(Field, PreparedCode)> = Vec::new();
@@ -431,6 +524,24 @@ impl HashIndexWriter {
             document: rest,
             codes,
         })
+    }
+
+    /// The hash fields of a document, if each has one ready code of the right length.
+    fn ready_codes(&self, document: &TantivyDocument) -> Option<Vec<(Field, PreparedCode)>> {
+        let mut codes: Vec<(Field, PreparedCode)> = Vec::new();
+        for (field, value) in document.field_values() {
+            let Some((_, options)) = self.fields.iter().find(|(of, _)| *of == field) else {
+                continue;
+            };
+            let code = HashValue::from_bytes(value.as_custom()?).ok()?;
+            let is_ready =
+                matches!(code, HashValue::Code(code) if code.code_len().bits() == options.bits);
+            if !is_ready || codes.iter().any(|(of, _)| *of == field) {
+                return None;
+            }
+            codes.push((field, PreparedCode::InPlace));
+        }
+        Some(codes)
     }
 
     fn prepare_value(

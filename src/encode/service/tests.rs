@@ -377,3 +377,256 @@ fn dropping_the_service_answers_what_is_pending() {
         assert!(EncoderService::new(Arc::new(Faulty::default()), none).is_err());
     });
 }
+
+/// Prepares a vector of one number: 1,000 bytes of pixels that hold it, while it needs 3,000.
+struct Preparing {
+    faulty: Faulty,
+    delay: Duration,
+    /// Calls of `prepare` at work, and while the encoder was.
+    at_work: AtomicUsize,
+    encoding: std::sync::atomic::AtomicBool,
+    overlaps: AtomicUsize,
+    max_at_work: AtomicUsize,
+}
+
+impl Preparing {
+    const NEEDED_BYTES: usize = 3000;
+    const KEPT_BYTES: usize = 1000;
+
+    fn new(faulty: Faulty, delay: Duration) -> Preparing {
+        Preparing {
+            faulty,
+            delay,
+            at_work: AtomicUsize::new(0),
+            encoding: std::sync::atomic::AtomicBool::new(false),
+            overlaps: AtomicUsize::new(0),
+            max_at_work: AtomicUsize::new(0),
+        }
+    }
+}
+
+impl Encoder for Preparing {
+    fn code_len(&self) -> CodeLen {
+        len()
+    }
+
+    fn model_id(&self) -> &str {
+        "preparing"
+    }
+
+    fn encode(&self, _batch: &[Payload]) -> Result<Vec<Answer>> {
+        unreachable!("the service prepares")
+    }
+
+    fn prepares(&self) -> bool {
+        true
+    }
+
+    fn prepare(&self, payload: &Payload) -> std::result::Result<Prepared, EncodeError> {
+        let now = self.at_work.fetch_add(1, Ordering::SeqCst) + 1;
+        self.max_at_work.fetch_max(now, Ordering::SeqCst);
+        let Payload::Vector(values) = payload else {
+            unreachable!()
+        };
+        let value = values[0] as u16;
+        // The first ones take longest, so that later ones are ready before them.
+        std::thread::sleep(self.delay * u32::from(4 - value % 4));
+        self.overlaps.fetch_add(
+            usize::from(self.encoding.load(Ordering::SeqCst)),
+            Ordering::SeqCst,
+        );
+        self.at_work.fetch_sub(1, Ordering::SeqCst);
+        assert_ne!(value, 666, "a bug in a decoder");
+        match value {
+            7 => Err(EncodeError {
+                stage: EncodeStage::Decode,
+                reason: "no picture".to_owned(),
+            }),
+            8 => Ok(Prepared::Code(code(8))),
+            _ => {
+                let mut pixels = vec![0; Preparing::KEPT_BYTES];
+                pixels[..2].copy_from_slice(&value.to_le_bytes());
+                Ok(Prepared::Pixels(pixels))
+            }
+        }
+    }
+
+    fn prepare_bytes(&self, _payload: &Payload) -> usize {
+        Preparing::NEEDED_BYTES
+    }
+
+    fn encode_prepared(&self, batch: &[Prepared]) -> Result<Vec<Answer>> {
+        self.encoding.store(true, Ordering::SeqCst);
+        let value = |prepared: &Prepared| match prepared {
+            Prepared::Pixels(pixels) => f32::from(u16::from_le_bytes([pixels[0], pixels[1]])),
+            other => unreachable!("{other:?}"),
+        };
+        let payloads: Vec<Payload> = batch
+            .iter()
+            .map(|prepared| Payload::Vector([value(prepared)][..].into()))
+            .collect();
+        let answers = self.faulty.encode(&payloads);
+        self.encoding.store(false, Ordering::SeqCst);
+        answers
+    }
+}
+
+#[test]
+fn payloads_are_prepared_while_the_encoder_works_and_memory_is_bounded() {
+    within_seconds(60, || {
+        let faulty = Faulty {
+            delay: Duration::from_millis(4),
+            ..Faulty::default()
+        };
+        let encoder = Arc::new(Preparing::new(faulty, Duration::from_micros(200)));
+        let options = ServiceOptions {
+            max_batch: 10,
+            // Time alone makes no batch due.
+            max_delay: Duration::from_secs(3600),
+            prepare_bytes: 16 * Preparing::KEPT_BYTES,
+            prepare_threads: 3,
+            ..ServiceOptions::default()
+        };
+        let service =
+            EncoderService::new(Arc::clone(&encoder) as Arc<dyn Encoder>, options).unwrap();
+        let ticket = service.submit(payloads(0..300)).unwrap();
+        service.flush();
+        for (value, answer) in (0..).zip(ticket.wait()) {
+            match answer {
+                Ok(found) => assert_eq!(found, code(value)),
+                Err(error) => assert_eq!((value, error.reason.as_str()), (7, "no picture")),
+            }
+        }
+        let stats = service.stats();
+        assert_eq!((stats.n_encoded, stats.n_failed), (299, 1));
+        assert_eq!(stats.prepared_bytes, 0);
+        assert!(stats.max_prepared_bytes <= 16_000, "{stats:?}");
+        assert!(stats.max_prepared_bytes > 9_000, "{stats:?}");
+        assert_eq!(encoder.max_at_work.load(Ordering::SeqCst), 3);
+        assert!(encoder.overlaps.load(Ordering::SeqCst) > 50);
+
+        // A panic is the payload's own failure.
+        let answers = service.submit(payloads(660..670)).unwrap();
+        service.flush();
+        let answers = answers.wait();
+        assert_eq!(answers.iter().filter(|answer| answer.is_err()).count(), 1);
+        let reason = answers[6].as_ref().unwrap_err().to_string();
+        assert!(reason.contains("a bug in a decoder"), "{reason}");
+        assert_eq!(service.stats().n_panics, 1);
+    });
+}
+
+#[test]
+fn one_payload_may_need_more_than_all_memory() {
+    within_seconds(60, || {
+        let options = ServiceOptions {
+            max_delay: Duration::from_secs(3600),
+            prepare_bytes: Preparing::NEEDED_BYTES - 1,
+            prepare_threads: 3,
+            ..ServiceOptions::default()
+        };
+        let encoder = Arc::new(Preparing::new(Faulty::default(), Duration::ZERO));
+        let service =
+            EncoderService::new(Arc::clone(&encoder) as Arc<dyn Encoder>, options).unwrap();
+        let ticket = service.submit(payloads(100..150)).unwrap();
+        service.flush();
+        assert!(ticket.wait().iter().all(std::result::Result::is_ok));
+        assert_eq!(encoder.max_at_work.load(Ordering::SeqCst), 1);
+        assert_eq!(service.stats().max_prepared_bytes, Preparing::NEEDED_BYTES);
+        drop(service.submit(payloads(0..50)).unwrap());
+        drop(service);
+    });
+}
+
+/// Fails every call above a size for lack of memory, and every call once its device is gone.
+struct Device {
+    capacity: usize,
+    lost: std::sync::atomic::AtomicBool,
+    calls: Mutex<Vec<usize>>,
+}
+
+impl Device {
+    fn new(capacity: usize) -> Arc<Device> {
+        Arc::new(Device {
+            capacity,
+            lost: std::sync::atomic::AtomicBool::new(false),
+            calls: Mutex::default(),
+        })
+    }
+}
+
+impl Encoder for Device {
+    fn code_len(&self) -> CodeLen {
+        len()
+    }
+
+    fn model_id(&self) -> &str {
+        "device"
+    }
+
+    fn encode(&self, batch: &[Payload]) -> Result<Vec<Answer>> {
+        self.calls.lock().push(batch.len());
+        if self.lost.load(Ordering::SeqCst) {
+            return Err(ErrorKind::DeviceLost("illegal memory access".to_owned()).into());
+        }
+        if batch.len() > self.capacity {
+            return Err(ErrorKind::DeviceMemory("tried to allocate 2 GB".to_owned()).into());
+        }
+        Faulty::default().encode(batch)
+    }
+}
+
+#[test]
+fn memory_of_the_device_is_exceeded_once() {
+    within_seconds(60, || {
+        let device = Device::new(20);
+        let encoder = Arc::clone(&device) as Arc<dyn Encoder>;
+        let service = EncoderService::new(encoder, ServiceOptions::default()).unwrap();
+        let answers = service.submit(payloads(0..640)).unwrap().wait();
+        assert_eq!(answers, (0..640).map(|v| Ok(code(v))).collect::<Vec<_>>());
+        let too_large = device.calls.lock().iter().filter(|&&n| n > 20).count();
+        // 64, then its halves of 32, and never again.
+        assert!((1..=3).contains(&too_large), "{too_large}");
+        assert!(!service.stats().stopped);
+    });
+}
+
+#[test]
+fn a_lost_device_stops_at_once_or_is_replaced() {
+    within_seconds(60, || {
+        let device = Device::new(1000);
+        let encoder = Arc::clone(&device) as Arc<dyn Encoder>;
+        let service = EncoderService::new(encoder, ServiceOptions::default()).unwrap();
+        assert!(service.submit(payloads(0..5)).unwrap().wait()[0].is_ok());
+        device.lost.store(true, Ordering::SeqCst);
+        let answers = service.submit(payloads(0..500)).unwrap().wait();
+        let stages: BTreeSet<String> = answers
+            .iter()
+            .map(|answer| answer.as_ref().unwrap_err().stage.to_string())
+            .collect();
+        assert_eq!(stages, ["stopped".to_owned()].into());
+        assert_eq!(device.calls.lock().len(), 2, "no second try");
+        let error = service.submit(payloads(0..1)).err().unwrap().to_string();
+        assert!(error.contains("illegal memory access"), "{error}");
+
+        let cpu = Device::new(1000);
+        let both = crate::encode::Fallback::new(
+            Arc::clone(&device) as Arc<dyn Encoder>,
+            Arc::clone(&cpu) as Arc<dyn Encoder>,
+        );
+        let both = Arc::new(both.unwrap());
+        let encoder = Arc::clone(&both) as Arc<dyn Encoder>;
+        let service = EncoderService::new(encoder, ServiceOptions::default()).unwrap();
+        let answers = service.submit(payloads(0..500)).unwrap().wait();
+        assert!(answers.iter().all(std::result::Result::is_ok));
+        assert!(both.is_lost());
+        assert_eq!(
+            device.calls.lock().len(),
+            3,
+            "the first device is left alone"
+        );
+
+        let other = Arc::new(Preparing::new(Faulty::default(), Duration::ZERO));
+        assert!(crate::encode::Fallback::new(cpu, other).is_err());
+    });
+}
