@@ -11,7 +11,7 @@
 //! |---|---|
 //! | pictures to batches | `augment` |
 //! | batches to code logits | [`network`] = [`backbone`] + [`hash_head`] |
-//! | targets and loss | [`centers`], [`method`] |
+//! | targets and loss | [`centers`](crate::centers), [`method`] |
 //! | the loop | [`train`](mod@train), with [`adam`] and [`schedule`] |
 //! | the file | [`checkpoint`] |
 //! | the file in use | [`TorchEncoder`] |
@@ -21,7 +21,6 @@
 pub mod adam;
 pub mod augment;
 pub mod backbone;
-pub mod centers;
 pub mod checkpoint;
 pub mod device;
 mod encoder;
@@ -34,7 +33,7 @@ pub mod weights;
 
 pub use augment::{Augment, Normalization};
 pub use backbone::BackboneKind;
-pub use centers::{CentersKind, Codebook};
+pub use crate::centers::{self, CentersKind, Codebook};
 pub use checkpoint::{Checkpoint, ModelConfig};
 pub use device::Device;
 pub use encoder::TorchEncoder;

@@ -20,7 +20,7 @@
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Reduction, Tensor};
 
-use crate::deep::centers::{CentersKind, Codebook};
+use crate::centers::{CentersKind, Codebook};
 use crate::deep::method::{LossTerms, Method};
 use crate::error::{Error, Result};
 
