@@ -171,6 +171,14 @@ impl Codebook {
     }
 }
 
+/// `kind`, or fair coins where it is Hadamard and `bits` is no power of two: what CSQ does.
+pub fn fitting(kind: CentersKind, bits: usize) -> CentersKind {
+    match kind {
+        CentersKind::Hadamard if !bits.is_power_of_two() => CentersKind::Bernoulli,
+        kind => kind,
+    }
+}
+
 fn distance(a: &[f32], b: &[f32]) -> usize {
     a.iter().zip(b).filter(|(a, b)| a != b).count()
 }
