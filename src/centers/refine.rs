@@ -14,7 +14,7 @@ const PRODUCTS: usize = 600_000_000;
 /// Sweeps, at least and at most.
 const SWEEPS: (usize, usize) = (40, 1500);
 /// First and last temperature, in units of the mean change that a flip makes at the start.
-const TEMPERATURES: (f64, f64) = (0.5, 0.002);
+const TEMPERATURES: (f64, f64) = (2.0, 0.02);
 
 /// The codebook after the search. `min_distance` is kept where `start` keeps it.
 ///

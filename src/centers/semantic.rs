@@ -304,28 +304,32 @@ impl<'a> Solver<'a> {
         let n_cycles = self.options.cycles.unwrap_or(if released { 30 } else { 20 });
         let mut best = (self.semantic_loss(), self.h.clone());
         for _ in 0..n_cycles {
-            self.update_proxy();
-            self.update_slack();
-            for i in 0..self.n {
-                let before = self.column(i).to_vec();
-                for _ in 0..self.options.inner {
-                    self.step_column(i);
-                }
-                // The program looks at the distances after the steps of a column.
-                if released && !self.keeps_distance(i) {
-                    self.h[i * self.bits..][..self.bits].copy_from_slice(&before);
-                }
-                self.update_multipliers(i);
-                if !released {
-                    self.judge(&mut best);
-                }
-            }
-            if released {
-                self.judge(&mut best);
-            }
+            self.cycle(Some(&mut best));
         }
         let entries = best.1.iter().map(|&entry| entry as f32).collect();
         Codebook::from_entries(self.bits, entries).expect("every entry is a sign")
+    }
+
+    /// One cycle. `best` is kept up after every column, in the program after the cycle.
+    fn cycle(&mut self, mut best: Option<&mut (f64, Vec<f64>)>) {
+        let released = self.options.variant == Variant::Released;
+        self.update_proxy();
+        self.update_slack();
+        for i in 0..self.n {
+            let before = self.column(i).to_vec();
+            for _ in 0..self.options.inner {
+                self.step_column(i);
+            }
+            // The program looks at the distances after the steps of a column.
+            if released && !self.keeps_distance(i) {
+                self.h[i * self.bits..][..self.bits].copy_from_slice(&before);
+            }
+            self.update_multipliers(i);
+            let judged = !released || i + 1 == self.n;
+            if let (true, Some(best)) = (judged, best.as_deref_mut()) {
+                self.judge(best);
+            }
+        }
     }
 
     /// Keeps the codebook of now in `best` if it is feasible and better.

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::centers::semantic::{SemanticOptions, Variant};
-use crate::centers::{ClassSimilarity, Codebook};
+use crate::centers::ClassSimilarity;
 use crate::error::{Error, Result};
 
 /// Settings of SHC.
@@ -168,12 +168,4 @@ fn normalize(row: &mut [f64]) {
 fn symmetrized(s: &[f64], n: usize) -> Vec<f64> {
     let turned = |at: usize| s[at % n * n + at / n];
     (0..n * n).map(|at| (s[at] + turned(at)) / 2.0).collect()
-}
-
-/// Where stage 1 and 2 of a run left off: what stage 3 pulls towards.
-pub(crate) struct Stages {
-    /// S, if stage 1 made it.
-    pub similarity: Option<ClassSimilarity>,
-    /// The centers of stage 2.
-    pub codebook: Codebook,
 }
