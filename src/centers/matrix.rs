@@ -160,7 +160,10 @@ fn digest(n: usize, bytes: impl Iterator<Item = [u8; 8]>) -> String {
         digest.update(number);
     }
     let digest = digest.finalize();
-    digest[..6].iter().map(|byte| format!("{byte:02x}")).collect()
+    digest[..6]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// As its digest: options are recorded in every model, and a matrix would fill it.
@@ -174,7 +177,10 @@ impl Serialize for ClassSimilarity {
 /// As its digest: options are recorded in every model, and a matrix would fill it.
 impl Serialize for ClassDistances {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let bytes = self.entries.iter().map(|&entry| f64::from(entry).to_le_bytes());
+        let bytes = self
+            .entries
+            .iter()
+            .map(|&entry| f64::from(entry).to_le_bytes());
         serializer.serialize_str(&digest(self.n, bytes))
     }
 }

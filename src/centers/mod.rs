@@ -106,12 +106,7 @@ impl Codebook {
     ///
     /// # Errors
     /// As [`Codebook::new`].
-    pub fn seeded(
-        kind: CentersKind,
-        n_classes: usize,
-        bits: usize,
-        seed: u64,
-    ) -> Result<Codebook> {
+    pub fn seeded(kind: CentersKind, n_classes: usize, bits: usize, seed: u64) -> Result<Codebook> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         Codebook::new(kind, n_classes, bits, &mut rng)
     }

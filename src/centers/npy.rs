@@ -63,7 +63,10 @@ fn parse(bytes: &[u8]) -> Result<Matrix<f64>, String> {
         .split(',')
         .map(str::trim)
         .filter(|size| !size.is_empty())
-        .map(|size| size.parse::<usize>().map_err(|error| format!("shape: {error}")))
+        .map(|size| {
+            size.parse::<usize>()
+                .map_err(|error| format!("shape: {error}"))
+        })
         .collect::<Result<Vec<_>, _>>()?;
     let [rows, columns] = shape[..] else {
         return Err(format!("expected a matrix, found the shape {shape:?}"));
@@ -94,7 +97,10 @@ fn parse(bytes: &[u8]) -> Result<Matrix<f64>, String> {
 /// The value of `name` in the header's dictionary, up to the comma that ends it.
 fn field<'a>(header: &'a str, name: &str) -> Result<&'a str, String> {
     let missing = || format!("expected {name} in the header, found {header:?}");
-    let after = header.split_once(&format!("'{name}':")).ok_or_else(missing)?.1;
+    let after = header
+        .split_once(&format!("'{name}':"))
+        .ok_or_else(missing)?
+        .1;
     let after = after.trim_start();
     let end = match after.starts_with('(') {
         true => after.find(')').ok_or_else(missing)? + 1,
@@ -177,9 +183,20 @@ mod tests {
             bytes.splice(at..at + 5, *b"True ");
             bytes
         };
-        assert_eq!(parse(&turned("|i1", &[1, 2, 3, 4])).unwrap().2, [1.0, 3.0, 2.0, 4.0]);
-        assert!(parse(&turned("<c16", &[0; 64])).unwrap_err().contains("found <c16"));
-        assert!(parse(&turned("<f4", &[0; 15])).unwrap_err().contains("4 numbers of 4 bytes"));
+        assert_eq!(
+            parse(&turned("|i1", &[1, 2, 3, 4])).unwrap().2,
+            [1.0, 3.0, 2.0, 4.0]
+        );
+        assert!(
+            parse(&turned("<c16", &[0; 64]))
+                .unwrap_err()
+                .contains("found <c16")
+        );
+        assert!(
+            parse(&turned("<f4", &[0; 15]))
+                .unwrap_err()
+                .contains("4 numbers of 4 bytes")
+        );
         assert!(parse(b"PK\x03\x04").unwrap_err().contains("another format"));
         for length in 6..80 {
             assert!(parse(&float_bytes(2, &[1.0; 4])[..length]).is_err());

@@ -68,23 +68,19 @@ pub fn refine(
     let mut best = columns.clone();
     for sweep in 0..n_sweeps {
         let share = sweep as f64 / (n_sweeps - 1) as f64;
-        let temperature =
-            unit * TEMPERATURES.0 * (TEMPERATURES.1 / TEMPERATURES.0).powf(share);
+        let temperature = unit * TEMPERATURES.0 * (TEMPERATURES.1 / TEMPERATURES.0).powf(share);
         // The last sweep only goes down.
         let last = sweep + 1 == n_sweeps;
         order.shuffle(rng);
         for &at in &order {
             let (i, bit) = (at / bits, at % bits);
             let worse = step(&columns, &residual, i, bit);
-            if worse >= 0.0
-                && (last || rng.random::<f64>() >= (-worse / temperature).exp())
-            {
+            if worse >= 0.0 && (last || rng.random::<f64>() >= (-worse / temperature).exp()) {
                 continue;
             }
             let sign = columns[bit][i];
-            let near = (0..n).any(|j| {
-                j != i && sign * columns[bit][j] < 0.0 && gram[i * n + j] + 2 > gram_max
-            });
+            let near = (0..n)
+                .any(|j| j != i && sign * columns[bit][j] < 0.0 && gram[i * n + j] + 2 > gram_max);
             if near {
                 continue;
             }

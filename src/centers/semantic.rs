@@ -290,7 +290,11 @@ impl<'a> Solver<'a> {
             n,
             bits,
             bound: bits as f64 - 2.0 * min_distance as f64,
-            h: start.entries().iter().map(|&entry| f64::from(entry)).collect(),
+            h: start
+                .entries()
+                .iter()
+                .map(|&entry| f64::from(entry))
+                .collect(),
             m: vec![0.0; n * bits],
             lambda: vec![options.lambda; n * bits],
             alpha: vec![0.0; n * n],
@@ -301,7 +305,10 @@ impl<'a> Solver<'a> {
     /// The best codebook on the way that keeps the distance.
     fn solve(mut self) -> Codebook {
         let released = self.options.variant == Variant::Released;
-        let n_cycles = self.options.cycles.unwrap_or(if released { 30 } else { 20 });
+        let n_cycles = self
+            .options
+            .cycles
+            .unwrap_or(if released { 30 } else { 20 });
         let mut best = (self.semantic_loss(), self.h.clone());
         for _ in 0..n_cycles {
             self.cycle(Some(&mut best));
@@ -411,14 +418,15 @@ impl<'a> Solver<'a> {
         let mut distances = vec![0.0; bits];
         for j in 0..n {
             let m = &self.m[j * bits..][..bits];
-            let weight = 2.0 / (k * k) * dot(m, self.column(i)) - 2.0 / k * self.similarity.get(j, i);
+            let weight =
+                2.0 / (k * k) * dot(m, self.column(i)) - 2.0 / k * self.similarity.get(j, i);
             axpy(&mut gradient, weight, m);
             if j == i {
                 continue;
             }
             let at = i * n + j;
-            let mut weight = 2.0 * mu - 2.0 * self.alpha[at]
-                - 2.0 * beta * (self.bound - self.slack[at]);
+            let mut weight =
+                2.0 * mu - 2.0 * self.alpha[at] - 2.0 * beta * (self.bound - self.slack[at]);
             if released {
                 axpy(&mut distances, 2.0 * beta * k, self.column(i));
             } else {
@@ -458,7 +466,9 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 }
 
 fn axpy(to: &mut [f64], weight: f64, from: &[f64]) {
-    to.iter_mut().zip(from).for_each(|(to, from)| *to += weight * from);
+    to.iter_mut()
+        .zip(from)
+        .for_each(|(to, from)| *to += weight * from);
 }
 
 /// The lower factor L of a positive definite `n x n` matrix, in place.

@@ -118,7 +118,9 @@ fn from_hadamard(
     rows.truncate(n_classes);
     let signs = super::coins(bits, rng);
     for row in &mut rows {
-        row.iter_mut().zip(&signs).for_each(|(entry, sign)| *entry *= sign);
+        row.iter_mut()
+            .zip(&signs)
+            .for_each(|(entry, sign)| *entry *= sign);
     }
     Some(rows)
 }
@@ -194,8 +196,15 @@ mod tests {
             (196, [2, 3, 4, 7, 10, 16, 23, 36, 51, 108]),
             (555, [1, 2, 3, 6, 9, 15, 21, 35, 49, 106]),
         ] {
-            for (bits, d) in [8, 12, 16, 24, 32, 48, 64, 96, 128, 256].into_iter().zip(row) {
-                assert_eq!(gilbert_varshamov(n_classes, bits), d, "{n_classes} x {bits}");
+            for (bits, d) in [8, 12, 16, 24, 32, 48, 64, 96, 128, 256]
+                .into_iter()
+                .zip(row)
+            {
+                assert_eq!(
+                    gilbert_varshamov(n_classes, bits),
+                    d,
+                    "{n_classes} x {bits}"
+                );
             }
         }
         // 1 + 4 = 5 codes within distance 1 of 16: 3.2 classes; equality at 2^4 / 16.
@@ -215,7 +224,9 @@ mod tests {
             assert!(book.min_distance() >= d, "{} < {d}", book.min_distance());
         }
         for (n_classes, bits, d) in [(100, 16, 9), (10, 8, 6), (5, 16, 17), (300, 8, 1)] {
-            let error = separated(n_classes, bits, d, &mut rng).unwrap_err().to_string();
+            let error = separated(n_classes, bits, d, &mut rng)
+                .unwrap_err()
+                .to_string();
             assert!(error.contains("use more bits"), "{error}");
         }
     }

@@ -370,9 +370,7 @@ impl TensorFile {
             .tensor(name)
             .ok()
             .filter(|view| view.dtype() == Dtype::F32)
-            .ok_or_else(|| {
-                self.corrupt(format!("expected a float32 tensor {name}, found none"))
-            })?;
+            .ok_or_else(|| self.corrupt(format!("expected a float32 tensor {name}, found none")))?;
         let (chunks, _) = view.data().as_chunks::<4>();
         let values = chunks.iter().map(|bytes| f32::from_le_bytes(*bytes));
         Ok((view.shape().to_vec(), values.collect()))

@@ -55,13 +55,23 @@ pub(crate) fn svg(entries: &[TrainProgress]) -> String {
          <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
     );
     panel(&mut out, "loss", TOP, steps, &losses);
-    panel(&mut out, "accuracy and validation", 2.0 * TOP + PANEL, steps, &figures);
+    panel(
+        &mut out,
+        "accuracy and validation",
+        2.0 * TOP + PANEL,
+        steps,
+        &figures,
+    );
     out.push_str("</svg>\n");
     out
 }
 
 fn panel(out: &mut String, title: &str, top: f64, steps: f64, lines: &[Line]) {
-    let values = || lines.iter().flat_map(|line| line.1.iter().map(|point| point.1));
+    let values = || {
+        lines
+            .iter()
+            .flat_map(|line| line.1.iter().map(|point| point.1))
+    };
     let low = values().fold(0.0, f64::min);
     let high = values().fold(f64::MIN_POSITIVE, f64::max);
     let width = WIDTH - LEFT - RIGHT;

@@ -112,7 +112,13 @@ impl HashHead {
             false => None,
         };
         let norm = match kind.norm {
-            true => Some(BatchNorm::new(weights, "head.norm", Group::Head, bits, rng)?),
+            true => Some(BatchNorm::new(
+                weights,
+                "head.norm",
+                Group::Head,
+                bits,
+                rng,
+            )?),
             false => None,
         };
         Ok(HashHead { weight, bias, norm })
@@ -138,10 +144,7 @@ impl HashHead {
     /// # Errors
     /// `Unsupported` for a head without normalization; `InvalidArgument` for fewer than two rows; an
     /// error of `features`; `Torch`. The head is unchanged then.
-    pub fn adapt(
-        &mut self,
-        features: &mut dyn Iterator<Item = Result<Tensor>>,
-    ) -> Result<usize> {
+    pub fn adapt(&mut self, features: &mut dyn Iterator<Item = Result<Tensor>>) -> Result<usize> {
         let _no_grad = tch::no_grad_guard();
         let Some(norm) = &mut self.norm else {
             return Err(ErrorKind::Unsupported(
@@ -157,9 +160,7 @@ impl HashHead {
                 .f_linear(&self.weight, self.bias.as_ref())?
                 .f_to_kind(Kind::Double)?;
             n_rows += outputs.size()[0];
-            let sum = |values: &Tensor| {
-                values.f_sum_dim_intlist(&[0i64][..], false, Kind::Double)
-            };
+            let sum = |values: &Tensor| values.f_sum_dim_intlist(&[0i64][..], false, Kind::Double);
             let (origin, sum_before, squares_before) = match sums.take() {
                 Some(sums) => sums,
                 None => {
@@ -170,7 +171,10 @@ impl HashHead {
             };
             let apart = outputs.f_sub(&origin)?;
             let squares = sum(&apart.f_mul(&apart)?)?;
-            let (sum, squares) = (sum_before.f_add(&sum(&apart)?)?, squares_before.f_add(&squares)?);
+            let (sum, squares) = (
+                sum_before.f_add(&sum(&apart)?)?,
+                squares_before.f_add(&squares)?,
+            );
             sums = Some((origin, sum, squares));
         }
         let (Some((origin, sum, squares)), true) = (sums, n_rows > 1) else {
@@ -182,8 +186,11 @@ impl HashHead {
         let spread = squares.f_sub(&mean.f_mul(&sum)?)?.f_clamp_min(0.0)?;
         norm.running_mean
             .f_copy_(&origin.f_add(&mean)?.f_to_kind(Kind::Float)?)?;
-        norm.running_var
-            .f_copy_(&spread.f_div_scalar((n_rows - 1) as f64)?.f_to_kind(Kind::Float)?)?;
+        norm.running_var.f_copy_(
+            &spread
+                .f_div_scalar((n_rows - 1) as f64)?
+                .f_to_kind(Kind::Float)?,
+        )?;
         let _ = norm.weight.f_fill_(1.0)?;
         let _ = norm.bias.f_fill_(0.0)?;
         Ok(n_rows as usize)

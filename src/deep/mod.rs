@@ -45,9 +45,9 @@ pub mod train;
 pub mod validation;
 pub mod weights;
 
+pub use crate::centers::{self, CentersKind, Codebook};
 pub use augment::{Augment, Normalization};
 pub use backbone::BackboneKind;
-pub use crate::centers::{self, CentersKind, Codebook};
 pub use checkpoint::{Checkpoint, ModelConfig, SelectionRecord};
 pub use device::Device;
 pub use encoder::TorchEncoder;

@@ -56,10 +56,7 @@ impl DeepHashNet {
     ///
     /// # Errors
     /// As [`HashHead::adapt`].
-    pub fn adapt(
-        &mut self,
-        pictures: &mut dyn Iterator<Item = Result<Tensor>>,
-    ) -> Result<usize> {
+    pub fn adapt(&mut self, pictures: &mut dyn Iterator<Item = Result<Tensor>>) -> Result<usize> {
         let _no_grad = tch::no_grad_guard();
         let backbone = &self.backbone;
         let mut features = pictures.map(|batch| backbone.forward(&batch?, false));

@@ -52,20 +52,37 @@ impl TrainOptions {
             return Ok(());
         }
         let cosine = |floor| Schedule::Cosine { warmup: 0.0, floor };
-        let step = |every_epochs, gamma| Schedule::Step { every_epochs, gamma };
+        let step = |every_epochs, gamma| Schedule::Step {
+            every_epochs,
+            gamma,
+        };
         let (optimizer, lr, scale, decay, schedule, epochs, batch) = match &mut self.method {
             // Supplement C.1 and the authors' code.
             MethodConfig::OrthoHash(config) => {
                 config.margin = 0.2;
                 config.centers = CentersKind::Bernoulli;
-                (OptimizerKind::ADAM, 1e-4, 0.1, 5e-4, step(80, 0.1), 100, 256)
+                (
+                    OptimizerKind::ADAM,
+                    1e-4,
+                    0.1,
+                    5e-4,
+                    step(80, 0.1),
+                    100,
+                    256,
+                )
             }
             // Section 4.4, CIFAR-100; the paper has 1e-4 for its other sets. The program has its own.
             MethodConfig::Shc(config) => match config.variant {
                 Variant::Paper => (OptimizerKind::RMSPROP, 7e-5, 1.0, 0.0, cosine(0.0), 300, 64),
-                Variant::Released => {
-                    (OptimizerKind::RMSPROP, 1e-4, 1.0, 1e-5, cosine(1e-3), 100, 64)
-                }
+                Variant::Released => (
+                    OptimizerKind::RMSPROP,
+                    1e-4,
+                    1.0,
+                    1e-5,
+                    cosine(1e-3),
+                    100,
+                    64,
+                ),
             },
             // The authors' code with ResNet-50.
             MethodConfig::Csq(config) => {
@@ -73,9 +90,15 @@ impl TrainOptions {
                 (OptimizerKind::ADAM, 1e-3, 0.01, 0.0, step(10, 0.7), 90, 64)
             }
             // The authors' code.
-            MethodConfig::Dpn(_) => {
-                (OptimizerKind::SGD, 1e-4, 1.0, 5e-4, step(100, 0.1), 200, 256)
-            }
+            MethodConfig::Dpn(_) => (
+                OptimizerKind::SGD,
+                1e-4,
+                1.0,
+                5e-4,
+                step(100, 0.1),
+                200,
+                256,
+            ),
             // The authors' code for CIFAR; the number of epochs is ours.
             MethodConfig::GreedyHash(_) => {
                 (OptimizerKind::SGD, 1e-3, 1.0, 5e-4, step(30, 0.1), 90, 32)
@@ -83,11 +106,20 @@ impl TrainOptions {
             // A well-known implementation; epochs and batch are ours.
             MethodConfig::HashNet(config) => {
                 config.continuation_epochs = 20;
-                (OptimizerKind::RMSPROP, 1e-5, 1.0, 0.0, Schedule::Constant, 150, 64)
+                (
+                    OptimizerKind::RMSPROP,
+                    1e-5,
+                    1.0,
+                    0.0,
+                    Schedule::Constant,
+                    150,
+                    64,
+                )
             }
             MethodConfig::Shrewd(_) => {
                 return Err(ErrorKind::Unsupported(
-                    "the published recipe of shrewd could not be read; use the recipe default".into(),
+                    "the published recipe of shrewd could not be read; use the recipe default"
+                        .into(),
                 )
                 .into());
             }

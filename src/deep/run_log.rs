@@ -126,6 +126,9 @@ impl Log {
             .lines()
             .filter_map(|line| serde_json::from_str(line).ok())
             .collect();
-        write_atomically(&path.with_extension("svg"), curves::svg(&entries).as_bytes())
+        write_atomically(
+            &path.with_extension("svg"),
+            curves::svg(&entries).as_bytes(),
+        )
     }
 }

@@ -52,8 +52,16 @@ impl RunState {
         let mut tensors: Vec<_> = weights
             .map(|(name, tensor)| (format!("weights.{name}"), tensor))
             .collect();
-        for entry in fit.method.weights().into_iter().flat_map(|own| own.entries()) {
-            tensors.push((format!("method.{}", entry.name), entry.tensor.shallow_clone()));
+        for entry in fit
+            .method
+            .weights()
+            .into_iter()
+            .flat_map(|own| own.entries())
+        {
+            tensors.push((
+                format!("method.{}", entry.name),
+                entry.tensor.shallow_clone(),
+            ));
         }
         if let Some(codebook) = &fit.codebook {
             let shape = [codebook.n_classes() as i64, codebook.bits() as i64];

@@ -40,7 +40,10 @@ impl FromStr for Schedule {
             let (epochs, gamma) = rest.split_once(':')?;
             Some(Schedule::Step {
                 every_epochs: epochs.parse().ok().filter(|&epochs| epochs > 0)?,
-                gamma: gamma.parse().ok().filter(|gamma| (0.0..=1.0).contains(gamma))?,
+                gamma: gamma
+                    .parse()
+                    .ok()
+                    .filter(|gamma| (0.0..=1.0).contains(gamma))?,
             })
         };
         match text {

@@ -178,7 +178,9 @@ impl TrainOptions {
             return refuse(format!("{name} has no hash centers, got some"));
         }
         if self.semantic_centers.is_some() && self.method.centers().is_none() {
-            return refuse(format!("{name} takes no semantic centers; orthohash, csq and dpn do"));
+            return refuse(format!(
+                "{name} takes no semantic centers; orthohash, csq and dpn do"
+            ));
         }
         if similarity.is_some() && (self.stages().is_none() || centers.is_some()) {
             return refuse(format!(
@@ -298,7 +300,11 @@ pub fn train(
         device::set_threads(n_threads);
     }
     let pictures = &dataset.train;
-    let labels: Vec<i64> = pictures.labels.iter().map(|&label| i64::from(label)).collect();
+    let labels: Vec<i64> = pictures
+        .labels
+        .iter()
+        .map(|&label| i64::from(label))
+        .collect();
     let (rows, held_back) = split(&labels, &dataset.class_names, options)?;
     let normalization = Normalization::measure(pictures);
     let config = describe(dataset, options, normalization.clone())?;
@@ -325,7 +331,10 @@ pub fn train(
     }
     if !options.resume {
         // Files of another run must not be what a later resume finds.
-        for path in [state_path(&options.out), stages::classifier_state(&options.out)] {
+        for path in [
+            state_path(&options.out),
+            stages::classifier_state(&options.out),
+        ] {
             remove_if_there(&path)?;
         }
     }
@@ -399,7 +408,11 @@ fn codebook(
     if options.resume && state.exists() {
         return Ok(Some(Some(RunState::codebook(&state)?)));
     }
-    let codebook = match (&options.given.centers, options.stages(), options.method.centers()) {
+    let codebook = match (
+        &options.given.centers,
+        options.stages(),
+        options.method.centers(),
+    ) {
         (Some(codebook), _, _) => codebook.clone(),
         (None, Some(config), _) => {
             let similarity = match &options.given.similarity {
@@ -569,7 +582,13 @@ impl Run<'_> {
                     log.flush()?;
                     fit.model.config.epochs_done = epoch + 1;
                     let chosen = fit.validation.as_ref().map(|validation| &validation.metric);
-                    state.finish_epoch(fit.saves_model, &mut fit.model, chosen, validated, options)?;
+                    state.finish_epoch(
+                        fit.saves_model,
+                        &mut fit.model,
+                        chosen,
+                        validated,
+                        options,
+                    )?;
                 }
             }
         }

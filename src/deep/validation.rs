@@ -94,7 +94,9 @@ impl Selection {
             return refuse("epochs between validations and patience start at 1");
         }
         if self.paper_protocol && self.validation_share > 0.0 {
-            return refuse("the paper protocol selects on the test queries; leave out the validation share");
+            return refuse(
+                "the paper protocol selects on the test queries; leave out the validation share",
+            );
         }
         if self.paper_protocol && self.by == SelectBy::Loss {
             return refuse("the paper protocol selects by map");
@@ -237,7 +239,10 @@ impl Validation {
             false => (
                 pictures(&dataset.train, every_other(0))?,
                 pictures(&dataset.train, every_other(1))?,
-                format!("{} pictures held back from the train split", held_back.len()),
+                format!(
+                    "{} pictures held back from the train split",
+                    held_back.len()
+                ),
             ),
         };
         if query.rows.is_empty() || database.rows.is_empty() {

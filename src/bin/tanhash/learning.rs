@@ -59,7 +59,10 @@ fn set_method(method: &mut MethodConfig, args: &Args) -> Result<()> {
         ("scale", args.scale.is_some()),
         ("quantization-weight", args.quantization_weight.is_some()),
         ("weakly-supervised", args.weakly_supervised),
-        ("classification-weight", args.classification_weight.is_some()),
+        (
+            "classification-weight",
+            args.classification_weight.is_some(),
+        ),
         ("similarity-weight", args.similarity_weight.is_some()),
         ("kl-weight", args.kl_weight.is_some()),
         ("alpha", args.alpha.is_some()),
@@ -74,8 +77,9 @@ fn set_method(method: &mut MethodConfig, args: &Args) -> Result<()> {
         MethodConfig::OrthoHash(config) => {
             uses(&["margin", "margin-kind", "scale", "quantization-weight"]);
             config.margin = args.margin.unwrap_or(config.margin);
-            config.quantization_weight =
-                args.quantization_weight.unwrap_or(config.quantization_weight);
+            config.quantization_weight = args
+                .quantization_weight
+                .unwrap_or(config.quantization_weight);
             config.centers = codebook.unwrap_or(config.centers);
             if let Some(kind) = &args.margin_kind {
                 config.margin_kind = kind.parse()?;
@@ -86,14 +90,16 @@ fn set_method(method: &mut MethodConfig, args: &Args) -> Result<()> {
         }
         MethodConfig::Shc(config) => {
             uses(&["quantization-weight"]);
-            config.quantization_weight =
-                args.quantization_weight.unwrap_or(config.quantization_weight);
+            config.quantization_weight = args
+                .quantization_weight
+                .unwrap_or(config.quantization_weight);
             set_stages(config, args);
         }
         MethodConfig::Csq(config) => {
             uses(&["quantization-weight"]);
-            config.quantization_weight =
-                args.quantization_weight.unwrap_or(config.quantization_weight);
+            config.quantization_weight = args
+                .quantization_weight
+                .unwrap_or(config.quantization_weight);
             config.centers = codebook.unwrap_or(config.centers);
         }
         MethodConfig::Dpn(config) => {
@@ -108,8 +114,9 @@ fn set_method(method: &mut MethodConfig, args: &Args) -> Result<()> {
         MethodConfig::HashNet(config) => {
             uses(&["alpha", "continuation-epochs"]);
             config.alpha = args.alpha.unwrap_or(config.alpha);
-            config.continuation_epochs =
-                args.continuation_epochs.unwrap_or(config.continuation_epochs);
+            config.continuation_epochs = args
+                .continuation_epochs
+                .unwrap_or(config.continuation_epochs);
         }
         MethodConfig::Shrewd(config) => {
             uses(&[
@@ -119,8 +126,9 @@ fn set_method(method: &mut MethodConfig, args: &Args) -> Result<()> {
                 "kl-weight",
             ]);
             config.weakly_supervised = args.weakly_supervised;
-            config.classification_weight =
-                args.classification_weight.unwrap_or(config.classification_weight);
+            config.classification_weight = args
+                .classification_weight
+                .unwrap_or(config.classification_weight);
             config.similarity_weight = args.similarity_weight.unwrap_or(config.similarity_weight);
             config.kl_weight = args.kl_weight.unwrap_or(config.kl_weight);
         }
@@ -165,7 +173,10 @@ fn set_given(options: &mut TrainOptions, args: &Args) -> Result<()> {
             name.parse::<CentersKind>()
                 .with_context(|| format!("expected shc or a .npy file too, got {name:?}"))?;
             if options.method.centers().is_none() {
-                bail!("the method {} takes no {name} centers", options.method.name());
+                bail!(
+                    "the method {} takes no {name} centers",
+                    options.method.name()
+                );
             }
         }
     }

@@ -80,12 +80,10 @@ fn cycles_go_as_recorded() {
 
 /// Classes in groups of four: alike within a group.
 fn groups(n_classes: usize) -> ClassSimilarity {
-    let entries = (0..n_classes * n_classes).map(|at| {
-        match (at / n_classes, at % n_classes) {
-            (a, b) if a == b => 1.0,
-            (a, b) if a / 4 == b / 4 => 0.5,
-            _ => 0.0,
-        }
+    let entries = (0..n_classes * n_classes).map(|at| match (at / n_classes, at % n_classes) {
+        (a, b) if a == b => 1.0,
+        (a, b) if a / 4 == b / 4 => 0.5,
+        _ => 0.0,
     });
     ClassSimilarity::new(n_classes, entries.collect()).unwrap()
 }
@@ -110,7 +108,10 @@ fn results_keep_the_distance_and_report_what_they_are() {
             assert_eq!(report.s_loss, s_loss(&similarity, &made.codebook));
             assert!(report.s_loss_before_refine <= report.s_loss_start);
             // Random centers are at about 1 / bits for each pair; the search gets well below the solver.
-            assert!(report.s_loss < 0.7 * report.s_loss_before_refine, "{report:?}");
+            assert!(
+                report.s_loss < 0.7 * report.s_loss_before_refine,
+                "{report:?}"
+            );
             let again = semantic_centers(&similarity, bits, &options, 1).unwrap();
             assert_eq!(again.codebook, made.codebook);
             let unrefined = SemanticOptions {

@@ -106,16 +106,20 @@ impl Method for Central {
             .f_softplus()?
             .f_sub(&twice.f_mul(&bits)?)?
             .f_mean(Kind::Float)?;
-        LossTerms::new().with("classification", 1.0, &central)?.with(
-            "quantization",
-            self.quantization_weight,
-            &quantization(&logits.f_tanh()?)?,
-        )
+        LossTerms::new()
+            .with("classification", 1.0, &central)?
+            .with(
+                "quantization",
+                self.quantization_weight,
+                &quantization(&logits.f_tanh()?)?,
+            )
     }
 
     fn accuracy(&self, logits: &Tensor, targets: &Tensor) -> Result<Option<f64>> {
         super::check_batch(logits, targets, self.bits, self.n_classes)?;
-        let products = logits.f_tanh()?.f_matmul(&self.centers.f_transpose(0, 1)?)?;
+        let products = logits
+            .f_tanh()?
+            .f_matmul(&self.centers.f_transpose(0, 1)?)?;
         Ok(Some(super::top_share(&products, targets)?))
     }
 }

@@ -23,8 +23,8 @@
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::centers::semantic::{SemanticOptions, Variant};
 use crate::centers::ClassSimilarity;
+use crate::centers::semantic::{SemanticOptions, Variant};
 use crate::error::{Error, Result};
 
 /// Settings of SHC.
@@ -113,7 +113,9 @@ impl SimilarityBuilder {
             let class = class as usize;
             self.counts[class] += 1;
             let sums = &mut self.sums[class * n..][..n];
-            sums.iter_mut().zip(row).for_each(|(sum, share)| *sum += share);
+            sums.iter_mut()
+                .zip(row)
+                .for_each(|(sum, share)| *sum += share);
         }
         Ok(())
     }
@@ -159,9 +161,15 @@ impl SimilarityBuilder {
 /// Eq. 8. A row of equal entries says nothing and becomes 0.
 fn normalize(row: &mut [f64]) {
     let mean = row.iter().sum::<f64>() / row.len() as f64;
-    let widest = row.iter().fold(0.0, |widest: f64, s| widest.max((s - mean).abs()));
+    let widest = row
+        .iter()
+        .fold(0.0, |widest: f64, s| widest.max((s - mean).abs()));
     for s in row {
-        *s = if widest > 0.0 { (*s - mean) / widest } else { 0.0 };
+        *s = if widest > 0.0 {
+            (*s - mean) / widest
+        } else {
+            0.0
+        };
     }
 }
 

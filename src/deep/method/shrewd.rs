@@ -208,7 +208,11 @@ impl Shrewd {
         let draws = (0..n * self.bits).map(|_| {
             let draw: f64 = rng.sample(beta);
             // Shapes far below 1 can underflow in the sampler; such a draw is at one of the ends.
-            if draw.is_finite() { draw.clamp(0.0, 1.0) as f32 } else { 0.0 }
+            if draw.is_finite() {
+                draw.clamp(0.0, 1.0) as f32
+            } else {
+                0.0
+            }
         });
         Ok(Tensor::f_from_slice(&draws.collect::<Vec<f32>>())?
             .f_view([n, self.bits])?

@@ -74,19 +74,27 @@ pub fn run(args: Args, common: Common) -> Result<()> {
         (made.codebook, Some(made.report))
     } else {
         let kind: CentersKind = args.method.parse().with_context(|| {
-            format!("expected the method shc, max-hd, bernoulli or hadamard, got {:?}", args.method)
+            format!(
+                "expected the method shc, max-hd, bernoulli or hadamard, got {:?}",
+                args.method
+            )
         })?;
         if args.min_distance.is_some() || args.restarts.is_some() || args.no_refine {
             bail!("expected the method shc with its options, got {kind}");
         }
-        (Codebook::seeded(kind, n_classes, args.bits, common.seed)?, None)
+        (
+            Codebook::seeded(kind, n_classes, args.bits, common.seed)?,
+            None,
+        )
     };
     if let Some(out) = &args.out {
         std::fs::write(out, npy::codebook_bytes(&codebook))
             .with_context(|| out.display().to_string())?;
     }
     let seconds = started.elapsed().as_secs_f64();
-    let loss = similarity.as_ref().map(|similarity| s_loss(similarity, &codebook));
+    let loss = similarity
+        .as_ref()
+        .map(|similarity| s_loss(similarity, &codebook));
     let gv_distance = gilbert_varshamov(n_classes, args.bits);
     if common.json {
         return output::json(&json!({
