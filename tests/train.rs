@@ -10,7 +10,7 @@ use tanhash::data::{Dataset, PictureSet, PictureShape};
 use tanhash::deep::checkpoint::state_path;
 use tanhash::deep::{
     Device, MethodConfig, Recipe, SelectBy, Selection, TorchEncoder, TrainOptions, TrainProgress,
-    TrainSummary, train,
+    TrainSummary, adapt, train,
 };
 use tanhash::encode::EncodeStage;
 use tanhash::eval::{Cutoff, Protocol, evaluate};
@@ -441,6 +441,35 @@ fn classes_that_cannot_be_learned_are_refused() {
         o.selection.patience_epochs = Some(2)
     });
     assert!(text.contains("validation share"), "{text}");
+}
+
+#[test]
+fn a_model_adapts_to_another_database() {
+    let (dir, path) = trained();
+    // The same stripes, but darker: without adapting, few bits tell them apart.
+    let mut darker = pictures(200, 3);
+    darker.pixels.iter_mut().for_each(|pixel| *pixel /= 3);
+    let out = dir.path().join("adapted");
+    let model_id = adapt(&path, &darker, &out, Device::Cpu).unwrap();
+    assert_ne!(model_id, encoder(&path).model_id());
+    assert_eq!(model_id, encoder(&out).model_id());
+    let imbalance = |path: &Path| {
+        let codes = codes(path, &darker);
+        let n_on = |bit: usize| (0..200).filter(|&i| codes.get(i).words()[0] >> bit & 1 == 1);
+        let apart = |bit| (n_on(bit).count() as f64 / 200.0 - 0.5).abs();
+        (0..32).map(apart).sum::<f64>() / 32.0
+    };
+    let (before, after) = (imbalance(&path), imbalance(&out));
+    assert!(after < 0.5 * before, "{before} to {after}");
+
+    let mut options = short("csq", &dir.path().join("csq"));
+    options.epochs = 1;
+    run(&options);
+    let error = adapt(&options.out, &darker, &out, Device::Cpu).unwrap_err();
+    assert!(
+        error.to_string().contains("orthohash models have"),
+        "{error}"
+    );
 }
 
 #[test]

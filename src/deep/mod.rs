@@ -22,10 +22,11 @@
 //! | SHC's first stages | `stages` |
 //! | what a run leaves | `run_state`, [`run_log`], `curves` |
 //! | the file | [`checkpoint`] |
-//! | the file in use | [`TorchEncoder`] |
+//! | the file in use | [`TorchEncoder`], [`adapt`](mod@adapt) |
 //!
 //! Nothing here reads libtorch's own generator: every random number comes from the run's seed.
 
+pub mod adapt;
 pub mod augment;
 pub mod backbone;
 pub mod checkpoint;
@@ -46,6 +47,7 @@ pub mod validation;
 pub mod weights;
 
 pub use crate::centers::{self, CentersKind, Codebook};
+pub use adapt::adapt;
 pub use augment::{Augment, Normalization};
 pub use backbone::BackboneKind;
 pub use checkpoint::{Checkpoint, ModelConfig, SelectionRecord};
