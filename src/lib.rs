@@ -62,6 +62,7 @@ pub mod code;
 pub mod media;
 mod random;
 
+pub mod centers;
 pub mod data;
 pub mod hamming;
 pub mod topk;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: [&[&str]; 8] = [
     &["error"],
     &["code", "media", "random"],
-    &["data", "hamming"],
+    &["centers", "data", "hamming"],
     &["topk"],
     SEARCH,
     &["encode", "eval"],
@@ -21,7 +21,9 @@ const FLOORS: [&[&str]; 8] = [
 const SEARCH: &[&str] = &["engine", "plan", "scan", "cluster", "mih"];
 
 /// Training and search meet in the program only, so `deep` imports less than its floor would allow.
-const DEEP_MAY_IMPORT: [&str; 7] = ["error", "code", "media", "random", "data", "encode", "eval"];
+const DEEP_MAY_IMPORT: [&str; 8] = [
+    "error", "code", "media", "random", "centers", "data", "encode", "eval",
+];
 
 /// A foreign crate, and the folders that may name it.
 const FENCED_CRATES: [(&str, &[&str]); 2] = [

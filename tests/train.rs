@@ -5,10 +5,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use tanhash::centers::{CentersKind, ClassSimilarity, Codebook, npy};
 use tanhash::data::{Dataset, PictureSet, PictureShape};
 use tanhash::deep::checkpoint::state_path;
-use tanhash::deep::{Device, MethodConfig, TorchEncoder, TrainOptions, TrainSummary, train};
+use tanhash::deep::{
+    Device, MethodConfig, Recipe, SelectBy, Selection, TorchEncoder, TrainOptions, TrainProgress,
+    TrainSummary, adapt, train,
+};
 use tanhash::encode::EncodeStage;
+use tanhash::eval::{Cutoff, Protocol, evaluate};
 use tanhash::{CodeLen, Codes, Encoder, ErrorKind, Payload};
 
 const SIDE: usize = 28;
@@ -135,7 +140,16 @@ fn overfits_64_pictures_to_perfect_retrieval() {
     let log = std::fs::read_to_string(options.log.unwrap()).unwrap();
     assert_eq!(log.lines().count(), 48);
     let line: serde_json::Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
-    for field in ["step", "loss", "classification", "lr", "pictures_per_s"] {
+    let curves = std::fs::read_to_string(dir.path().join("log.svg")).unwrap();
+    assert!(curves.starts_with("<svg") && curves.contains("hashing accuracy"));
+    for field in [
+        "step",
+        "loss",
+        "classification",
+        "lr",
+        "pictures_per_s",
+        "seconds_left",
+    ] {
         assert!(line[field].is_number(), "{field}: {line}");
     }
 
@@ -212,6 +226,250 @@ fn an_interrupted_run_ends_like_an_uninterrupted_one() {
     parts.lr = 1e-4;
     let error = train(&dataset(), &parts, &mut |_| {}).unwrap_err();
     assert!(error.to_string().contains("has lr"), "{error}");
+}
+
+/// Options of a short run of the method called `name`.
+fn short(name: &str, out: &Path) -> TrainOptions {
+    let method = MethodConfig::from_name(name).unwrap();
+    let mut options = TrainOptions {
+        method,
+        ..options(out)
+    };
+    options.set_recipe(Recipe::Default).unwrap();
+    options
+}
+
+#[test]
+fn every_method_learns_and_resumes_bit_for_bit() {
+    for name in MethodConfig::NAMES {
+        let dir = tempfile::tempdir().unwrap();
+        let mut whole = short(name, &dir.path().join("whole"));
+        whole.epochs = 16;
+        whole.lr = 3e-3;
+        let mut losses = Vec::new();
+        let summary = train(&dataset(), &whole, &mut |entry| {
+            if entry.stage == "hashing" {
+                losses.push(entry.loss);
+            }
+        })
+        .unwrap();
+        assert!(summary.model_id.starts_with(&format!("{name}-32-")));
+        let (first, last) = (&losses[..4], &losses[losses.len() - 4..]);
+        let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
+        assert!(mean(last) < mean(first), "{name}: {losses:?}");
+
+        // Pictures of the own class come first: a random ranking has a share of a quarter.
+        let set = pictures(64, 1);
+        let codes = codes(&whole.out, &set);
+        let protocol = Protocol::new(Cutoff::All);
+        let report = evaluate(&codes, &set.labels, &codes, &set.labels, &protocol).unwrap();
+        assert!(report.map > 0.6, "{name}: mAP@all {}", report.map);
+
+        // Stopped within the first stage, where there are stages, between stages, and in the last.
+        let mut parts = whole.clone();
+        parts.out = dir.path().join("parts");
+        parts.resume = true;
+        for stop_after in [1, 16, 19, 100] {
+            parts.stop_after = Some(stop_after);
+            run(&parts);
+        }
+        for path in [|path: &Path| path.to_owned(), state_path] {
+            let bytes = |options: &TrainOptions| std::fs::read(path(&options.out)).unwrap();
+            assert!(bytes(&whole) == bytes(&parts), "{name}: bit for bit");
+        }
+    }
+}
+
+#[test]
+fn shc_leaves_its_similarity_and_centers_and_takes_them_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = short("shc", &dir.path().join("model"));
+    (options.epochs, options.log) = (2, Some(dir.path().join("log.jsonl")));
+    let summary = run(&options);
+    assert_eq!((summary.steps, summary.epochs_done), (16, 2));
+    let log = std::fs::read_to_string(dir.path().join("log.jsonl")).unwrap();
+    let entries = log.lines().map(|line| {
+        let entry: TrainProgress = serde_json::from_str(line).unwrap();
+        (entry.stage, entry.step)
+    });
+    let stage = |step| if step <= 8 { "classifier" } else { "hashing" };
+    let expected = (1..=16).map(|step| (stage(step).to_owned(), step));
+    assert!(entries.eq(expected));
+
+    let matrix = |ending: &str| npy::read(&dir.path().join(format!("model.{ending}.npy"))).unwrap();
+    let (rows, columns, similarity) = matrix("similarity");
+    assert_eq!((rows, columns), (N_CLASSES, N_CLASSES));
+    let (rows, bits, centers) = matrix("centers");
+    assert_eq!((rows, bits), (N_CLASSES, 32));
+    assert!(!dir.path().join("model.classifier.state").exists());
+
+    // The same similarity gives the same centers, without a classifier.
+    options.given.similarity = Some(ClassSimilarity::new(N_CLASSES, similarity).unwrap());
+    options.out = dir.path().join("again");
+    assert_eq!(run(&options).steps, 8);
+    let again = npy::read(&dir.path().join("again.centers.npy")).unwrap();
+    assert_eq!(again.2, centers);
+    // Another similarity is another run.
+    options.resume = true;
+    let mut other = ClassSimilarity::new(4, matrix("similarity").2)
+        .unwrap()
+        .entries()
+        .to_vec();
+    (other[1], other[4]) = (0.9, 0.9);
+    options.given.similarity = Some(ClassSimilarity::new(4, other).unwrap());
+    let error = train(&dataset(), &options, &mut |_| {}).unwrap_err();
+    assert!(error.to_string().contains("has given"), "{error}");
+}
+
+#[test]
+fn the_best_epoch_is_kept_and_a_run_stops_early() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut whole = options(&dir.path().join("whole"));
+    whole.selection.validation_share = 0.25;
+    whole.selection.patience_epochs = Some(3);
+    (whole.epochs, whole.log) = (40, Some(dir.path().join("log.jsonl")));
+    let mut values = Vec::new();
+    let summary = train(&dataset(), &whole, &mut |entry| {
+        values.extend(entry.validation)
+    })
+    .unwrap();
+    assert_eq!(values.len(), summary.epochs_done);
+    assert!(summary.epochs_done < 40, "it stops early: {values:?}");
+    let best = summary.selection.unwrap();
+    assert!(
+        best.metric.contains("mAP@all on 16 pictures held back"),
+        "{}",
+        best.metric
+    );
+    let first_best = values
+        .iter()
+        .position(|value| *value == best.value)
+        .unwrap();
+    assert_eq!(first_best + 1, best.epochs_done);
+    assert!(values.iter().all(|value| *value <= best.value));
+    assert_eq!(summary.epochs_done, best.epochs_done + 3);
+    let model = encoder(&whole.out);
+    assert_eq!(model.config().selection.as_ref(), Some(&best));
+    assert_eq!(model.config().epochs_done, best.epochs_done);
+    assert_eq!(model.model_id(), summary.model_id);
+
+    let mut parts = whole.clone();
+    (parts.out, parts.log, parts.resume) = (dir.path().join("parts"), None, true);
+    for stop_after in [1, 2, best.epochs_done + 1, 40, 40] {
+        parts.stop_after = Some(stop_after);
+        run(&parts);
+    }
+    let bytes = |options: &TrainOptions| std::fs::read(&options.out).unwrap();
+    assert!(bytes(&whole) == bytes(&parts), "bit for bit");
+
+    // By loss, lower is better; by the paper's protocol, the record says so.
+    whole.selection.by = SelectBy::Loss;
+    (whole.epochs, whole.selection.patience_epochs) = (3, None);
+    let mut values = Vec::new();
+    let summary = train(&dataset(), &whole, &mut |entry| {
+        values.extend(entry.validation)
+    })
+    .unwrap();
+    let best = summary.selection.unwrap();
+    assert_eq!(
+        best.value,
+        values.iter().copied().fold(f64::INFINITY, f64::min)
+    );
+    whole.selection = Selection {
+        paper_protocol: true,
+        ..Selection::default()
+    };
+    whole.epochs = 1;
+    let best = run(&whole).selection.unwrap();
+    assert!(
+        best.metric.contains("selected on the test set"),
+        "{}",
+        best.metric
+    );
+}
+
+#[test]
+fn classes_that_cannot_be_learned_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let refused = |name: &str, labels: &[u32], change: &dyn Fn(&mut TrainOptions)| {
+        let mut data = dataset();
+        let mut train_set = pictures(labels.len(), 1);
+        train_set.labels = labels.to_vec();
+        data.train = Arc::new(train_set);
+        data.database = data.train.clone();
+        let mut options = short(name, &dir.path().join("model"));
+        (options.batch, options.epochs) = (4, 1);
+        change(&mut options);
+        train(&data, &options, &mut |_| {}).unwrap_err().to_string()
+    };
+    let same = &|_: &mut TrainOptions| {};
+    let text = refused("orthohash", &[0, 1, 2, 0, 1, 2], same);
+    assert!(
+        text.contains("class \"falling\" has no train picture"),
+        "{text}"
+    );
+    let text = refused("orthohash", &[0, 1, 2, 3, 4, 2], same);
+    assert!(
+        text.contains("the label 4, the data set 4 classes"),
+        "{text}"
+    );
+    let text = refused("hashnet", &[0, 1, 2, 3, 0, 1, 2], same);
+    assert!(text.contains("one train picture"), "{text}");
+    let all = [0, 1, 2, 3, 0, 1, 2, 3];
+    let text = refused("orthohash", &[0, 1, 2, 3, 0, 1, 2], &|o| {
+        o.selection.validation_share = 0.2;
+    });
+    assert!(
+        text.contains("cannot be learned from and held back"),
+        "{text}"
+    );
+    let text = refused("shc", &all, &|o| {
+        if let MethodConfig::Shc(config) = &mut o.method {
+            config.centers.min_distance = Some(31);
+        }
+    });
+    assert!(text.contains("use more bits"), "{text}");
+    let book = |classes| Codebook::seeded(CentersKind::MaxHd, classes, 32, 0).unwrap();
+    let text = refused("csq", &all, &|o| o.given.centers = Some(book(5)));
+    assert!(
+        text.contains("expected 4 centers of 32 bits, got 5 of 32"),
+        "{text}"
+    );
+    let text = refused("hashnet", &all, &|o| o.given.centers = Some(book(4)));
+    assert!(text.contains("no hash centers"), "{text}");
+    let text = refused("orthohash", &all, &|o| {
+        o.selection.patience_epochs = Some(2)
+    });
+    assert!(text.contains("validation share"), "{text}");
+}
+
+#[test]
+fn a_model_adapts_to_another_database() {
+    let (dir, path) = trained();
+    // The same stripes, but darker: without adapting, few bits tell them apart.
+    let mut darker = pictures(200, 3);
+    darker.pixels.iter_mut().for_each(|pixel| *pixel /= 3);
+    let out = dir.path().join("adapted");
+    let model_id = adapt(&path, &darker, &out, Device::Cpu).unwrap();
+    assert_ne!(model_id, encoder(&path).model_id());
+    assert_eq!(model_id, encoder(&out).model_id());
+    let imbalance = |path: &Path| {
+        let codes = codes(path, &darker);
+        let n_on = |bit: usize| (0..200).filter(|&i| codes.get(i).words()[0] >> bit & 1 == 1);
+        let apart = |bit| (n_on(bit).count() as f64 / 200.0 - 0.5).abs();
+        (0..32).map(apart).sum::<f64>() / 32.0
+    };
+    let (before, after) = (imbalance(&path), imbalance(&out));
+    assert!(after < 0.5 * before, "{before} to {after}");
+
+    let mut options = short("csq", &dir.path().join("csq"));
+    options.epochs = 1;
+    run(&options);
+    let error = adapt(&options.out, &darker, &out, Device::Cpu).unwrap_err();
+    assert!(
+        error.to_string().contains("orthohash models have"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -70,8 +70,22 @@ pub struct ModelConfig {
     pub seed: u64,
     /// Epochs trained so far.
     pub epochs_done: usize,
+    /// How these weights were chosen among the epochs; `None` for the last.
+    #[serde(default)]
+    pub selection: Option<SelectionRecord>,
     /// All options of the run, for the record.
     pub training: serde_json::Value,
+}
+
+/// Why a model holds the weights of this epoch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SelectionRecord {
+    /// What was compared, and on which pictures.
+    pub metric: String,
+    /// Its value for these weights.
+    pub value: f64,
+    /// Epochs after which they were taken.
+    pub epochs_done: usize,
 }
 
 impl ModelConfig {
@@ -144,7 +158,8 @@ impl Checkpoint {
         let network = DeepHashNet::new(
             config.backbone,
             config.picture_shape(),
-            config.code_len()?,
+            config.code_len()?.bits(),
+            config.method.head(),
             0,
             device,
         )?;
@@ -343,6 +358,22 @@ impl TensorFile {
                 ))
             })?;
         serde_json::from_str(text).map_err(|error| self.corrupt(format!("metadata: {error}")))
+    }
+
+    /// The shape and the values of one float32 tensor.
+    ///
+    /// # Errors
+    /// `Corrupt` where there is none of this name and type.
+    pub fn values(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>)> {
+        let parsed = self.parse()?;
+        let view = parsed
+            .tensor(name)
+            .ok()
+            .filter(|view| view.dtype() == Dtype::F32)
+            .ok_or_else(|| self.corrupt(format!("expected a float32 tensor {name}, found none")))?;
+        let (chunks, _) = view.data().as_chunks::<4>();
+        let values = chunks.iter().map(|bytes| f32::from_le_bytes(*bytes));
+        Ok((view.shape().to_vec(), values.collect()))
     }
 
     /// Copies every tensor of the file into the one of the same name.

@@ -147,6 +147,14 @@ pub(crate) enum Stream {
     Centers,
     /// Order and augmentation of the pictures in this epoch.
     Epoch(usize),
+    /// First values of the method's own tensors.
+    Method,
+    /// Which pictures are held back for validation.
+    Validation,
+    /// Order and augmentation of the pictures in this epoch of SHC's first stage.
+    ClassifierEpoch(usize),
+    /// What a method draws in this step.
+    Step(usize),
 }
 
 /// The random numbers of `seed` for one purpose.
@@ -155,7 +163,11 @@ pub(crate) fn rng(seed: u64, stream: Stream) -> ChaCha8Rng {
     rng.set_stream(match stream {
         Stream::Weights => 1,
         Stream::Centers => 2,
+        Stream::Method => 3,
+        Stream::Validation => 4,
         Stream::Epoch(epoch) => 1 << 32 | epoch as u64,
+        Stream::ClassifierEpoch(epoch) => 2 << 32 | epoch as u64,
+        Stream::Step(step) => 1 << 48 | step as u64,
     });
     rng
 }

@@ -6,42 +6,61 @@
 //! | method | paper | loss |
 //! |---|---|---|
 //! | [`orthohash`](method::orthohash) | Hoe et al., NeurIPS 2021 | cosine with margin to fixed, nearly orthogonal hash centers |
+//! | [`shc`](method::shc) | ACM TOIS 2025 | central similarity to centers that follow a similarity of the classes |
+//! | [`shrewd`](method::shrewd) | Arponen and Bishop 2019 | distances of codes follow distances of classes; unverified |
+//! | [`csq`](method::central) | Yuan et al., CVPR 2020 | central similarity to Hadamard centers |
+//! | [`dpn`](method::dpn) | IJCAI 2020 | hinge of every bit to a random target |
+//! | [`greedyhash`](method::greedyhash) | Su et al., NeurIPS 2018 | classification through the signs |
+//! | [`hashnet`](method::hashnet) | Cao et al., ICCV 2017 | likelihood of pairs, tanh that grows steeper |
 //!
 //! | step | file |
 //! |---|---|
 //! | pictures to batches | `augment` |
 //! | batches to code logits | [`network`] = [`backbone`] + [`hash_head`] |
-//! | targets and loss | [`centers`], [`method`] |
-//! | the loop | [`train`](mod@train), with [`adam`] and [`schedule`] |
+//! | targets and loss | [`centers`](crate::centers), [`method`] |
+//! | the loop | [`train`](mod@train), with [`optimizer`], [`schedule`], [`recipe`] and [`validation`] |
+//! | SHC's first stages | `stages` |
+//! | what a run leaves | `run_state`, [`run_log`], `curves` |
 //! | the file | [`checkpoint`] |
-//! | the file in use | [`TorchEncoder`] |
+//! | the file in use | [`TorchEncoder`], [`adapt`](mod@adapt) |
 //!
 //! Nothing here reads libtorch's own generator: every random number comes from the run's seed.
 
-pub mod adam;
+pub mod adapt;
 pub mod augment;
 pub mod backbone;
-pub mod centers;
 pub mod checkpoint;
+mod curves;
 pub mod device;
 mod encoder;
 pub mod hash_head;
 pub mod method;
 pub mod network;
+pub mod optimizer;
+pub mod recipe;
+pub mod run_log;
+mod run_state;
 pub mod schedule;
+mod stages;
 pub mod train;
+pub mod validation;
 pub mod weights;
 
+pub use crate::centers::{self, CentersKind, Codebook};
+pub use adapt::adapt;
 pub use augment::{Augment, Normalization};
 pub use backbone::BackboneKind;
-pub use centers::{CentersKind, Codebook};
-pub use checkpoint::{Checkpoint, ModelConfig};
+pub use checkpoint::{Checkpoint, ModelConfig, SelectionRecord};
 pub use device::Device;
 pub use encoder::TorchEncoder;
-pub use method::{LossTerms, Method, MethodConfig};
+pub use method::{LossTerms, Method, MethodConfig, StepInfo};
 pub use network::DeepHashNet;
+pub use optimizer::{Optimizer, OptimizerKind};
+pub use recipe::Recipe;
+pub use run_log::TrainProgress;
 pub use schedule::Schedule;
-pub use train::{TrainOptions, TrainProgress, TrainSummary, train};
+pub use train::{Given, TrainOptions, TrainSummary, train};
+pub use validation::{SelectBy, Selection};
 
 use crate::error::{Error, ErrorKind};
 

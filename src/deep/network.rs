@@ -2,11 +2,10 @@
 
 use tch::Tensor;
 
-use crate::code::CodeLen;
 use crate::data::PictureShape;
 use crate::deep::backbone::{Backbone, BackboneKind};
 use crate::deep::device::{self, Stream};
-use crate::deep::hash_head::HashHead;
+use crate::deep::hash_head::{HashHead, HeadKind};
 use crate::deep::weights::Weights;
 use crate::error::Result;
 
@@ -18,22 +17,23 @@ pub struct DeepHashNet {
 }
 
 impl DeepHashNet {
-    /// A network with first values from `seed`.
+    /// A network of `outputs` logits with a head of the kind `head` and first values from `seed`.
     ///
     /// # Errors
     /// `InvalidArgument` for a shape the backbone does not take; `Torch`.
     pub fn new(
         kind: BackboneKind,
         shape: PictureShape,
-        code_len: CodeLen,
+        outputs: usize,
+        head: HeadKind,
         seed: u64,
         device: tch::Device,
     ) -> Result<DeepHashNet> {
         let mut rng = device::rng(seed, Stream::Weights);
         let mut weights = Weights::new(device);
         let backbone = kind.build(&mut weights, shape, &mut rng)?;
-        let bits = code_len.bits() as i64;
-        let head = HashHead::new(&mut weights, backbone.features(), bits, &mut rng)?;
+        let features = backbone.features();
+        let head = HashHead::new(&mut weights, head, features, outputs as i64, &mut rng)?;
         Ok(DeepHashNet {
             backbone,
             head,
@@ -49,6 +49,18 @@ impl DeepHashNet {
     pub fn forward(&self, pictures: &Tensor, train: bool) -> Result<Tensor> {
         let features = self.backbone.forward(pictures, train)?;
         self.head.forward(&features, train)
+    }
+
+    /// Measures the head's normalization anew on a target database: see [`HashHead::adapt`]. `pictures`
+    /// are batches as in [`DeepHashNet::forward`].
+    ///
+    /// # Errors
+    /// As [`HashHead::adapt`].
+    pub fn adapt(&mut self, pictures: &mut dyn Iterator<Item = Result<Tensor>>) -> Result<usize> {
+        let _no_grad = tch::no_grad_guard();
+        let backbone = &self.backbone;
+        let mut features = pictures.map(|batch| backbone.forward(&batch?, false));
+        self.head.adapt(&mut features)
     }
 
     /// All tensors, in order.

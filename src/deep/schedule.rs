@@ -3,8 +3,11 @@
 //! Knows no optimizer.
 
 use std::f64::consts::PI;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
 
 /// How the learning rate changes during a run.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -26,6 +29,37 @@ pub enum Schedule {
         /// The last factor.
         floor: f64,
     },
+}
+
+/// `constant`, `cosine` (half a cosine down to 0, without warm-up), or `step:EPOCHS:FACTOR`.
+impl FromStr for Schedule {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Schedule> {
+        let step = |rest: &str| {
+            let (epochs, gamma) = rest.split_once(':')?;
+            Some(Schedule::Step {
+                every_epochs: epochs.parse().ok().filter(|&epochs| epochs > 0)?,
+                gamma: gamma
+                    .parse()
+                    .ok()
+                    .filter(|gamma| (0.0..=1.0).contains(gamma))?,
+            })
+        };
+        match text {
+            "constant" => Some(Schedule::Constant),
+            "cosine" => Some(Schedule::Cosine {
+                warmup: 0.0,
+                floor: 0.0,
+            }),
+            _ => text.strip_prefix("step:").and_then(step),
+        }
+        .ok_or_else(|| {
+            Error::invalid(format!(
+                "a schedule is constant, cosine or step:EPOCHS:FACTOR, got {text:?}"
+            ))
+        })
+    }
 }
 
 impl Schedule {

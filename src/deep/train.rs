@@ -4,28 +4,41 @@
 //! threads, two runs give the same weights bit for bit, and so do a run and one that was interrupted and
 //! resumed. Leaves out measuring: that is the `eval` floor's, on codes.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{BufWriter, Write};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use rand::seq::SliceRandom;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tch::Tensor;
 
+use crate::centers::{ClassDistances, ClassSimilarity, Codebook};
 use crate::code::CodeLen;
 use crate::data::Dataset;
-use crate::deep::adam::Adam;
 use crate::deep::augment::{Augment, Batches, Normalization};
 use crate::deep::backbone::BackboneKind;
-use crate::deep::checkpoint::{
-    self, Checkpoint, MODEL_FORMAT, ModelConfig, TensorFile, state_path, write_tensors,
-};
+use crate::deep::checkpoint::{Checkpoint, MODEL_FORMAT, ModelConfig, state_path};
 use crate::deep::device::{self, Device, Stream};
-use crate::deep::method::{LossTerms, MethodConfig};
+use crate::deep::method::{BuildContext, Method, MethodConfig, StepInfo, TargetKind, shc};
 use crate::deep::network::DeepHashNet;
+use crate::deep::optimizer::{Optimizer, OptimizerKind};
+use crate::deep::run_log::{Log, TrainProgress};
+use crate::deep::run_state::{Best, RunState};
 use crate::deep::schedule::Schedule;
+use crate::deep::stages;
+use crate::deep::validation::{Selection, Validation, split};
 use crate::error::{Error, ErrorKind, Result};
+
+/// What is known of the classes, given by the caller instead of made by the run. Options record digests.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Given {
+    /// SHC's S, C x C: leaves out stage 1.
+    pub similarity: Option<ClassSimilarity>,
+    /// Hash centers, C x K, for any method with centers: leaves out stages 1 and 2 of SHC.
+    pub centers: Option<Codebook>,
+    /// SHREWD's distances, of classes or (weakly supervised) of the pictures of the train split.
+    pub distances: Option<ClassDistances>,
+}
 
 /// What to train and how. The defaults are the recipe of `conv-small` from nothing; the papers' own
 /// recipes fine-tune larger networks and are named with each method.
@@ -51,6 +64,14 @@ pub struct TrainOptions {
     pub weight_decay: f64,
     /// How the rate changes.
     pub schedule: Schedule,
+    /// What turns gradients into steps.
+    pub optimizer: OptimizerKind,
+    /// Which epoch's weights become the model, and when to stop early.
+    pub selection: Selection,
+    /// Matrices and centers from the caller.
+    pub given: Given,
+    /// Makes the centers of another method than SHC with stages 1 and 2 of SHC.
+    pub semantic_centers: Option<shc::Config>,
     /// What happens to each picture.
     pub augment: Augment,
     /// Everything random comes from it.
@@ -74,8 +95,8 @@ pub struct TrainOptions {
     /// Go on from the state beside `out`, if there is one.
     #[serde(skip)]
     pub resume: bool,
-    /// Stop once this many epochs are done in all, to be resumed later; the schedule still spans
-    /// `epochs`.
+    /// Stop once this many epochs are done in all, those of SHC's stage 1 included, to be resumed later;
+    /// the schedule still spans `epochs`.
     #[serde(skip)]
     pub stop_after: Option<usize>,
 }
@@ -100,6 +121,10 @@ impl TrainOptions {
                 warmup: 0.15,
                 floor: 0.01,
             },
+            optimizer: OptimizerKind::ADAM,
+            selection: Selection::default(),
+            given: Given::default(),
+            semantic_centers: None,
             augment: Augment::default(),
             seed: 0,
             device: Device::Auto,
@@ -133,46 +158,108 @@ impl TrainOptions {
                 return refuse(format!("{name} is a number from 0, got {value}"));
             }
         }
-        let n_classes = dataset.class_names.len();
-        if let Some(label) = dataset
-            .train
-            .labels
-            .iter()
-            .find(|l| **l as usize >= n_classes)
+        self.optimizer.check()?;
+        self.selection.check()?;
+        self.check_given(dataset)?;
+        check_classes(dataset, self.method.needs_pairs())
+    }
+
+    /// `Ok` if the given matrices belong to the method and have its sizes.
+    fn check_given(&self, dataset: &Dataset) -> Result<()> {
+        let (n_classes, bits) = (dataset.class_names.len(), self.code_len.bits());
+        let name = self.method.name();
+        let refuse = |text: String| Err(Error::invalid(text));
+        let Given {
+            similarity,
+            centers,
+            distances,
+        } = &self.given;
+        if centers.is_some() && !self.method.has_centers() {
+            return refuse(format!("{name} has no hash centers, got some"));
+        }
+        if self.semantic_centers.is_some() && self.method.centers().is_none() {
+            return refuse(format!(
+                "{name} takes no semantic centers; orthohash, csq and dpn do"
+            ));
+        }
+        if similarity.is_some() && (self.stages().is_none() || centers.is_some()) {
+            return refuse(format!(
+                "{name} with these options reads no class similarity, got one"
+            ));
+        }
+        if distances.is_some() && !self.method.has_distances() {
+            return refuse(format!("{name} reads no distances, got some; shrewd does"));
+        }
+        if let Some(centers) = centers
+            && (centers.n_classes(), centers.bits()) != (n_classes, bits)
         {
             return refuse(format!(
-                "the train split has the label {label}, the data set {n_classes} classes"
+                "expected {n_classes} centers of {bits} bits, got {} of {}",
+                centers.n_classes(),
+                centers.bits()
+            ));
+        }
+        if let Some(similarity) = similarity
+            && similarity.n_classes() != n_classes
+        {
+            return refuse(format!(
+                "expected the similarity of {n_classes} classes, got {}",
+                similarity.n_classes()
+            ));
+        }
+        let n_pictures = dataset.train.labels.len();
+        if let (Some(distances), MethodConfig::Shrewd(config)) = (distances, &self.method)
+            && config.weakly_supervised
+            && distances.n() != n_pictures
+        {
+            return refuse(format!(
+                "expected distances of the {n_pictures} pictures of the train split, got {}",
+                distances.n()
             ));
         }
         Ok(())
     }
+
+    /// The settings of SHC's first stages, where the run has them.
+    fn stages(&self) -> Option<&shc::Config> {
+        match &self.method {
+            MethodConfig::Shc(config) => Some(config),
+            _ => self.semantic_centers.as_ref(),
+        }
+    }
 }
 
-/// One logged step. Times and rates are of this process, from its first step on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct TrainProgress {
-    /// The epoch under way, counted from 0.
-    pub epoch: usize,
-    /// Epochs of the whole run.
-    pub epochs: usize,
-    /// Steps taken, this one included.
-    pub step: usize,
-    /// Steps of the whole run.
-    pub steps: usize,
-    /// The sum that is minimized, of this batch.
-    pub loss: f64,
-    /// Its classification loss.
-    pub classification: f64,
-    /// Its quantization loss, weighted, where the method has one in use.
-    pub quantization: Option<f64>,
-    /// The share of the batch whose nearest target is right.
-    pub accuracy: f64,
-    /// The head's learning rate.
-    pub lr: f64,
-    /// Pictures a second since the last logged step.
-    pub pictures_per_s: f64,
-    /// Seconds since this process began to train.
-    pub seconds: f64,
+/// `Ok` if every class can be learned. A class that only the database has is left unseen on purpose.
+fn check_classes(dataset: &Dataset, needs_pairs: bool) -> Result<()> {
+    let n_classes = dataset.class_names.len();
+    if n_classes < 2 {
+        return Err(Error::invalid(format!(
+            "training takes at least 2 classes, the data set has {n_classes}"
+        )));
+    }
+    let mut counts = vec![0usize; n_classes];
+    for &label in &dataset.train.labels {
+        let count = counts.get_mut(label as usize).ok_or_else(|| {
+            Error::invalid(format!(
+                "the train split has the label {label}, the data set {n_classes} classes, counted from 0"
+            ))
+        })?;
+        *count += 1;
+    }
+    for (class, &count) in counts.iter().enumerate() {
+        let name = &dataset.class_names[class];
+        if count == 0 && !dataset.database.labels.contains(&(class as u32)) {
+            return Err(Error::invalid(format!(
+                "class {name:?} has no train picture; add pictures or remove the class"
+            )));
+        }
+        if count == 1 && needs_pairs {
+            return Err(Error::invalid(format!(
+                "class {name:?} has one train picture, and the method learns from pairs of a class; add pictures, remove the class, or use orthohash"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// What a run ended with.
@@ -180,14 +267,16 @@ pub struct TrainProgress {
 pub struct TrainSummary {
     /// The model file.
     pub out: PathBuf,
-    /// The id of the model in it.
+    /// The id of the model in it; empty if the run was stopped before there was one.
     pub model_id: String,
-    /// Epochs done in all, those before a resume included.
+    /// Epochs done in all, those before a resume included; those of SHC's stage 1 not.
     pub epochs_done: usize,
-    /// Steps taken in all.
+    /// Steps taken in all, those of SHC's stage 1 included.
     pub steps: usize,
     /// The loss of the last step; `None` if there was nothing left to do.
     pub loss: Option<f64>,
+    /// How the model was chosen among the epochs, if not as the last; with its figure.
+    pub selection: Option<crate::deep::checkpoint::SelectionRecord>,
     /// Seconds of training in this process.
     pub seconds: f64,
     /// The device, as `cpu` or `cuda:N`.
@@ -211,111 +300,343 @@ pub fn train(
         device::set_threads(n_threads);
     }
     let pictures = &dataset.train;
-    let normalization = Normalization::measure(pictures);
-    let n_classes = dataset.class_names.len();
-    let (bits, seed) = (options.code_len.bits(), options.seed);
-
-    let network = DeepHashNet::new(
-        options.backbone,
-        pictures.shape,
-        options.code_len,
-        seed,
-        device,
-    )?;
-    let method = options.method.build(n_classes, bits, seed, device)?;
-    let scale = options.backbone_lr_scale;
-    let mut adam = Adam::new(network.weights(), options.weight_decay, scale)?;
-    let mut model = Checkpoint {
-        config: describe(dataset, options, normalization.clone())?,
-        network,
-    };
-
-    let steps_per_epoch = pictures.labels.len() / options.batch;
-    let steps = steps_per_epoch * options.epochs;
-    let first_epoch = match options.resume {
-        true => resume(&mut model, &mut adam, &options.out)?,
-        false => 0,
-    };
-    let mut log = Log::open(options, first_epoch * steps_per_epoch)?;
-    let batches = Batches::new(pictures, options.augment, normalization, device)?;
     let labels: Vec<i64> = pictures
         .labels
         .iter()
         .map(|&label| i64::from(label))
         .collect();
-    let mut order: Vec<i64> = (0..labels.len() as i64).collect();
-
-    let start = Instant::now();
-    let (mut logged_at, mut pictures_since) = (start, 0);
-    let mut last_loss = None;
-    let last_epoch = options
-        .stop_after
-        .unwrap_or(options.epochs)
-        .min(options.epochs);
-    for epoch in first_epoch..last_epoch {
-        let mut rng = device::rng(seed, Stream::Epoch(epoch));
-        // From the same start every time, so that the order is a function of the seed and the epoch.
-        order.sort_unstable();
-        order.shuffle(&mut rng);
-        for (batch_idx, rows) in order.chunks_exact(options.batch).enumerate() {
-            let step = epoch * steps_per_epoch + batch_idx;
-            let lr = options.lr
-                * options
-                    .schedule
-                    .factor(step, steps_per_epoch, options.epochs);
-
-            let targets: Vec<i64> = rows.iter().map(|&row| labels[row as usize]).collect();
-            let targets = Tensor::f_from_slice(&targets)?.f_to_device(device)?;
-            let logits = model
-                .network
-                .forward(&batches.batch(rows, &mut rng)?, true)?;
-            let terms = method.loss(&logits, &targets)?;
-            let total = terms.total()?;
-            let loss = f64::try_from(&total)?;
-            if !loss.is_finite() {
-                return Err(diverged(loss, epoch, step, lr));
-            }
-            total.f_backward()?;
-            adam.step(lr)?;
-            last_loss = Some(loss);
-            pictures_since += rows.len();
-
-            if (step + 1).is_multiple_of(options.log_every) || step + 1 == steps {
-                let entry = TrainProgress {
-                    epoch,
-                    epochs: options.epochs,
-                    step: step + 1,
-                    steps,
-                    loss,
-                    classification: f64::try_from(&terms.classification)?,
-                    quantization: quantization(&terms)?,
-                    accuracy: method.accuracy(&logits, &targets)?,
-                    lr,
-                    pictures_per_s: pictures_since as f64 / logged_at.elapsed().as_secs_f64(),
-                    seconds: start.elapsed().as_secs_f64(),
-                };
-                log.write(&entry)?;
-                progress(&entry);
-                (logged_at, pictures_since) = (Instant::now(), 0);
-            }
+    let (rows, held_back) = split(&labels, &dataset.class_names, options)?;
+    let normalization = Normalization::measure(pictures);
+    let config = describe(dataset, options, normalization.clone())?;
+    let mut run = Run {
+        options,
+        device,
+        n_classes: dataset.class_names.len(),
+        steps_per_epoch: rows.len() / options.batch,
+        batches: Batches::new(pictures, options.augment, normalization.clone(), device)?,
+        plain: Batches::new(pictures, Augment::NONE, normalization.clone(), device)?,
+        labels,
+        rows,
+        config,
+        shape: pictures.shape,
+        start: Instant::now(),
+        progress,
+    };
+    if run.steps_per_epoch == 0 {
+        return Err(Error::invalid(format!(
+            "a batch of {} pictures is more than the {} that are left beside the validation split",
+            options.batch,
+            run.rows.len()
+        )));
+    }
+    if !options.resume {
+        // Files of another run must not be what a later resume finds.
+        for path in [
+            state_path(&options.out),
+            stages::classifier_state(&options.out),
+        ] {
+            remove_if_there(&path)?;
         }
-        log.flush()?;
-        model.config.epochs_done = epoch + 1;
-        save_state(&mut model, &adam, &options.out)?;
     }
 
-    Ok(TrainSummary {
-        out: options.out.clone(),
-        epochs_done: model.config.epochs_done,
-        steps: model.config.epochs_done * steps_per_epoch,
-        loss: last_loss,
-        seconds: start.elapsed().as_secs_f64(),
-        device: match device {
-            tch::Device::Cuda(device_idx) => format!("cuda:{device_idx}"),
-            _ => "cpu".to_owned(),
-        },
-        model_id: model.config.model_id,
-    })
+    // Stages 1 and 2, where the method has them: what the codes are pulled towards.
+    let classifier_epochs = match (options.stages(), &options.given) {
+        (Some(config), given) if given.centers.is_none() && given.similarity.is_none() => {
+            config.classifier_epochs.unwrap_or(options.epochs)
+        }
+        _ => 0,
+    };
+    let total_steps = (classifier_epochs + options.epochs) * run.steps_per_epoch;
+    let mut log = Log::open(options)?;
+    let Some(codebook) = codebook(&mut run, classifier_epochs, total_steps, &mut log)? else {
+        return Ok(run.summary(String::new(), 0, 0, None, None));
+    };
+
+    // The hashing network itself.
+    let method = options.method.build(&BuildContext {
+        n_classes: run.n_classes,
+        bits: options.code_len.bits(),
+        seed: options.seed,
+        device,
+        codebook: codebook.as_ref(),
+        distances: options.given.distances.as_ref(),
+    })?;
+    let validation = Validation::new(dataset, options, &held_back, &normalization, device)?;
+    let mut fit = Fit {
+        name: "hashing",
+        model: run.checkpoint(options.code_len.bits(), options.method.head())?,
+        method,
+        epochs: options.epochs,
+        steps_before: classifier_epochs * run.steps_per_epoch,
+        total_steps,
+        state: state_path(&options.out),
+        saves_model: true,
+        codebook,
+        validation,
+        stream: Stream::Epoch,
+        epochs_max: options
+            .stop_after
+            .map(|epochs| epochs.saturating_sub(classifier_epochs)),
+    };
+    let ended = run.fit(&mut fit, &mut log)?;
+    if ended.epochs_done > 0 {
+        remove_if_there(&stages::classifier_state(&options.out))?;
+    }
+    let selection = ended.best.as_ref().map(|best| best.record.clone());
+    let steps = (classifier_epochs + ended.epochs_done) * run.steps_per_epoch;
+    let model_id = match ended.best {
+        Some(best) => best.model_id,
+        None => fit.model.config.model_id,
+    };
+    Ok(run.summary(model_id, ended.epochs_done, steps, ended.loss, selection))
+}
+
+/// The hash centers of the run, if its method has any: given, kept in the state of the run to resume, made
+/// from the seed, or by stages 1 and 2 of SHC. The outer `None` says that the run was stopped on the way.
+fn codebook(
+    run: &mut Run<'_>,
+    classifier_epochs: usize,
+    total_steps: usize,
+    log: &mut Log,
+) -> Result<Option<Option<Codebook>>> {
+    let options = run.options;
+    let (n_classes, bits) = (run.n_classes, options.code_len.bits());
+    let state = state_path(&options.out);
+    if !options.method.has_centers() {
+        return Ok(Some(None));
+    }
+    if options.resume && state.exists() {
+        return Ok(Some(Some(RunState::codebook(&state)?)));
+    }
+    let codebook = match (
+        &options.given.centers,
+        options.stages(),
+        options.method.centers(),
+    ) {
+        (Some(codebook), _, _) => codebook.clone(),
+        (None, Some(config), _) => {
+            let similarity = match &options.given.similarity {
+                Some(similarity) => similarity.clone(),
+                None => {
+                    match stages::similarity(run, config, classifier_epochs, total_steps, log)? {
+                        Some(similarity) => similarity,
+                        None => return Ok(None),
+                    }
+                }
+            };
+            stages::centers(&similarity, config, options)?
+        }
+        (None, None, Some(kind)) => {
+            let kind = crate::centers::fitting(kind, bits);
+            let mut rng = device::rng(options.seed, Stream::Centers);
+            Codebook::new(kind, n_classes, bits, &mut rng)?
+        }
+        (None, None, None) => return Ok(Some(None)),
+    };
+    stages::save_codebook(&codebook, &options.out)?;
+    Ok(Some(Some(codebook)))
+}
+
+/// What all stages of a run share.
+pub(crate) struct Run<'a> {
+    pub options: &'a TrainOptions,
+    pub device: tch::Device,
+    pub n_classes: usize,
+    pub steps_per_epoch: usize,
+    /// Augmented pictures of the train split.
+    pub batches: Batches,
+    /// The same as they are.
+    pub plain: Batches,
+    /// The class of each picture of the train split.
+    pub labels: Vec<i64>,
+    /// The pictures that are learned from: all but those held back for validation.
+    pub rows: Vec<i64>,
+    pub config: ModelConfig,
+    pub shape: crate::data::PictureShape,
+    pub start: Instant,
+    pub progress: &'a mut dyn FnMut(&TrainProgress),
+}
+
+/// One network that is fitted: the classifier of SHC's stage 1, or the hashing network.
+pub(crate) struct Fit {
+    /// The stage's name in the log.
+    pub name: &'static str,
+    pub model: Checkpoint,
+    pub method: Box<dyn Method>,
+    pub epochs: usize,
+    /// Steps of the stages before.
+    pub steps_before: usize,
+    /// Steps of the whole run.
+    pub total_steps: usize,
+    /// The state file.
+    pub state: PathBuf,
+    /// Whether the network becomes the model file.
+    pub saves_model: bool,
+    pub codebook: Option<Codebook>,
+    pub validation: Option<Validation>,
+    /// Where an epoch's random numbers come from.
+    pub stream: fn(usize) -> Stream,
+    /// Stop after so many epochs, to be resumed.
+    pub epochs_max: Option<usize>,
+}
+
+/// How a fit ended.
+pub(crate) struct Ended {
+    pub epochs_done: usize,
+    pub loss: Option<f64>,
+    pub best: Option<Best>,
+}
+
+impl Run<'_> {
+    /// A new network of `outputs` logits, with the run's description.
+    pub fn checkpoint(
+        &self,
+        outputs: usize,
+        head: crate::deep::hash_head::HeadKind,
+    ) -> Result<Checkpoint> {
+        let (backbone, seed) = (self.options.backbone, self.options.seed);
+        Ok(Checkpoint {
+            config: self.config.clone(),
+            network: DeepHashNet::new(backbone, self.shape, outputs, head, seed, self.device)?,
+        })
+    }
+
+    /// The loop.
+    pub fn fit(&mut self, fit: &mut Fit, log: &mut Log) -> Result<Ended> {
+        let options = self.options;
+        let mut weights = vec![fit.model.network.weights()];
+        weights.extend(fit.method.weights());
+        let (decay, scale) = (options.weight_decay, options.backbone_lr_scale);
+        let optimizer = Optimizer::new(options.optimizer, &weights, decay, scale)?;
+        let mut state = RunState::new(fit, optimizer)?;
+        let first_epoch = match options.resume {
+            true => state.resume(&mut fit.model, &fit.state)?,
+            false => 0,
+        };
+        log.start(fit.steps_before + first_epoch * self.steps_per_epoch)?;
+        let n_steps = self.steps_per_epoch;
+        let last_epoch = fit.epochs_max.unwrap_or(fit.epochs).min(fit.epochs);
+        let mut order = self.rows.clone();
+        let (mut logged_at, mut pictures_since) = (Instant::now(), 0);
+        let mut last_loss = None;
+        let (fit_start, mut steps_here) = (Instant::now(), 0);
+        for epoch in first_epoch..last_epoch {
+            if options.selection.is_over(epoch, state.best.as_ref()) {
+                break;
+            }
+            let mut rng = device::rng(options.seed, (fit.stream)(epoch));
+            // From the same start every time, so that the order is a function of the seed and the epoch.
+            order.sort_unstable();
+            order.shuffle(&mut rng);
+            for (batch_idx, rows) in order.chunks_exact(options.batch).enumerate() {
+                let step = epoch * n_steps + batch_idx;
+                let lr = options.lr * options.schedule.factor(step, n_steps, fit.epochs);
+                let at = StepInfo {
+                    epoch,
+                    step,
+                    seed: options.seed,
+                };
+                let targets = self.targets(fit.method.as_ref(), rows)?;
+                let pictures = self.batches.batch(rows, &mut rng)?;
+                let logits = fit.model.network.forward(&pictures, true)?;
+                let terms = fit.method.loss(&logits, &targets, at)?;
+                let total = terms.total()?;
+                let loss = f64::try_from(&total)?;
+                if !loss.is_finite() {
+                    return Err(diverged(loss, epoch, step, lr));
+                }
+                total.f_backward()?;
+                state.optimizer.step(lr)?;
+                last_loss = Some(loss);
+                pictures_since += rows.len();
+                steps_here += 1;
+
+                let ends_epoch = batch_idx + 1 == n_steps;
+                let mut validated = None;
+                if ends_epoch && let Some(validation) = &fit.validation {
+                    validated = validation.measure(epoch, fit, self)?;
+                }
+                let step_of_run = fit.steps_before + step + 1;
+                if (step + 1).is_multiple_of(options.log_every) || ends_epoch {
+                    let s_per_step = fit_start.elapsed().as_secs_f64() / f64::from(steps_here);
+                    let entry = TrainProgress {
+                        stage: fit.name.to_owned(),
+                        epoch,
+                        epochs: fit.epochs,
+                        step: step_of_run,
+                        steps: fit.total_steps,
+                        loss,
+                        terms: TrainProgress::values(&terms)?,
+                        accuracy: fit.method.accuracy(&logits, &targets)?,
+                        validation: validated,
+                        lr,
+                        pictures_per_s: pictures_since as f64 / logged_at.elapsed().as_secs_f64(),
+                        seconds: self.start.elapsed().as_secs_f64(),
+                        seconds_left: s_per_step * (fit.total_steps - step_of_run) as f64,
+                    };
+                    log.write(&entry)?;
+                    (self.progress)(&entry);
+                    (logged_at, pictures_since) = (Instant::now(), 0);
+                }
+                if ends_epoch {
+                    log.flush()?;
+                    fit.model.config.epochs_done = epoch + 1;
+                    let chosen = fit.validation.as_ref().map(|validation| &validation.metric);
+                    state.finish_epoch(
+                        fit.saves_model,
+                        &mut fit.model,
+                        chosen,
+                        validated,
+                        options,
+                    )?;
+                }
+            }
+        }
+        Ok(Ended {
+            epochs_done: fit.model.config.epochs_done,
+            loss: last_loss,
+            best: state.best,
+        })
+    }
+
+    /// What the method is told of the pictures `rows`.
+    pub fn targets(&self, method: &dyn Method, rows: &[i64]) -> Result<Tensor> {
+        let targets: Vec<i64> = match method.targets() {
+            TargetKind::Classes => rows.iter().map(|&row| self.labels[row as usize]).collect(),
+            TargetKind::Examples => rows.to_vec(),
+        };
+        Ok(Tensor::f_from_slice(&targets)?.f_to_device(self.device)?)
+    }
+
+    fn summary(
+        &self,
+        model_id: String,
+        epochs_done: usize,
+        steps: usize,
+        loss: Option<f64>,
+        selection: Option<crate::deep::checkpoint::SelectionRecord>,
+    ) -> TrainSummary {
+        TrainSummary {
+            out: self.options.out.clone(),
+            model_id,
+            epochs_done,
+            steps,
+            loss,
+            selection,
+            seconds: self.start.elapsed().as_secs_f64(),
+            device: match self.device {
+                tch::Device::Cuda(device_idx) => format!("cuda:{device_idx}"),
+                _ => "cpu".to_owned(),
+            },
+        }
+    }
+}
+
+fn remove_if_there(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path, error)),
+        _ => Ok(()),
+    }
 }
 
 /// The description of the model to be.
@@ -341,14 +662,8 @@ fn describe(
         protocol: dataset.protocol.clone(),
         seed: options.seed,
         epochs_done: 0,
+        selection: None,
         training,
-    })
-}
-
-fn quantization(terms: &LossTerms) -> Result<Option<f64>> {
-    Ok(match &terms.quantization {
-        Some(term) => Some(f64::try_from(term)?),
-        None => None,
     })
 }
 
@@ -357,126 +672,4 @@ fn diverged(loss: f64, epoch: usize, step: usize, lr: f64) -> Error {
         "the loss is {loss} at step {step} of epoch {epoch} with learning rate {lr:.3e}; lower the rate, or check the data for constant pictures"
     ))
     .into()
-}
-
-/// Everything a run needs to go on: the tensors of the network and of Adam. Random numbers need no
-/// state, since each epoch has its own stream.
-fn state_tensors(model: &Checkpoint, adam: &Adam) -> Vec<(String, Tensor)> {
-    let weights = checkpoint::weight_handles(&model.network).into_iter();
-    let named = |prefix: &'static str| move |(name, tensor)| (format!("{prefix}.{name}"), tensor);
-    weights
-        .map(named("weights"))
-        .chain(adam.state().into_iter().map(named("adam")))
-        .collect()
-}
-
-#[derive(Serialize, Deserialize)]
-struct State {
-    config: ModelConfig,
-    adam_steps: u64,
-}
-
-/// Writes the model, then the state. Each is atomic and the state holds its own weights, so an
-/// interruption between the two repeats an epoch and loses nothing.
-fn save_state(model: &mut Checkpoint, adam: &Adam, out: &Path) -> Result<()> {
-    model.save(out)?;
-    let state = State {
-        config: model.config.clone(),
-        adam_steps: adam.steps(),
-    };
-    write_tensors(&state_path(out), &state_tensors(model, adam), &state)
-}
-
-/// Loads the state beside `out`, if there is one, and returns the epoch to go on with.
-fn resume(model: &mut Checkpoint, adam: &mut Adam, out: &Path) -> Result<usize> {
-    let path = state_path(out);
-    if !path.exists() {
-        return Ok(0);
-    }
-    let file = TensorFile::read(&path)?;
-    let state: State = file.metadata()?;
-    same_run(&state.config, &model.config, &path)?;
-    file.copy_into(&state_tensors(model, adam))?;
-    adam.set_steps(state.adam_steps);
-    model.config = state.config;
-    Ok(model.config.epochs_done)
-}
-
-/// `Ok` if the run in the state file has the options and the data of this one.
-fn same_run(found: &ModelConfig, expected: &ModelConfig, path: &Path) -> Result<()> {
-    let differs = |name: &str, found: &dyn std::fmt::Debug, expected: &dyn std::fmt::Debug| {
-        Err(Error::invalid(format!(
-            "{}: the run to resume has {name} {found:?}, the options say {expected:?}; use the same, or train anew without resume",
-            path.display()
-        )))
-    };
-    if let (Some(was), Some(is)) = (found.training.as_object(), expected.training.as_object()) {
-        for (name, value) in is {
-            if was.get(name) != Some(value) {
-                return differs(name, &was.get(name), value);
-            }
-        }
-    }
-    if found.class_names != expected.class_names {
-        return differs("classes", &found.class_names, &expected.class_names);
-    }
-    if found.normalization != expected.normalization {
-        let (was, is) = (&found.normalization, &expected.normalization);
-        return differs("picture statistics", was, is);
-    }
-    if found.library != expected.library {
-        return differs("library version", &found.library, &expected.library);
-    }
-    Ok(())
-}
-
-/// The JSON lines of a run.
-struct Log {
-    file: Option<(PathBuf, BufWriter<File>)>,
-}
-
-impl Log {
-    /// Opens the log. A resumed run keeps the lines of the steps it does not repeat.
-    fn open(options: &TrainOptions, first_step: usize) -> Result<Log> {
-        let Some(path) = &options.log else {
-            return Ok(Log { file: None });
-        };
-        let old = match first_step {
-            0 => String::new(),
-            _ => fs::read_to_string(path).unwrap_or_default(),
-        };
-        let kept: String = old
-            .lines()
-            .filter(|line| {
-                serde_json::from_str::<TrainProgress>(line)
-                    .is_ok_and(|entry| entry.step <= first_step)
-            })
-            .flat_map(|line| [line, "\n"])
-            .collect();
-        checkpoint::write_atomically(path, kept.as_bytes())?;
-        let file = OpenOptions::new()
-            .append(true)
-            .open(path)
-            .map_err(|error| Error::io(path, error))?;
-        Ok(Log {
-            file: Some((path.clone(), BufWriter::new(file))),
-        })
-    }
-
-    fn write(&mut self, entry: &TrainProgress) -> Result<()> {
-        let Some((path, file)) = &mut self.file else {
-            return Ok(());
-        };
-        serde_json::to_writer(&mut *file, entry)
-            .map_err(std::io::Error::from)
-            .and_then(|()| file.write_all(b"\n"))
-            .map_err(|error| Error::io(path, error))
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        match &mut self.file {
-            Some((path, file)) => file.flush().map_err(|error| Error::io(path, error)),
-            None => Ok(()),
-        }
-    }
 }

@@ -26,6 +26,8 @@ pub struct Arguments {
 #[derive(Subcommand)]
 pub enum Command {
     Train(cmd::train::Args),
+    Adapt(cmd::adapt::Args),
+    Centers(cmd::centers::Args),
     Eval(cmd::eval::Args),
     Encode(cmd::encode::Args),
     Index(cmd::index::Args),

@@ -1,14 +1,19 @@
 //! Training and evaluation as several commands need them.
 
+use std::path::Path;
+
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use tanhash::CodeLen;
+use tanhash::centers::CentersKind;
 use tanhash::data::{self, Dataset, DatasetSpec, PictureShape};
+use tanhash::deep::method::shc;
 use tanhash::deep::{
-    Device, MethodConfig, TorchEncoder, TrainOptions, TrainProgress, TrainSummary,
+    Device, MethodConfig, Recipe, TorchEncoder, TrainOptions, TrainProgress, TrainSummary,
 };
 use tanhash::eval::{Protocol, Report};
 
+use crate::cmd::centers::{read_codebook, read_distances, read_similarity};
 use crate::cmd::train::Args;
 use crate::output;
 
@@ -37,44 +42,207 @@ fn load_shaped(name: &str, shape: Option<PictureShape>, seed: u64) -> Result<Dat
     Ok(dataset)
 }
 
-/// Trains as the command line says.
-pub fn train(dataset: &Dataset, args: &Args, seed: u64) -> Result<TrainSummary> {
+/// The method that the command line names, with its settings.
+fn method(args: &Args) -> Result<MethodConfig> {
     let mut method = MethodConfig::from_name(&args.method)?;
-    match &mut method {
+    if let (MethodConfig::Shc(config), Some(variant)) = (&mut method, &args.variant) {
+        *config = config.clone().with_variant(variant.parse()?);
+    }
+    Ok(method)
+}
+
+/// Sets what the command line says of the method. An option that the method does not have is refused.
+fn set_method(method: &mut MethodConfig, args: &Args) -> Result<()> {
+    let mut unused: Vec<&str> = [
+        ("margin", args.margin.is_some()),
+        ("margin-kind", args.margin_kind.is_some()),
+        ("scale", args.scale.is_some()),
+        ("quantization-weight", args.quantization_weight.is_some()),
+        ("weakly-supervised", args.weakly_supervised),
+        (
+            "classification-weight",
+            args.classification_weight.is_some(),
+        ),
+        ("similarity-weight", args.similarity_weight.is_some()),
+        ("kl-weight", args.kl_weight.is_some()),
+        ("alpha", args.alpha.is_some()),
+        ("continuation-epochs", args.continuation_epochs.is_some()),
+    ]
+    .into_iter()
+    .filter_map(|(name, given)| given.then_some(name))
+    .collect();
+    let mut uses = |names: &[&str]| unused.retain(|name| !names.contains(name));
+    let codebook = args.centers.as_deref().and_then(|name| name.parse().ok());
+    match method {
         MethodConfig::OrthoHash(config) => {
+            uses(&["margin", "margin-kind", "scale", "quantization-weight"]);
             config.margin = args.margin.unwrap_or(config.margin);
-            config.scale = args.scale.or(config.scale);
+            config.quantization_weight = args
+                .quantization_weight
+                .unwrap_or(config.quantization_weight);
+            config.centers = codebook.unwrap_or(config.centers);
+            if let Some(kind) = &args.margin_kind {
+                config.margin_kind = kind.parse()?;
+            }
+            if let Some(scale) = &args.scale {
+                config.scale = scale.parse()?;
+            }
         }
-        other => {
-            if args.margin.is_some() || args.scale.is_some() {
+        MethodConfig::Shc(config) => {
+            uses(&["quantization-weight"]);
+            config.quantization_weight = args
+                .quantization_weight
+                .unwrap_or(config.quantization_weight);
+            set_stages(config, args);
+        }
+        MethodConfig::Csq(config) => {
+            uses(&["quantization-weight"]);
+            config.quantization_weight = args
+                .quantization_weight
+                .unwrap_or(config.quantization_weight);
+            config.centers = codebook.unwrap_or(config.centers);
+        }
+        MethodConfig::Dpn(config) => {
+            uses(&["margin"]);
+            config.margin = args.margin.unwrap_or(config.margin);
+            config.centers = codebook.unwrap_or(config.centers);
+        }
+        MethodConfig::GreedyHash(config) => {
+            uses(&["quantization-weight"]);
+            config.penalty = args.quantization_weight.unwrap_or(config.penalty);
+        }
+        MethodConfig::HashNet(config) => {
+            uses(&["alpha", "continuation-epochs"]);
+            config.alpha = args.alpha.unwrap_or(config.alpha);
+            config.continuation_epochs = args
+                .continuation_epochs
+                .unwrap_or(config.continuation_epochs);
+        }
+        MethodConfig::Shrewd(config) => {
+            uses(&[
+                "weakly-supervised",
+                "classification-weight",
+                "similarity-weight",
+                "kl-weight",
+            ]);
+            config.weakly_supervised = args.weakly_supervised;
+            config.classification_weight = args
+                .classification_weight
+                .unwrap_or(config.classification_weight);
+            config.similarity_weight = args.similarity_weight.unwrap_or(config.similarity_weight);
+            config.kl_weight = args.kl_weight.unwrap_or(config.kl_weight);
+        }
+        _ => {}
+    }
+    if let Some(name) = unused.first() {
+        bail!("the method {} has no option --{name}", method.name());
+    }
+    Ok(())
+}
+
+/// The options of SHC's first two stages.
+fn set_stages(config: &mut shc::Config, args: &Args) {
+    config.classifier_epochs = args.classifier_epochs.or(config.classifier_epochs);
+    config.centers.min_distance = args.min_distance.or(config.centers.min_distance);
+    config.centers.refine &= !args.no_refine;
+}
+
+/// Sets the matrices and centers that the command line names.
+fn set_given(options: &mut TrainOptions, args: &Args) -> Result<()> {
+    if let Some(path) = &args.similarity {
+        options.given.similarity = Some(read_similarity(path)?);
+    }
+    if let Some(path) = &args.distances {
+        options.given.distances = Some(read_distances(path)?);
+    }
+    let is_shc = matches!(options.method, MethodConfig::Shc(_));
+    match args.centers.as_deref() {
+        Some("shc") if !is_shc => {
+            let mut config = shc::Config::default();
+            if let Some(variant) = &args.variant {
+                config = config.with_variant(variant.parse()?);
+            }
+            set_stages(&mut config, args);
+            options.semantic_centers = Some(config);
+        }
+        Some("shc") | None => {}
+        Some(name) if name.ends_with(".npy") => {
+            options.given.centers = Some(read_codebook(Path::new(name))?);
+        }
+        Some(name) => {
+            name.parse::<CentersKind>()
+                .with_context(|| format!("expected shc or a .npy file too, got {name:?}"))?;
+            if options.method.centers().is_none() {
                 bail!(
-                    "expected a method with a margin and a scale, got {}",
-                    other.name()
+                    "the method {} takes no {name} centers",
+                    options.method.name()
                 );
             }
         }
     }
-    let mut options = TrainOptions::new(method, CodeLen::new(args.bits)?, &args.out);
+    let stages = is_shc || options.semantic_centers.is_some();
+    let of_stages = args.variant.is_some()
+        || args.classifier_epochs.is_some()
+        || args.min_distance.is_some()
+        || args.no_refine;
+    if of_stages && !stages {
+        bail!("expected the method shc or --centers shc with its options, got neither");
+    }
+    Ok(())
+}
+
+/// Everything the command line says of a run.
+fn train_options(args: &Args, seed: u64) -> Result<TrainOptions> {
+    let mut options = TrainOptions::new(method(args)?, CodeLen::new(args.bits)?, &args.out);
+    options.set_recipe(args.recipe.parse::<Recipe>()?)?;
+    set_method(&mut options.method, args)?;
+    set_given(&mut options, args)?;
     options.backbone = serde_json::from_value(Value::String(args.backbone.clone()))
         .with_context(|| format!("expected the backbone conv-small, got {:?}", args.backbone))?;
     options.epochs = args.epochs.unwrap_or(options.epochs);
     options.batch = args.batch.unwrap_or(options.batch);
     options.lr = args.lr.unwrap_or(options.lr);
+    options.backbone_lr_scale = args.backbone_lr_scale.unwrap_or(options.backbone_lr_scale);
+    options.weight_decay = args.weight_decay.unwrap_or(options.weight_decay);
+    if let Some(optimizer) = &args.optimizer {
+        options.optimizer = optimizer.parse()?;
+    }
+    if let Some(schedule) = &args.schedule {
+        options.schedule = schedule.parse()?;
+    }
+    let selection = &mut options.selection;
+    selection.validation_share = args.validation_share.unwrap_or(selection.validation_share);
+    selection.every_epochs = args.validate_every.unwrap_or(selection.every_epochs);
+    selection.patience_epochs = args.patience;
+    selection.paper_protocol = args.paper_protocol;
+    if let Some(by) = &args.select {
+        selection.by = by.parse()?;
+    }
     options.device = args.device.parse::<Device>()?;
     options.threads = args.threads;
     options.log = args.log.clone();
     options.resume = args.resume;
     options.seed = seed;
+    Ok(options)
+}
+
+/// Trains as the command line says.
+pub fn train(dataset: &Dataset, args: &Args, seed: u64) -> Result<TrainSummary> {
+    let options = train_options(args, seed)?;
     let bar = output::progress(0, "training");
     let summary = tanhash::deep::train(dataset, &options, &mut |progress: &TrainProgress| {
         bar.set_length(progress.steps as u64);
         bar.set_position(progress.step as u64);
+        let accuracy = match progress.accuracy {
+            Some(accuracy) => format!(" accuracy {accuracy:.3}"),
+            None => String::new(),
+        };
         bar.set_message(format!(
-            "epoch {}/{} loss {:.3} accuracy {:.3} {:.0} pictures/s",
+            "{} epoch {}/{} loss {:.3}{accuracy} {:.0} pictures/s",
+            progress.stage,
             progress.epoch + 1,
             progress.epochs,
             progress.loss,
-            progress.accuracy,
             progress.pictures_per_s
         ));
     });
@@ -108,7 +276,13 @@ pub fn evaluate(encoder: &TorchEncoder, dataset: &Dataset, protocol: &Protocol) 
         ("training seed", config.seed.to_string()),
         (
             "checkpoint",
-            format!("last, after {} epochs", config.epochs_done),
+            match &config.selection {
+                Some(selection) => format!(
+                    "best by {}, {:.4} after {} epochs",
+                    selection.metric, selection.value, selection.epochs_done
+                ),
+                None => format!("last, after {} epochs", config.epochs_done),
+            },
         ),
     ] {
         report.notes.insert(name.to_owned(), value);

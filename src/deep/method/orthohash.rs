@@ -20,8 +20,8 @@
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Reduction, Tensor};
 
-use crate::deep::centers::{CentersKind, Codebook};
-use crate::deep::method::{LossTerms, Method};
+use crate::centers::{CentersKind, Codebook};
+use crate::deep::method::{LossTerms, Method, StepInfo};
 use crate::error::{Error, Result};
 
 /// How the margin enters the true class's logit.
@@ -35,6 +35,59 @@ pub enum Margin {
     Arc,
 }
 
+/// s, the inverse temperature.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scale {
+    /// sqrt(K), the paper's (supplement D.2).
+    #[default]
+    SqrtBits,
+    /// This number. The authors' code fixes 8, which is sqrt(K) at 64 bits.
+    Fixed(f64),
+    /// sqrt(2) ln(C - 1), which the supplement's ablation recommends; for 3 classes or more.
+    LogClasses,
+}
+
+impl Scale {
+    /// s for `n_classes` codes of `bits` bits.
+    pub fn value(self, n_classes: usize, bits: usize) -> f64 {
+        match self {
+            Scale::SqrtBits => (bits as f64).sqrt(),
+            Scale::Fixed(scale) => scale,
+            Scale::LogClasses => std::f64::consts::SQRT_2 * (n_classes as f64 - 1.0).ln(),
+        }
+    }
+}
+
+impl std::str::FromStr for Scale {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Scale> {
+        match (text, text.parse()) {
+            ("sqrt-bits", _) => Ok(Scale::SqrtBits),
+            ("log-classes", _) => Ok(Scale::LogClasses),
+            (_, Ok(scale)) => Ok(Scale::Fixed(scale)),
+            _ => Err(Error::invalid(format!(
+                "a scale is sqrt-bits, log-classes or a number, got {text:?}"
+            ))),
+        }
+    }
+}
+
+impl std::str::FromStr for Margin {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Margin> {
+        match text {
+            "cos" => Ok(Margin::Cos),
+            "arc" => Ok(Margin::Arc),
+            _ => Err(Error::invalid(format!(
+                "a margin enters by cos or arc, got {text:?}"
+            ))),
+        }
+    }
+}
+
 /// Settings of OrthoHash.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -44,9 +97,8 @@ pub struct Config {
     /// m. The paper's tables use 0.2 (supplement D.2); the authors' CIFAR-10 example and their later
     /// framework use 0.3, and so does this default.
     pub margin: f64,
-    /// s, the inverse temperature. `None` is the paper's sqrt(K) (supplement D.2); the authors' code
-    /// fixes 8, which is the same at 64 bits.
-    pub scale: Option<f64>,
+    /// s, the inverse temperature.
+    pub scale: Scale,
     /// Weight of Q. 0 in the paper: the term exists in the authors' code and is off.
     pub quantization_weight: f64,
     /// The codebook. The paper draws fair coins; its authors recommend the maximum-distance codebook in
@@ -59,7 +111,7 @@ impl Default for Config {
         Config {
             margin_kind: Margin::Cos,
             margin: 0.3,
-            scale: None,
+            scale: Scale::SqrtBits,
             quantization_weight: 0.0,
             centers: CentersKind::MaxHd,
         }
@@ -82,17 +134,19 @@ impl OrthoHash {
     /// # Errors
     /// `InvalidArgument` on a setting that is not finite or negative; `Torch`.
     pub fn new(config: Config, codebook: &Codebook, device: tch::Device) -> Result<OrthoHash> {
-        let scale = config.scale.unwrap_or((codebook.bits() as f64).sqrt());
+        let scale = config.scale.value(codebook.n_classes(), codebook.bits());
+        if config.scale == Scale::LogClasses && codebook.n_classes() < 3 {
+            return Err(Error::invalid(format!(
+                "the scale log-classes takes at least 3 classes, got {}; use sqrt-bits",
+                codebook.n_classes()
+            )));
+        }
         for (name, value) in [
             ("margin", config.margin),
             ("scale", scale),
             ("quantization weight", config.quantization_weight),
         ] {
-            if !value.is_finite() || value < 0.0 {
-                return Err(Error::invalid(format!(
-                    "the {name} of orthohash is a number from 0, got {value}"
-                )));
-            }
+            super::check_setting("orthohash", name, value)?;
         }
         let (n_classes, bits) = (codebook.n_classes() as i64, codebook.bits() as i64);
         let unit_centers = Tensor::f_from_slice(codebook.entries())?
@@ -115,21 +169,6 @@ impl OrthoHash {
         let lengths = logits.f_norm_scalaropt_dim(2, [1i64], true)?;
         Ok(logits.f_div(&lengths)?.f_matmul(&self.unit_centers)?)
     }
-
-    /// The shapes of a batch, checked: true if it is multi-label.
-    fn check(&self, logits: &Tensor, targets: &Tensor) -> Result<bool> {
-        let (logits_shape, targets_shape) = (logits.size(), targets.size());
-        let n_pictures = targets_shape.first().copied().unwrap_or(0);
-        let multi_label = targets_shape == [n_pictures, self.n_classes];
-        let single_label = targets_shape == [n_pictures] && targets.kind() == Kind::Int64;
-        if logits_shape != [n_pictures, self.bits] || !(multi_label || single_label) {
-            return Err(Error::invalid(format!(
-                "expected logits [N, {}] with N class numbers or indicators [N, {}], got {:?} with {:?}",
-                self.bits, self.n_classes, logits_shape, targets_shape
-            )));
-        }
-        Ok(multi_label)
-    }
 }
 
 impl Method for OrthoHash {
@@ -137,8 +176,8 @@ impl Method for OrthoHash {
         "orthohash"
     }
 
-    fn loss(&self, logits: &Tensor, targets: &Tensor) -> Result<LossTerms> {
-        let multi_label = self.check(logits, targets)?;
+    fn loss(&self, logits: &Tensor, targets: &Tensor, _at: StepInfo) -> Result<LossTerms> {
+        let multi_label = super::check_batch(logits, targets, self.bits, self.n_classes)?;
         let cosines = self.cosines(logits)?;
         let indicators = match multi_label {
             true => targets.f_to_kind(Kind::Float)?,
@@ -177,28 +216,17 @@ impl Method for OrthoHash {
                 0.0,
             )?
         };
-        let quantization = match self.config.quantization_weight {
-            0.0 => None,
-            weight => Some(quantization(logits)?.f_mul_scalar(weight)?),
-        };
-        Ok(LossTerms {
-            classification,
-            quantization,
-        })
+        let terms = LossTerms::new().with("classification", 1.0, &classification)?;
+        match self.config.quantization_weight {
+            0.0 => Ok(terms),
+            weight => terms.with("quantization", weight, &quantization(logits)?),
+        }
     }
 
-    fn accuracy(&self, logits: &Tensor, targets: &Tensor) -> Result<f64> {
-        let multi_label = self.check(logits, targets)?;
-        let nearest = self.cosines(&logits.f_detach()?)?.f_argmax(1, false)?;
-        let right = match multi_label {
-            true => targets
-                .f_gather(1, &nearest.f_unsqueeze(1)?, false)?
-                .f_gt(0.0)?,
-            false => nearest.f_eq_tensor(targets)?,
-        };
-        Ok(f64::try_from(
-            right.f_to_kind(Kind::Float)?.f_mean(Kind::Float)?,
-        )?)
+    fn accuracy(&self, logits: &Tensor, targets: &Tensor) -> Result<Option<f64>> {
+        super::check_batch(logits, targets, self.bits, self.n_classes)?;
+        let cosines = self.cosines(&logits.f_detach()?)?;
+        Ok(Some(super::top_share(&cosines, targets)?))
     }
 }
 

@@ -578,19 +578,14 @@ mod journey {
         fn for_demo(data: String, bits: usize, out: PathBuf, log: PathBuf) -> train::Args {
             train::Args {
                 method: "orthohash".to_owned(),
+                recipe: "default".to_owned(),
                 data,
                 bits,
                 backbone: "conv-small".to_owned(),
                 out,
-                resume: false,
-                epochs: None,
-                batch: None,
-                lr: None,
-                margin: None,
-                scale: None,
                 device: "auto".to_owned(),
-                threads: None,
                 log: Some(log),
+                ..train::Args::default()
             }
         }
     }

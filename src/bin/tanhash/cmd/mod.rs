@@ -1,6 +1,8 @@
 //! One file a command; each turns its typed arguments into calls of the library.
 
+pub mod adapt;
 pub mod bench;
+pub mod centers;
 pub mod dedup;
 pub mod demo;
 pub mod encode;
@@ -31,6 +33,8 @@ pub fn run(arguments: Arguments) -> Result<()> {
     };
     match arguments.command {
         Command::Train(args) => train::run(args, common),
+        Command::Adapt(args) => adapt::run(args, common),
+        Command::Centers(args) => centers::run(args, common),
         Command::Eval(args) => eval::run(args, common),
         Command::Encode(args) => encode::run(args, common),
         Command::Index(args) => index::run(args, common),

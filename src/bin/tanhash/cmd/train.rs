@@ -9,11 +9,14 @@ use anyhow::bail;
 use crate::cmd::Common;
 
 /// Train a model that turns pictures into hash codes
-#[derive(clap::Args)]
+#[derive(Default, clap::Args)]
 pub struct Args {
-    /// The method: orthohash
+    /// The method: orthohash, shc, shrewd, csq, dpn, greedyhash or hashnet
     #[arg(long, default_value = "orthohash")]
     pub method: String,
+    /// Whose options: default (ours) or paper (the published ones, for a pretrained backbone)
+    #[arg(long, default_value = "default")]
+    pub recipe: String,
     /// fashion-mnist[:DIR], cifar10:DIR, cifar100:DIR or folder:DIR
     #[arg(long)]
     pub data: String,
@@ -38,19 +41,91 @@ pub struct Args {
     /// The learning rate of the hash head
     #[arg(long)]
     pub lr: Option<f64>,
-    /// The margin m of the cosine
+    /// The learning rate of the backbone over that of the head
+    #[arg(long)]
+    pub backbone_lr_scale: Option<f64>,
+    /// L2 weight decay
+    #[arg(long)]
+    pub weight_decay: Option<f64>,
+    /// The optimizer: adam, sgd (momentum 0.9) or rmsprop
+    #[arg(long)]
+    pub optimizer: Option<String>,
+    /// The learning rate over the run: constant, cosine, or step:EPOCHS:FACTOR
+    #[arg(long)]
+    pub schedule: Option<String>,
+    /// The margin m (orthohash, dpn)
     #[arg(long)]
     pub margin: Option<f64>,
-    /// The scale s of the cosine; the square root of the bits if not given
+    /// How the margin of orthohash enters: cos or arc
     #[arg(long)]
-    pub scale: Option<f64>,
+    pub margin_kind: Option<String>,
+    /// The scale s of orthohash: sqrt-bits, log-classes or a number
+    #[arg(long)]
+    pub scale: Option<String>,
+    /// Weight of the quantization term (orthohash, shc, csq, greedyhash)
+    #[arg(long)]
+    pub quantization_weight: Option<f64>,
+    /// Hash centers: max-hd, bernoulli, hadamard, shc (semantic), or a .npy file C x bits of -1 and 1
+    #[arg(long)]
+    pub centers: Option<String>,
+    /// shc: a .npy file C x C with the similarity of the classes; leaves out stage 1
+    #[arg(long)]
+    pub similarity: Option<PathBuf>,
+    /// shc: paper or released, where the paper and its program differ
+    #[arg(long)]
+    pub variant: Option<String>,
+    /// shc: epochs of the classifier of stage 1; as many as --epochs if not given
+    #[arg(long)]
+    pub classifier_epochs: Option<usize>,
+    /// shc: bits in which two centers differ at least; the Gilbert-Varshamov distance if not given
+    #[arg(long)]
+    pub min_distance: Option<usize>,
+    /// shc: leave out the local search after the paper's solver
+    #[arg(long)]
+    pub no_refine: bool,
+    /// shrewd: a .npy file with semantic distances of the classes
+    #[arg(long)]
+    pub distances: Option<PathBuf>,
+    /// shrewd: --distances are of the train pictures; class labels are not used
+    #[arg(long)]
+    pub weakly_supervised: bool,
+    /// shrewd: weight of the classification term; 0 leaves it out
+    #[arg(long)]
+    pub classification_weight: Option<f64>,
+    /// shrewd: weight of the similarity term
+    #[arg(long)]
+    pub similarity_weight: Option<f64>,
+    /// shrewd: weight of the KL term
+    #[arg(long)]
+    pub kl_weight: Option<f64>,
+    /// hashnet: alpha, the factor of inner products
+    #[arg(long)]
+    pub alpha: Option<f64>,
+    /// hashnet: epochs between two steps of the continuation
+    #[arg(long)]
+    pub continuation_epochs: Option<usize>,
+    /// Hold back this share of the train split and keep the best epoch, not the last
+    #[arg(long)]
+    pub validation_share: Option<f64>,
+    /// What the best epoch is best in: map or loss
+    #[arg(long)]
+    pub select: Option<String>,
+    /// Epochs between two validations
+    #[arg(long)]
+    pub validate_every: Option<usize>,
+    /// Stop after so many epochs without a better validation
+    #[arg(long)]
+    pub patience: Option<usize>,
+    /// Keep the epoch that is best on the test queries, as the papers do; results say so
+    #[arg(long)]
+    pub paper_protocol: bool,
     /// Where to train: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
     /// Threads of the CPU; all cores if not given
     #[arg(long)]
     pub threads: Option<usize>,
-    /// Write a JSON line a step to this file
+    /// Write a JSON line a step to this file, and curves to the same name with .svg
     #[arg(long)]
     pub log: Option<PathBuf>,
 }
@@ -72,6 +147,12 @@ pub fn run(args: Args, common: Common) -> Result<()> {
     let summary = learning::train(&dataset, &args, common.seed)?;
     if common.json {
         return output::json(&summary);
+    }
+    if let Some(selection) = &summary.selection {
+        output::note(format!(
+            "kept the weights after {} epochs: {} is {:.4}",
+            selection.epochs_done, selection.metric, selection.value
+        ));
     }
     output::line(format!(
         "{} after {} epochs, {} steps, {:.0} s on {}: model {}",

@@ -1,15 +1,27 @@
 //! Hash centers: one target code a class, fixed before training and never updated.
 //!
-//! A codebook is C rows of K entries, each -1 or +1. Three ways to make one, from the codebook ablation
-//! of OrthoHash (Hoe et al., NeurIPS 2021, supplement, Table 4 and Algorithm 3); random codes of K bits
-//! are nearly orthogonal, which is all that the cosine loss asks of them. Knows no tensor.
+//! A codebook is C rows of K entries, each -1 or +1. Three ways to make one that knows nothing of the
+//! classes, from the codebook ablation of OrthoHash (Hoe et al., NeurIPS 2021, supplement, Table 4 and
+//! Algorithm 3): random codes of K bits are nearly orthogonal, which is all that the cosine loss asks of
+//! them. [`semantic`] makes centers whose distances follow a similarity of the classes. Pure Rust: knows
+//! no tensor, so centers can be made and judged without libtorch.
+
+pub mod matrix;
+pub mod npy;
+pub mod refine;
+pub mod semantic;
+pub mod separation;
 
 use std::fmt;
 use std::str::FromStr;
 
-use rand::Rng;
 use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
+
+pub use matrix::{ClassDistances, ClassSimilarity};
+pub use semantic::{SemanticCenters, SemanticOptions};
 
 use crate::error::{Error, Result};
 
@@ -90,6 +102,15 @@ impl Codebook {
         })
     }
 
+    /// As [`Codebook::new`], from a seed.
+    ///
+    /// # Errors
+    /// As [`Codebook::new`].
+    pub fn seeded(kind: CentersKind, n_classes: usize, bits: usize, seed: u64) -> Result<Codebook> {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        Codebook::new(kind, n_classes, bits, &mut rng)
+    }
+
     /// From C x K entries, row-major.
     ///
     /// # Errors
@@ -142,6 +163,14 @@ impl Codebook {
             }
         }
         nearest
+    }
+}
+
+/// `kind`, or fair coins where it is Hadamard and `bits` is no power of two: what CSQ does.
+pub fn fitting(kind: CentersKind, bits: usize) -> CentersKind {
+    match kind {
+        CentersKind::Hadamard if !bits.is_power_of_two() => CentersKind::Bernoulli,
+        kind => kind,
     }
 }
 

@@ -1,0 +1,164 @@
+//! `tanhash centers`: hash centers alone, made and judged without training.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+use tanhash::centers::semantic::{SemanticOptions, Variant, s_loss, semantic_centers};
+use tanhash::centers::separation::gilbert_varshamov;
+use tanhash::centers::{CentersKind, ClassDistances, ClassSimilarity, Codebook, npy};
+
+use crate::cmd::Common;
+use crate::output;
+
+/// Make hash centers, one target code a class, and print how good they are
+#[derive(clap::Args)]
+pub struct Args {
+    /// A C x C matrix in a .npy file: how alike two classes are, 1 on the diagonal
+    #[arg(long)]
+    similarity: Option<PathBuf>,
+    /// The number of classes, where no similarity is given
+    #[arg(long)]
+    classes: Option<usize>,
+    /// Bits of each center
+    #[arg(long)]
+    bits: usize,
+    /// How they are made: shc, max-hd, bernoulli or hadamard
+    #[arg(long, default_value = "shc")]
+    method: String,
+    /// Which description of SHC: paper or released
+    #[arg(long, default_value = "paper")]
+    variant: Variant,
+    /// Bits in which two centers differ at least, for shc; the Gilbert-Varshamov distance if not given
+    #[arg(long)]
+    min_distance: Option<usize>,
+    /// Starts that shc tries
+    #[arg(long)]
+    restarts: Option<usize>,
+    /// Leave out the local search after shc: the method's own result
+    #[arg(long)]
+    no_refine: bool,
+    /// The .npy file to write: C x bits of -1 and 1, int8
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+pub fn run(args: Args, common: Common) -> Result<()> {
+    let similarity = args.similarity.as_deref().map(read_similarity);
+    let similarity = similarity.transpose()?;
+    let n_classes = match (&similarity, args.classes) {
+        (Some(similarity), None) => similarity.n_classes(),
+        (None, Some(n_classes)) => n_classes,
+        (Some(similarity), Some(n_classes)) if similarity.n_classes() == n_classes => n_classes,
+        (Some(similarity), Some(n_classes)) => bail!(
+            "expected a similarity of {n_classes} classes, found {}",
+            similarity.n_classes()
+        ),
+        (None, None) => bail!("expected --similarity FILE or --classes N, got neither"),
+    };
+    let started = Instant::now();
+    let (codebook, semantic) = if args.method == "shc" {
+        let similarity = similarity
+            .as_ref()
+            .context("expected --similarity FILE, which shc needs; max-hd does without")?;
+        let defaults = SemanticOptions::default();
+        let options = SemanticOptions {
+            variant: args.variant,
+            min_distance: args.min_distance,
+            restarts: args.restarts.unwrap_or(defaults.restarts),
+            refine: !args.no_refine,
+            ..defaults
+        };
+        let made = semantic_centers(similarity, args.bits, &options, common.seed)?;
+        (made.codebook, Some(made.report))
+    } else {
+        let kind: CentersKind = args.method.parse().with_context(|| {
+            format!(
+                "expected the method shc, max-hd, bernoulli or hadamard, got {:?}",
+                args.method
+            )
+        })?;
+        if args.min_distance.is_some() || args.restarts.is_some() || args.no_refine {
+            bail!("expected the method shc with its options, got {kind}");
+        }
+        (
+            Codebook::seeded(kind, n_classes, args.bits, common.seed)?,
+            None,
+        )
+    };
+    if let Some(out) = &args.out {
+        std::fs::write(out, npy::codebook_bytes(&codebook))
+            .with_context(|| out.display().to_string())?;
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    let loss = similarity
+        .as_ref()
+        .map(|similarity| s_loss(similarity, &codebook));
+    let gv_distance = gilbert_varshamov(n_classes, args.bits);
+    if common.json {
+        return output::json(&json!({
+            "method": args.method,
+            "variant": semantic.is_some().then(|| args.variant.to_string()),
+            "seed": common.seed,
+            "n_classes": n_classes,
+            "bits": args.bits,
+            "d_min": codebook.min_distance(),
+            "gv_distance": gv_distance,
+            "wished_distance": semantic.as_ref().map(|report| report.wished_distance),
+            "s_loss": loss,
+            "s_loss_before_refine": semantic.as_ref().map(|report| report.s_loss_before_refine),
+            "s_loss_start": semantic.as_ref().map(|report| report.s_loss_start),
+            "seconds": seconds,
+            "out": args.out,
+        }));
+    }
+    let mut text = format!(
+        "{n_classes} centers of {} bits by {}: smallest distance {} (Gilbert-Varshamov {gv_distance})",
+        args.bits,
+        args.method,
+        codebook.min_distance(),
+    );
+    if let Some(loss) = loss {
+        text += &format!(", semantic loss {loss:.4}");
+    }
+    if let Some(report) = &semantic {
+        text += &format!(
+            " ({:.4} before the local search, {:.4} at the start)",
+            report.s_loss_before_refine, report.s_loss_start
+        );
+    }
+    output::line(format!("{text}, {seconds:.1} s"))
+}
+
+/// S of a `.npy` file.
+pub fn read_similarity(path: &Path) -> Result<ClassSimilarity> {
+    let (rows, columns, entries) = npy::read(path)?;
+    square(path, rows, columns)?;
+    ClassSimilarity::new(rows, entries).with_context(|| path.display().to_string())
+}
+
+/// Distances of a `.npy` file.
+pub fn read_distances(path: &Path) -> Result<ClassDistances> {
+    let (rows, columns, entries) = npy::read(path)?;
+    square(path, rows, columns)?;
+    let entries = entries.into_iter().map(|entry| entry as f32).collect();
+    ClassDistances::new(rows, entries).with_context(|| path.display().to_string())
+}
+
+/// Centers of a `.npy` file.
+pub fn read_codebook(path: &Path) -> Result<Codebook> {
+    let (_, bits, entries) = npy::read(path)?;
+    let entries = entries.into_iter().map(|entry| entry as f32).collect();
+    Codebook::from_entries(bits, entries).with_context(|| path.display().to_string())
+}
+
+fn square(path: &Path, rows: usize, columns: usize) -> Result<()> {
+    if rows != columns {
+        bail!(
+            "{}: expected as many rows as columns, found {rows} x {columns}",
+            path.display()
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,41 @@
+//! A trained model on another database: the normalization of its hash head measured anew.
+//!
+//! OrthoHash at instance level (Hoe et al. 2021, supplement, C.1 and D.5): trained on one set of pictures,
+//! a head's bits are no longer balanced on another. Mean and variance of the target database are taken
+//! instead of the train split's, scale 1, shift 0; no label is used and no weight is trained.
+
+use std::path::Path;
+
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+use crate::data::PictureSet;
+use crate::deep::augment::{Augment, Batches};
+use crate::deep::checkpoint::Checkpoint;
+use crate::deep::device::Device;
+use crate::error::Result;
+
+/// Pictures that the network sees at once.
+const BATCH_PICTURES: usize = 256;
+
+/// Reads the model file `model`, measures its head's normalization on `set`, writes the model to `out` and
+/// returns its new id. `model` and `out` may be the same file.
+///
+/// # Errors
+/// Those of reading a model; `Unsupported` for a head without normalization (all methods but OrthoHash);
+/// `InvalidArgument` for fewer than two pictures; `Io` where `out` cannot be written; `Torch`.
+pub fn adapt(model: &Path, set: &PictureSet, out: &Path, device: Device) -> Result<String> {
+    let device = device.resolve()?;
+    let mut checkpoint = Checkpoint::load(model, device)?;
+    let normalization = checkpoint.config.normalization.clone();
+    let batches = Batches::new(set, Augment::NONE, normalization, device)?;
+    // Pictures are taken as they are; nothing is drawn.
+    let mut unused = ChaCha8Rng::seed_from_u64(0);
+    let rows: Vec<i64> = (0..set.labels.len() as i64).collect();
+    let mut pictures = rows
+        .chunks(BATCH_PICTURES)
+        .map(|rows| batches.batch(rows, &mut unused));
+    checkpoint.network.adapt(&mut pictures)?;
+    checkpoint.save(out)?;
+    Ok(checkpoint.config.model_id)
+}
