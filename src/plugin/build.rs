@@ -7,6 +7,7 @@
 //! records in the same order every time.
 
 mod lane;
+mod merge;
 mod segments;
 
 use std::collections::HashSet;
@@ -30,6 +31,7 @@ use crate::plugin::index_writer::{HashIndexWriter, OnBadDocument, WriterOptions}
 use crate::plugin::value::HashValue;
 
 use lane::{Done, Item, work};
+pub use merge::merge_by_key;
 
 /// What a build begins with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -485,8 +487,12 @@ impl IndexBuilder {
         if due { self.commit() } else { Ok(()) }
     }
 
-    /// Waits for everything handed in, then commits it with its position.
-    fn commit(&mut self) -> Result<()> {
+    /// Waits for everything handed in, then commits it with its position. The builder does so by itself from
+    /// time to time.
+    ///
+    /// # Errors
+    /// As [`add`](Self::add).
+    pub fn commit(&mut self) -> Result<()> {
         for lane in 0..self.lanes.len() {
             self.send(lane)?;
         }

@@ -19,6 +19,7 @@ mod value;
 
 pub use build::{
     BuildMode, BuildOptions, BuildProgress, BuildRecord, IndexBuilder, Refusal, SegmentTarget,
+    merge_by_key,
 };
 pub use checksums::{CHECKSUMS_FILE, verify_checksums, write_checksums};
 pub use dedup::{Dedup, DedupCounts, DedupProgress, Groups, Member, Pair};
