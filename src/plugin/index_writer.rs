@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock, RwLockUpgradableReadGuard};
+use tantivy::index::SegmentId;
 use tantivy::indexer::UserOperation;
 use tantivy::merge_policy::{MergeCandidate, MergePolicy, NoMergePolicy};
 use tantivy::query::Query;
@@ -588,7 +589,7 @@ impl HashIndexWriter {
     }
 
     /// A key is looked up as one exact term.
-    fn check_key(&self, key: Field) -> Result<()> {
+    pub(crate) fn check_key(&self, key: Field) -> Result<()> {
         if key.field_id() as usize >= self.schema.num_fields() {
             return Err(Error::invalid(format!(
                 "field {} is not in the schema",
@@ -613,7 +614,7 @@ impl HashIndexWriter {
         )))
     }
 
-    fn key_of(&self, key: Field, document: &TantivyDocument) -> Result<Term> {
+    pub(crate) fn key_of(&self, key: Field, document: &TantivyDocument) -> Result<Term> {
         let mut values = document.get_all(key);
         let name = self.schema.get_field_name(key);
         let (Some(value), None) = (values.next(), values.next()) else {
@@ -710,9 +711,29 @@ impl HashIndexWriter {
     /// What failed. `Io` if only the last sync did: the commit is visible, and may not survive a power
     /// loss.
     pub fn commit(&self) -> Result<Opstamp> {
+        self.commit_with(None)
+    }
+
+    /// As [`commit`](Self::commit), with a text that is stored with the commit: both are there, or
+    /// neither. tantivy keeps it through merges, until the next commit; `Index::load_metas` reads it.
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit).
+    pub fn commit_with_payload(&self, payload: &str) -> Result<Opstamp> {
+        self.commit_with(Some(payload))
+    }
+
+    fn commit_with(&self, payload: Option<&str>) -> Result<Opstamp> {
+        let commit = |writer: &mut IndexWriter| {
+            let mut prepared = writer.prepare_commit()?;
+            if let Some(payload) = payload {
+                prepared.set_payload(payload);
+            }
+            prepared.commit()
+        };
         let mut state = self.state.write();
         match &mut *state {
-            State::Open(writer) => match writer.commit() {
+            State::Open(writer) => match commit(writer) {
                 Ok(opstamp) => {
                     // tantivy syncs the directory before it renames meta.json, not after.
                     let directory = writer.index().directory();
@@ -825,6 +846,31 @@ impl HashIndexWriter {
                 }
                 std::thread::sleep(Duration::from_millis(20));
             }
+        }
+    }
+
+    /// Merges these committed segments into one, and waits. The others stay as they are.
+    ///
+    /// For callers who have set `NoMergePolicy`: a merge in the background may hold one of the segments.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if no segment is named; `Corrupt`, `Io`, `Tantivy`; the segments stay as they
+    /// were.
+    pub fn merge_segments(&self, segments: &[SegmentId]) -> Result<()> {
+        if segments.is_empty() {
+            return Err(Error::invalid("expected segments to merge, got none"));
+        }
+        let mut state = self.state.write();
+        match &mut *state {
+            State::Open(writer) => {
+                writer.merge(segments).wait()?;
+                writer.garbage_collect_files().wait()?;
+                let directory = writer.index().directory();
+                directory
+                    .sync_directory()
+                    .map_err(|error| Error::io("index directory", error))
+            }
+            State::Failed(_, reason) | State::Closed(reason) => Err(failed(reason)),
         }
     }
 

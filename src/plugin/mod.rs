@@ -4,6 +4,8 @@
 //! written to; [`HashIndex`] does so by itself. Codes are added with [`HashDocumentExt`], searched with
 //! [`KnnQuery`] and [`HammingQuery`], and combined with text by [`HybridSearch`].
 
+mod build;
+mod checksums;
 mod convert;
 mod dedup;
 mod doc_order;
@@ -15,6 +17,11 @@ mod query;
 mod segment_plugin;
 mod value;
 
+pub use build::{
+    BuildMode, BuildOptions, BuildProgress, BuildRecord, IndexBuilder, Refusal, SegmentTarget,
+    merge_by_key,
+};
+pub use checksums::{CHECKSUMS_FILE, verify_checksums, write_checksums};
 pub use dedup::{Dedup, DedupCounts, DedupProgress, Groups, Member, Pair};
 pub use field::{FIELD_TYPE, HashFieldOptions, SchemaBuilderExt};
 pub use hybrid::{

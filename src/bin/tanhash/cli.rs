@@ -31,6 +31,8 @@ pub enum Command {
     Eval(cmd::eval::Args),
     Encode(cmd::encode::Args),
     Index(cmd::index::Args),
+    Merge(cmd::merge::Args),
+    Rehash(cmd::rehash::Args),
     Search(cmd::search::Args),
     Dedup(cmd::dedup::Args),
     Bench(cmd::bench::Args),

@@ -12,6 +12,7 @@ mod output;
 #[cfg(feature = "torch")]
 mod page;
 mod records;
+mod schema;
 
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,6 +34,7 @@ fn let_threads_sleep(command: &cli::Command) {
             | cli::Command::Encode(_)
             | cli::Command::Demo(_)
             | cli::Command::Index(_)
+            | cli::Command::Rehash(_)
             | cli::Command::Search(_)
     );
     if !computes || std::env::var_os(POLICY).is_some() {

@@ -26,13 +26,21 @@ pub fn note(text: impl AsRef<str>) {
     eprintln!("tanhash: {}", text.as_ref());
 }
 
-/// A progress bar on stderr, invisible unless that is a terminal.
+/// A progress bar on stderr, invisible unless that is a terminal. `len` is 0 where it is not known.
 pub fn progress(len: u64, what: &'static str) -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let bar = ProgressBar::new(len);
-    let template = "{msg:>10} [{bar:30}] {human_pos}/{human_len} ({per_sec}, {eta} left)";
+    let (bar, template) = match len {
+        0 => (
+            ProgressBar::no_length(),
+            "{msg} {human_pos} ({per_sec}, after {elapsed})",
+        ),
+        len => (
+            ProgressBar::new(len),
+            "{msg} [{bar:30}] {human_pos}/{human_len} ({per_sec}, {eta} left)",
+        ),
+    };
     bar.set_style(
         ProgressStyle::with_template(template)
             .expect("a fixed template")

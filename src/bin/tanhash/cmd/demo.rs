@@ -57,10 +57,11 @@ mod journey {
     use tantivy::Searcher;
 
     use super::Args;
-    use crate::catalog::{Catalog, EncoderSpec, Use};
+    use crate::catalog::{CODE_FIELD, Catalog, EncoderSpec, Layout, Use};
     use crate::cmd::{Common, index, train};
     use crate::page::{Page, Section, Tile};
-    use crate::records::{Body, Record, Records};
+    use crate::records::{Body, Entry, Record, Records};
+    use crate::schema::SchemaFile;
     use crate::{learning, output};
 
     /// The published code of Debian's package of the data set.
@@ -146,7 +147,7 @@ mod journey {
             model_id: tanhash::Encoder::model_id(&encoder).to_owned(),
         };
         drop(encoder);
-        let catalog = Catalog::create(&dir, spec, index::plugin)?;
+        let catalog = Catalog::create(&dir, Layout::new(spec, SchemaFile::default()), false)?;
         let records = records(&dataset)?;
         let summary = index::fill(&catalog, records, OnBadDocument::Fail, 256 << 20, &dir)?;
         say(summary.to_line(&dir))?;
@@ -363,22 +364,23 @@ mod journey {
     /// The database pictures as documents: encoded files, as an application would hand them in.
     fn records(dataset: &Dataset) -> Result<Records> {
         let (set, names) = (dataset.database.clone(), dataset.class_names.clone());
-        let expected = Some(set.len());
+        let expected = Some(set.len() as u64);
         let iter = (0..set.len()).map(move |row| {
             let label = set.labels[row];
             let name = names.get(label as usize).cloned().unwrap_or_default();
             let text = describe(&name, label, set.picture(row));
             let body = Body::Payload(Payload::Image(png(&set, row)?.into()));
-            Ok(Record {
+            Ok(Entry::Record(Box::new(Record {
                 key: row.to_string(),
                 label: name,
                 text,
                 body,
                 ..Record::default()
-            })
+            })))
         });
         Ok(Records {
             expected,
+            source: dataset.name.clone(),
             iter: Box::new(iter),
         })
     }
@@ -392,7 +394,7 @@ mod journey {
 
     impl<'a> Searches<'a> {
         fn open(dir: &Path, dataset: &'a Dataset) -> Result<Searches<'a>> {
-            let catalog = Catalog::open(dir, Use::Encode, None)?;
+            let catalog = Catalog::open(dir, Use::Encode, None, CODE_FIELD)?;
             let searcher = catalog.index.searcher()?;
             Ok(Searches {
                 catalog,

@@ -12,7 +12,8 @@ use tanhash::{Codes, Payload};
 use crate::catalog::open_model;
 use crate::cmd::Common;
 use crate::output;
-use crate::records::{Body, Records};
+use crate::records::{Body, Entry, Records};
+use crate::schema::SchemaFile;
 
 /// Turn pictures into a file of packed codes
 #[derive(clap::Args)]
@@ -34,7 +35,7 @@ const BATCH_BYTES: usize = 64 << 20;
 
 pub fn run(args: Args, common: Common) -> Result<()> {
     let encoder = open_model(&args.model)?;
-    let records = Records::open(&args.input)?;
+    let records = Records::open(&args.input, &SchemaFile::default(), 0)?;
     let started = Instant::now();
     let mut rows_path = args.out.clone().into_os_string();
     rows_path.push(".jsonl");
@@ -44,7 +45,7 @@ pub fn run(args: Args, common: Common) -> Result<()> {
         BufWriter::new(create(&args.out)?),
         BufWriter::new(create(&rows_path)?),
     );
-    let bar = output::progress(records.expected.unwrap_or(0) as u64, "encoding");
+    let bar = output::progress(records.expected.unwrap_or(0), "encoding");
     let (mut n_codes, mut failed) = (0usize, 0usize);
     let mut batch: Vec<(String, Payload)> = Vec::new();
     let mut batch_bytes = 0;
@@ -71,8 +72,16 @@ pub fn run(args: Args, common: Common) -> Result<()> {
         Ok(())
     };
     for record in records.iter {
-        let record = record?;
         bar.inc(1);
+        let record = match record? {
+            Entry::Record(record) => record,
+            Entry::Damage { name, reason } => {
+                output::note(format!("{name}: {reason}"));
+                failed += 1;
+                continue;
+            }
+            Entry::Skipped => continue,
+        };
         match record.body {
             Body::Payload(payload) => {
                 batch_bytes += payload.size_bytes();

@@ -9,6 +9,8 @@ pub mod encode;
 pub mod eval;
 pub mod index;
 pub mod inspect;
+pub mod merge;
+pub mod rehash;
 pub mod search;
 pub mod train;
 pub mod verify;
@@ -38,6 +40,8 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Eval(args) => eval::run(args, common),
         Command::Encode(args) => encode::run(args, common),
         Command::Index(args) => index::run(args, common),
+        Command::Merge(args) => merge::run(args, common),
+        Command::Rehash(args) => rehash::run(args, common),
         Command::Search(args) => search::run(args, common),
         Command::Bench(args) => bench::run(args),
         Command::Dedup(args) => dedup::run(args, common),

@@ -8,7 +8,7 @@ use serde_json::json;
 use tanhash::HashCode;
 use tanhash::plugin::{Fusion, HammingQuery, HybridSearch, KnnQuery, Leg, LegHit};
 
-use crate::catalog::{Catalog, EncoderSpec, Stored, Use};
+use crate::catalog::{CODE_FIELD, Catalog, EncoderSpec, Stored, Use};
 use crate::cmd::Common;
 use crate::output;
 use crate::records::{Body, read_picture};
@@ -28,6 +28,9 @@ pub struct Args {
     /// A code in hexadecimal to find the like of
     #[arg(long, conflicts_with = "image")]
     code: Option<String>,
+    /// The hash field to search, for an index with several
+    #[arg(long, default_value = CODE_FIELD)]
+    field: String,
     /// Hits to show; 10, or all within the radius if one is given
     #[arg(long)]
     k: Option<usize>,
@@ -94,7 +97,7 @@ pub fn run(args: Args, common: Common) -> Result<()> {
     } else {
         Use::SearchOnly
     };
-    let catalog = Catalog::open(&args.index, purpose, args.model.as_deref())?;
+    let catalog = Catalog::open(&args.index, purpose, args.model.as_deref(), &args.field)?;
     if !args.trust {
         let report = catalog.index.verify()?;
         if let Some(problem) = report.problems.first() {
@@ -142,9 +145,7 @@ pub fn run(args: Args, common: Common) -> Result<()> {
         .fusion(fusion)
         .rank_window(window);
     if let Some(text) = &args.text {
-        search = search.leg(Leg::text(
-            catalog.parse(text, vec![fields.text, fields.label])?,
-        ));
+        search = search.leg(Leg::text(catalog.parse(text, catalog.text_fields())?));
     }
     match (&code, args.radius) {
         (Some(code), Some(radius)) => {
@@ -162,7 +163,7 @@ pub fn run(args: Args, common: Common) -> Result<()> {
         (None, _) => {}
     }
     if let Some(filter) = &args.filter {
-        search = search.filter(catalog.parse(filter, vec![fields.text, fields.label])?);
+        search = search.filter(catalog.parse(filter, catalog.text_fields())?);
     }
     let result = search.search(&searcher)?;
     let single = result.legs.len() == 1;
