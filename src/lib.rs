@@ -102,6 +102,8 @@ mod guide {
     mod indexing {}
     #[doc = include_str!("../docs/guide/training.md")]
     mod training {}
+    #[doc = include_str!("../docs/guide/evaluating.md")]
+    mod evaluating {}
     #[doc = include_str!("../docs/guide/cli.md")]
     mod cli {}
     #[doc = include_str!("../docs/guide/install-libtorch.md")]

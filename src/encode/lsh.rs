@@ -8,7 +8,7 @@
 use rand_chacha::rand_core::RngCore;
 use rayon::prelude::*;
 
-use super::{EncodeError, Encoder, Payload, on_pool, pack};
+use super::{EncodeError, Encoder, Payload, dot, on_pool, pack};
 use crate::code::{CodeLen, HashCode};
 use crate::error::{Error, Result};
 use crate::random;
@@ -77,20 +77,6 @@ impl Encoder for SignLsh {
             batch.par_iter().map(|payload| self.code(payload)).collect()
         }))
     }
-}
-
-/// The inner product, in eight sums that a vector unit can hold and that are added up in order.
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let (a, a_rest) = a.as_chunks::<8>();
-    let (b, b_rest) = b.as_chunks::<8>();
-    let mut sums = [0.0f32; 8];
-    for (a, b) in a.iter().zip(b) {
-        for lane in 0..8 {
-            sums[lane] += a[lane] * b[lane];
-        }
-    }
-    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-    sums.iter().sum::<f32>() + rest
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! learned one is `deep::TorchEncoder` behind the `torch` feature.
 
 mod fallback;
+mod itq;
 mod lsh;
 mod phash;
 mod precomputed;
@@ -16,6 +17,7 @@ use crate::error::{Error, Result};
 
 pub use crate::error::{EncodeError, EncodeStage};
 pub use fallback::Fallback;
+pub use itq::Itq;
 pub use lsh::SignLsh;
 pub use phash::PerceptualHash;
 pub use precomputed::LogitsEncoder;
@@ -173,6 +175,20 @@ fn pack(len: CodeLen, logits: &[f32]) -> Result<HashCode, EncodeError> {
         stage: EncodeStage::Encode,
         reason: error.to_string(),
     })
+}
+
+/// The inner product, in eight sums that a vector unit can hold and that are added up in order.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let (a, a_rest) = a.as_chunks::<8>();
+    let (b, b_rest) = b.as_chunks::<8>();
+    let mut sums = [0.0f32; 8];
+    for (a, b) in a.iter().zip(b) {
+        for lane in 0..8 {
+            sums[lane] += a[lane] * b[lane];
+        }
+    }
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    sums.iter().sum::<f32>() + rest
 }
 
 /// Runs parallel work of an encoder on threads of its own. On the global pool it could wait for ever: when

@@ -14,6 +14,12 @@ pub struct AtK {
     pub precision: f64,
     /// Relevant items among the first k, over all that are relevant; 0 where there is none.
     pub recall: f64,
+    /// Normalized discounted cumulative gain: the sum of gain / log2(rank + 1) over the first k, over the largest
+    /// such sum of any ranking; 0 where that is 0. The gain is the similarity of the classes where similarities
+    /// are given, else 1 for a relevant item.
+    pub ndcg: f64,
+    /// HP@k, see [`Hierarchical`](super::Hierarchical); none without similarities.
+    pub hierarchical_precision: Option<f64>,
 }
 
 /// Everything within a Hamming radius, mean over queries.
@@ -76,16 +82,12 @@ impl CurveSums {
         }
     }
 
-    pub(super) fn at_k(&self, n_queries: usize, ks: &[usize]) -> Vec<AtK> {
+    /// Precision and recall at each k.
+    pub(super) fn at_k(&self, n_queries: usize) -> Vec<[f64; 2]> {
         let n = n_queries as f64;
         self.at_k
             .iter()
-            .zip(ks)
-            .map(|(sums, &k)| AtK {
-                k,
-                precision: sums[0] / n,
-                recall: sums[1] / n,
-            })
+            .map(|sums| [sums[0] / n, sums[1] / n])
             .collect()
     }
 
@@ -133,9 +135,7 @@ mod tests {
         let mut sums = CurveSums::new(3, 2);
         sums.add(&all, &relevant, &[1, 10]);
         sums.add(&[0, 0, 0, 5], &[0; 4], &[1, 10]);
-        let at_k = sums.at_k(2, &[1, 10]);
-        assert_eq!((at_k[0].precision, at_k[0].recall), (0.5, 0.125));
-        assert_eq!((at_k[1].precision, at_k[1].recall), (0.2, 0.5));
+        assert_eq!(sums.at_k(2), [[0.5, 0.125], [0.2, 0.5]]);
         let within = sums.within(2);
         assert_eq!((within[2].precision, within[2].recall), (0.3, 0.375));
         assert_eq!((within[2].n_retrieved, within[2].empty), (2.5, 0.5));

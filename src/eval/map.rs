@@ -3,101 +3,129 @@
 //! `AP@R = (sum over k <= R of P(k) rel(k)) / denominator`, P(k) being the share of relevant items
 //! among the first k.
 
-use super::{Cutoff, Denominator, Protocol, Scratch, Ties, random};
+use super::scratch::Scratch;
+use super::{Cutoff, Denominator, Protocol, Ties};
+use crate::random;
 
-/// What ranks every query alike: the tie orders of the database, or the harmonic numbers that stand
+/// What ranks every query alike: the tie orders of the database, and the harmonic numbers that stand
 /// for all of them.
 pub(super) struct Ranker {
     ties: TieRule,
     denominator: Denominator,
-    /// At most the size of the database.
+    /// `harmonic[n] = 1 + 1/2 + .. + 1/n`, for n up to the items of a ranking.
+    harmonic: Vec<f64>,
+    /// At most the items of a ranking.
     r: usize,
 }
 
 enum TieRule {
-    /// `harmonic[n] = 1 + 1/2 + .. + 1/n`, for n up to the size of the database.
-    Expected {
-        harmonic: Vec<f64>,
-    },
+    Expected,
     Orders(Vec<Order>),
 }
 
 /// The database in the order that decides among ties.
 struct Order {
     rows: Vec<u32>,
-    /// The labels of `rows`, so that they are read in sequence.
-    labels: Vec<u32>,
     /// Where each row stands in `rows`.
     ranks: Vec<u32>,
 }
 
 impl Order {
-    fn new(rows: Vec<u32>, database_labels: &[u32]) -> Order {
+    fn new(rows: Vec<u32>) -> Order {
         let mut ranks = vec![0; rows.len()];
         for (&row, rank) in rows.iter().zip(0..) {
             ranks[row as usize] = rank;
         }
-        Order {
-            labels: rows.iter().map(|&r| database_labels[r as usize]).collect(),
-            rows,
-            ranks,
+        Order { rows, ranks }
+    }
+}
+
+/// The average precision at R of one query under one tie order.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct AveragePrecision {
+    /// Over the relevant items among the first R; none where the expectation has no closed form.
+    pub(super) relevant_in_top_r: Option<f64>,
+    /// Over the relevant items there are, at most R.
+    pub(super) min_relevant_r: f64,
+}
+
+impl AveragePrecision {
+    /// With this denominator, which the protocol's check has found to be there.
+    pub(super) fn over(&self, denominator: Denominator) -> f64 {
+        match denominator {
+            Denominator::RelevantInTopR => self
+                .relevant_in_top_r
+                .expect("Protocol::check refuses an expectation without a closed form"),
+            Denominator::MinRelevantR => self.min_relevant_r,
         }
     }
 }
 
 impl Ranker {
-    pub(super) fn new(database_labels: &[u32], protocol: &Protocol) -> Ranker {
-        let n = database_labels.len();
-        let order = |rows| Order::new(rows, database_labels);
+    /// For a database of `n_codes`, of which a ranking holds `n_ranked`.
+    pub(super) fn new(n_codes: usize, n_ranked: usize, protocol: &Protocol) -> Ranker {
         let ties = match protocol.ties {
-            Ties::Expected => TieRule::Expected {
-                harmonic: std::iter::once(0.0)
-                    .chain((1..=n).scan(0.0, |sum, n| {
-                        *sum += 1.0 / n as f64;
-                        Some(*sum)
-                    }))
-                    .collect(),
-            },
+            Ties::Expected => TieRule::Expected,
             Ties::Permutations { n_orders, seed } => TieRule::Orders(
                 (0..n_orders)
-                    .map(|stream| order(random::permutation(n, seed, stream as u64)))
+                    .map(|stream| Order::new(random::permutation(n_codes, seed, stream as u64)))
                     .collect(),
             ),
-            Ties::DatabaseOrder => TieRule::Orders(vec![order((0..n as u32).collect())]),
+            Ties::DatabaseOrder => TieRule::Orders(vec![Order::new((0..n_codes as u32).collect())]),
         };
         let r = match protocol.cutoff {
-            Cutoff::All => n,
-            Cutoff::At(r) => r.min(n),
+            Cutoff::All => n_ranked,
+            Cutoff::At(r) => r.min(n_ranked),
         };
+        let harmonic = std::iter::once(0.0).chain((1..=n_ranked).scan(0.0, |sum, n| {
+            *sum += 1.0 / n as f64;
+            Some(*sum)
+        }));
         Ranker {
             ties,
             denominator: protocol.denominator,
+            harmonic: harmonic.collect(),
             r,
         }
     }
 
+    pub(super) fn denominator(&self) -> Denominator {
+        self.denominator
+    }
+
+    /// The expected average precision over the whole database: none where nothing is relevant.
+    pub(super) fn expected_at_all(&self, scratch: &Scratch) -> Option<f64> {
+        let m = scratch.n_relevant();
+        let n_ranked = self.harmonic.len() - 1;
+        let sum = expected_sum(&scratch.all, &scratch.relevant, n_ranked, &self.harmonic);
+        (m > 0).then(|| sum / m as f64)
+    }
+
     /// The average precision at R of one query under each tie order (one figure in expectation mode):
     /// none where nothing relevant is among the first R (in expectation mode: in the database).
-    pub(super) fn average_precisions(&self, scratch: &Scratch, label: u32) -> Vec<Option<f64>> {
-        let m: u64 = scratch.relevant.iter().map(|&n| u64::from(n)).sum();
-        let m_at_most_r = m.min(self.r as u64);
+    pub(super) fn average_precisions(&self, scratch: &Scratch) -> Vec<Option<AveragePrecision>> {
+        let m = scratch.n_relevant();
+        let m_at_most_r = m.min(self.r as u64) as f64;
         match &self.ties {
-            TieRule::Expected { harmonic } => {
-                let sum = expected_sum(&scratch.all, &scratch.relevant, self.r, harmonic);
-                vec![(m > 0).then(|| sum / m_at_most_r as f64)]
+            TieRule::Expected => {
+                let sum = expected_sum(&scratch.all, &scratch.relevant, self.r, &self.harmonic);
+                let at_all = self.r == self.harmonic.len() - 1;
+                vec![(m > 0).then(|| AveragePrecision {
+                    relevant_in_top_r: at_all.then(|| sum / m_at_most_r),
+                    min_relevant_r: sum / m_at_most_r,
+                })]
             }
             TieRule::Orders(orders) if m == 0 => vec![None; orders.len()],
             TieRule::Orders(orders) => {
-                let top = TopR::new(scratch, label, self.r);
+                let top = TopR::new(scratch, self.r);
                 orders
                     .iter()
                     .map(|order| {
                         let (sum, n_relevant) = precision_sum(&top.ranking(order));
-                        let denominator = match self.denominator {
-                            Denominator::RelevantInTopR => n_relevant as u64,
-                            Denominator::MinRelevantR => m_at_most_r,
-                        };
-                        (n_relevant > 0).then(|| sum / denominator as f64)
+                        (n_relevant > 0).then(|| AveragePrecision {
+                            relevant_in_top_r: Some(sum / n_relevant as f64),
+                            min_relevant_r: sum / m_at_most_r,
+                        })
                     })
                     .collect()
             }
@@ -108,7 +136,6 @@ impl Ranker {
 /// The first R of one query, under any tie order.
 struct TopR<'a> {
     scratch: &'a Scratch,
-    label: u32,
     r: usize,
     /// Where each distance starts in the ranking, as far as R.
     starts: Vec<usize>,
@@ -117,7 +144,7 @@ struct TopR<'a> {
 }
 
 impl<'a> TopR<'a> {
-    fn new(scratch: &'a Scratch, label: u32, r: usize) -> TopR<'a> {
+    fn new(scratch: &'a Scratch, r: usize) -> TopR<'a> {
         let mut starts = Vec::with_capacity(scratch.all.len());
         let mut n_near = 0;
         for &count in &scratch.all {
@@ -140,7 +167,6 @@ impl<'a> TopR<'a> {
         });
         TopR {
             scratch,
-            label,
             r,
             starts,
             candidates,
@@ -160,11 +186,11 @@ impl<'a> TopR<'a> {
         let mut next = self.starts.clone();
         let distances = self.scratch.rows();
         let mut relevant = vec![false; self.r];
-        for (&row, &item) in order.rows.iter().zip(&order.labels) {
+        for &row in &order.rows {
             let distance = distances[row as usize] as usize;
             if let Some(position) = next.get_mut(distance) {
                 if let Some(slot) = relevant.get_mut(*position) {
-                    *slot = item == self.label;
+                    *slot = self.scratch.is_relevant(row);
                 }
                 *position += 1;
             }
@@ -188,7 +214,7 @@ impl<'a> TopR<'a> {
         }
         keys.sort_unstable();
         keys.iter()
-            .map(|&key| order.labels[key as u32 as usize] == self.label)
+            .map(|&key| self.scratch.is_relevant(order.rows[key as u32 as usize]))
             .collect()
     }
 }

@@ -1,198 +1,85 @@
-//! How good codes are: mAP@R, precision and recall, with everything that decides the number on record.
+//! How good codes are: mAP@R, precision and recall, graded measures, distances and bits, with everything that
+//! decides a number on record.
 //!
-//! An item is relevant to a query if it has the query's label. Items at one Hamming distance tie, and
-//! how ties are broken decides published figures by whole points, so [`Ties`] is part of the
-//! [`Protocol`] and the [`Report`] repeats it. Knows neither pictures nor models: codes and labels in,
-//! numbers out. Leaves out graded relevance and queries that are also in the database.
+//! An item is relevant to a query if they share a class. Items at one Hamming distance tie, and how ties are
+//! broken decides published figures by whole points, so [`Ties`] is part of the [`Protocol`] and the [`Report`]
+//! repeats it; every figure but mAP@R is an expectation over ties. Similarities of classes, most often from a
+//! [`Hierarchy`], add graded relevance. Knows neither pictures nor models: codes and labels in, numbers out.
 
+mod bits;
 mod curves;
+mod distances;
+mod graded;
+mod hierarchy;
+mod labels;
 mod map;
+mod protocol;
+mod scratch;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::ops::Deref;
-use std::str::FromStr;
 
 use rayon::prelude::*;
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
+pub use bits::{BitBalance, BitCorrelation, QuantizationError, bit_statistics, quantization_error};
 pub use curves::{AtK, WithinRadius};
+pub use distances::Distances;
+pub use graded::{ClassSimilarities, Hierarchical};
+pub use hierarchy::{ClassHierarchy, Hierarchy};
+pub use labels::{LabelSets, Labels};
+pub use protocol::{Cutoff, Denominator, EmptyQueries, Protocol, Ties};
 
 use crate::code::{Codes, CodesRef};
 use crate::error::{Error, Result};
-use crate::hamming::Kernel;
-use crate::random;
+use graded::{Graded, GradedSums};
+use labels::Relevance;
+use scratch::Scratch;
 
-/// R of mAP@R: how much of the ranking counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cutoff {
-    /// The whole database.
-    All,
-    /// The first so many; at least 1.
-    At(usize),
-}
-
-impl fmt::Display for Cutoff {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Cutoff::All => f.write_str("all"),
-            Cutoff::At(r) => write!(f, "{r}"),
-        }
-    }
-}
-
-impl FromStr for Cutoff {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Cutoff> {
-        match text.parse() {
-            _ if text == "all" => Ok(Cutoff::All),
-            Ok(r) if r > 0 => Ok(Cutoff::At(r)),
-            _ => Err(Error::invalid(format!(
-                "R is `all` or a number above 0, got {text:?}"
-            ))),
-        }
-    }
-}
-
-impl Serialize for Cutoff {
-    /// `"all"` or the number.
-    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        match *self {
-            Cutoff::All => serializer.serialize_str("all"),
-            Cutoff::At(r) => serializer.serialize_u64(r as u64),
-        }
-    }
-}
-
-/// What the sum of an average precision is divided by. The two agree where R is the whole database.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Denominator {
-    /// The relevant items among the first R: the literature's rule for hashing. It can reward finding
-    /// less: ranks `+ - -` give 1, ranks `+ - +` give 0.83.
-    RelevantInTopR,
-    /// The relevant items there are, at most R: no such reward.
-    MinRelevantR,
-}
-
-/// How items at one distance from the query are ranked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Ties {
-    /// The expectation over all orders, in closed form (McSherry and Najork, ECIR 2008). Exact where
-    /// the denominator does not depend on the order: R is the whole database, or
-    /// [`Denominator::MinRelevantR`]. Refused otherwise.
-    Expected,
-    /// A stable sort after each of so many random orders of the database; mean and spread over them.
-    Permutations {
-        /// How many orders; at least 1.
-        n_orders: usize,
-        /// Decides the orders.
-        seed: u64,
-    },
-    /// By row of the database, as a search answers. With rows grouped by class this is no fair figure.
-    DatabaseOrder,
-}
-
-/// What becomes of a query with nothing relevant among the first R.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum EmptyQueries {
-    /// Its average precision is 0.
-    CountAsZero,
-    /// It is left out of the mean, as HashNet's and CSQ's published code does. The figure can only rise.
-    Skip,
-}
-
-/// Everything that decides a figure, the codes and labels apart.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Protocol {
-    /// R.
-    pub cutoff: Cutoff,
-    /// The denominator of the average precision.
-    pub denominator: Denominator,
-    /// The tie rule of the average precision. All else is an expectation over ties.
-    pub ties: Ties,
-    /// Queries with nothing relevant among the first R.
-    pub empty_queries: EmptyQueries,
-    /// The k of precision and recall at k.
-    pub ks: Vec<usize>,
-    /// The Hamming radius whose precision and recall are reported, in bits.
-    pub radius: u32,
-}
-
-impl Protocol {
-    /// The literature's protocol at this R: empty queries count as zero, the denominator is what was
-    /// found; ties by expectation for all, by 5 permutations of seed 0 for less; k of 1, 10, 100 and
-    /// 1000; radius 2.
-    pub fn new(cutoff: Cutoff) -> Protocol {
-        Protocol {
-            cutoff,
-            denominator: Denominator::RelevantInTopR,
-            ties: match cutoff {
-                Cutoff::All => Ties::Expected,
-                Cutoff::At(_) => Ties::Permutations {
-                    n_orders: 5,
-                    seed: 0,
-                },
-            },
-            empty_queries: EmptyQueries::CountAsZero,
-            ks: vec![1, 10, 100, 1000],
-            radius: 2,
-        }
-    }
-
-    fn check(&self, bits: usize) -> Result<()> {
-        let problem = if self.cutoff == Cutoff::At(0) {
-            "R is at least 1, got 0; write `all` for the whole database".to_owned()
-        } else if self.ks.contains(&0) {
-            "k is at least 1, got 0".to_owned()
-        } else if self.radius as usize > bits {
-            format!("a radius is at most {bits} bits here, got {}", self.radius)
-        } else if matches!(self.ties, Ties::Permutations { n_orders: 0, .. }) {
-            "ties need at least 1 permutation, got 0".to_owned()
-        } else if self.ties == Ties::Expected
-            && self.cutoff != Cutoff::All
-            && self.denominator == Denominator::RelevantInTopR
-        {
-            "the expectation over ties has no closed form for this R and denominator; \
-             take permutations, R = all, or the denominator min(relevant, R)"
-                .to_owned()
-        } else {
-            return Ok(());
-        };
-        Err(Error::invalid(problem))
-    }
-}
-
-/// The result of [`evaluate`]. Precisions, recalls and means are shares from 0 to 1.
+/// The result of an [`Evaluation`]. Precisions, recalls and means are shares from 0 to 1.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// mAP@R; over several orders, their mean.
+    /// mAP@R by the protocol; over several orders, their mean.
     pub map: f64,
     /// Standard deviation of mAP@R over the orders (n - 1 in the denominator); none for fewer than two.
     pub map_std: Option<f64>,
     /// mAP@R of each order of [`Ties::Permutations`]; a single figure otherwise.
     pub map_per_order: Vec<f64>,
+    /// mAP@R with either denominator, the mean over orders; else as the protocol says.
+    pub map_by_denominator: MapByDenominator,
+    /// mAP@all, expected over ties: needs no seed, and no choice of denominator.
+    pub map_all_expected: f64,
     /// How it was measured.
     pub protocol: Protocol,
     /// Queries.
     pub n_queries: usize,
-    /// Items searched.
+    /// Items searched; with leave-one-out, the query among them, which its own ranking leaves out.
     pub n_database: usize,
     /// Bits of a code.
     pub bits: usize,
     /// Queries with nothing relevant among the first R, in at least one order.
     pub n_empty_queries: usize,
-    /// mAP@R of each class of queries, by label.
+    /// mAP@R of each class of queries, by label. A query of several classes counts in each.
     pub per_class: Vec<ClassReport>,
-    /// Precision and recall at each k of the protocol, expected over ties.
+    /// Precision, recall and nDCG at each k of the protocol, expected over ties.
     pub at_k: Vec<AtK>,
     /// Precision and recall within the protocol's radius.
     pub within_radius: WithinRadius,
     /// The same within every radius from 0 to the length of the codes: the precision-recall curve.
     pub curve: Vec<WithinRadius>,
+    /// mAHP@K and hierarchical precision, where similarities of classes are given.
+    pub hierarchical: Option<Hierarchical>,
+    /// Distances of relevant and of other pairs.
+    pub distances: Distances,
+    /// Balance of the bits of the database.
+    pub bit_balance: BitBalance,
+    /// Correlation of the bits of the database.
+    pub bit_correlation: BitCorrelation,
+    /// What binarizing lost, where the caller has the logits; see [`quantization_error`].
+    pub quantization: Option<QuantizationError>,
+    /// The average precision at R of each query, the mean over orders, 0 for an empty one. Not serialized.
+    #[serde(skip)]
+    pub ap_per_query: Vec<f64>,
     /// Whatever else the record of the figure needs, filled in by the caller: the data set's protocol,
     /// seeds of split, codebook and training, the checkpoint rule.
     pub notes: BTreeMap<String, String>,
@@ -203,6 +90,15 @@ impl Report {
     pub fn metric(&self) -> String {
         format!("mAP@{}", self.protocol.cutoff)
     }
+}
+
+/// mAP@R with either denominator.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct MapByDenominator {
+    /// [`Denominator::RelevantInTopR`]; none where the expectation over ties has no closed form.
+    pub relevant_in_top_r: Option<f64>,
+    /// [`Denominator::MinRelevantR`].
+    pub min_relevant_r: f64,
 }
 
 /// The queries of one class.
@@ -216,168 +112,301 @@ pub struct ClassReport {
     pub map: f64,
 }
 
-/// Searches the database for every query, on all threads, and measures the rankings.
-///
-/// `query_labels` and `database_labels` have one label a code. The answer does not depend on the
-/// number of threads.
+/// Searches the database for every query, on all threads, and measures the rankings:
+/// [`Evaluation::new`] and [`Evaluation::run`] in one.
 ///
 /// # Errors
-/// `CodeLenMismatch` if the two sets differ in length; `InvalidArgument` if a set is empty, labels are
-/// not one a code, or the protocol contradicts itself.
-pub fn evaluate<Q, D>(
-    query: &Codes<Q>,
-    query_labels: &[u32],
-    database: &Codes<D>,
-    database_labels: &[u32],
+/// As these two.
+pub fn evaluate<'a, Q, D>(
+    query: &'a Codes<Q>,
+    query_labels: impl Into<Labels<'a>>,
+    database: &'a Codes<D>,
+    database_labels: impl Into<Labels<'a>>,
     protocol: &Protocol,
 ) -> Result<Report>
 where
     Q: Deref<Target = [u64]>,
     D: Deref<Target = [u64]>,
 {
-    let (query, database) = (&query.as_ref(), &database.as_ref());
-    database.code_len().check(query.code_len())?;
-    for (name, codes, labels) in [
-        ("query", query, query_labels),
-        ("database", database, database_labels),
-    ] {
-        if codes.is_empty() || codes.n_codes() != labels.len() {
+    Evaluation::new(query, query_labels, database, database_labels)?.run(protocol)
+}
+
+/// What is measured: two sets of codes with their labels, and what more is known of the classes.
+#[derive(Clone, Debug)]
+pub struct Evaluation<'a> {
+    query: CodesRef<'a>,
+    query_labels: Labels<'a>,
+    database: CodesRef<'a>,
+    database_labels: Labels<'a>,
+    similarities: Option<&'a ClassSimilarities>,
+}
+
+impl<'a> Evaluation<'a> {
+    /// Queries and database, with the labels of each code.
+    ///
+    /// # Errors
+    /// `CodeLenMismatch` if the two sets differ in length; `InvalidArgument` if a set is empty or labels are
+    /// not one entry a code.
+    pub fn new<Q, D>(
+        query: &'a Codes<Q>,
+        query_labels: impl Into<Labels<'a>>,
+        database: &'a Codes<D>,
+        database_labels: impl Into<Labels<'a>>,
+    ) -> Result<Evaluation<'a>>
+    where
+        Q: Deref<Target = [u64]>,
+        D: Deref<Target = [u64]>,
+    {
+        let (query, database) = (query.as_ref(), database.as_ref());
+        let (query_labels, database_labels) = (query_labels.into(), database_labels.into());
+        database.code_len().check(query.code_len())?;
+        for (name, codes, labels) in [
+            ("query", query, query_labels),
+            ("database", database, database_labels),
+        ] {
+            if codes.is_empty() || codes.n_codes() != labels.len() {
+                return Err(Error::invalid(format!(
+                    "the {name} set needs at least one code and one label a code, got {} codes and {} labels",
+                    codes.n_codes(),
+                    labels.len()
+                )));
+            }
+        }
+        Ok(Evaluation {
+            query,
+            query_labels,
+            database,
+            database_labels,
+            similarities: None,
+        })
+    }
+
+    /// Measures graded relevance, too, by these similarities of the classes.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if items have sets of classes, or a label is none of the similarities' classes.
+    pub fn similarities(mut self, similarities: &'a ClassSimilarities) -> Result<Evaluation<'a>> {
+        for (name, labels) in [
+            ("query", self.query_labels),
+            ("database", self.database_labels),
+        ] {
+            let Labels::Classes(classes) = labels else {
+                return Err(Error::invalid(
+                    "similarities of classes need one class an item, got sets of classes",
+                ));
+            };
+            let n_classes = similarities.n_classes();
+            if let Some(row) = classes.iter().position(|&c| c as usize >= n_classes) {
+                return Err(Error::invalid(format!(
+                    "{name} {row} has label {}, and there are similarities of {n_classes} classes only",
+                    classes[row]
+                )));
+            }
+        }
+        self.similarities = Some(similarities);
+        Ok(self)
+    }
+
+    /// Searches the database for every query, on all threads, and measures the rankings. The answer does not
+    /// depend on the number of threads.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the protocol contradicts itself, if labels are of two kinds, or if it leaves
+    /// out the query and the two sets are not one set of at least two codes.
+    pub fn run(&self, protocol: &Protocol) -> Result<Report> {
+        let bits = self.database.code_len().bits();
+        protocol.check(bits)?;
+        let relevance = Relevance::new(self.query_labels, self.database_labels)?;
+        if protocol.leave_one_out {
+            self.check_is_one_set()?;
+        }
+        let n_codes = self.database.n_codes();
+        let n_ranked = n_codes - usize::from(protocol.leave_one_out);
+        let ranker = map::Ranker::new(n_codes, n_ranked, protocol);
+        let graded = match (self.similarities, self.query_labels, self.database_labels) {
+            (Some(similarities), Labels::Classes(query), Labels::Classes(database)) => {
+                Graded::of_classes(similarities, query, database, protocol)
+            }
+            _ => Graded::binary(n_ranked, protocol),
+        };
+        let rows: Vec<usize> = (0..self.query.n_codes()).collect();
+        let empty_sums = || Sums::new(bits, protocol, self.similarities.is_some());
+        // Sums are taken query by query within a chunk and chunk by chunk after: the same on any machine.
+        let chunks: Vec<Sums> = rows
+            .par_chunks(QUERIES_IN_CHUNK)
+            .map(|rows| {
+                let mut sums = empty_sums();
+                let mut scratch = Scratch::new(&self.database);
+                for &row in rows {
+                    scratch.measure(&self.database, &relevance, &self.query, row, protocol);
+                    sums.add(
+                        &mut scratch,
+                        &self.query_labels.of(row),
+                        &ranker,
+                        &graded,
+                        protocol,
+                    );
+                }
+                sums
+            })
+            .collect();
+        let mut sums = empty_sums();
+        for chunk in &chunks {
+            sums.merge(chunk);
+        }
+        sums.report(self, protocol)
+    }
+
+    fn check_is_one_set(&self) -> Result<()> {
+        let (query, database) = (&self.query, &self.database);
+        let one_set = query.n_codes() == database.n_codes()
+            && query.blocks() == database.blocks()
+            && self.query_labels.same_as(&self.database_labels);
+        if !one_set || query.n_codes() < 2 {
             return Err(Error::invalid(format!(
-                "the {name} set needs at least one code and one label a code, got {} codes and {} labels",
-                codes.n_codes(),
-                labels.len()
+                "leave-one-out takes one set of at least two codes as queries and as database, got {}",
+                match one_set {
+                    true => "one code".to_owned(),
+                    false => format!(
+                        "two sets, of {} and {} codes",
+                        query.n_codes(),
+                        database.n_codes()
+                    ),
+                }
             )));
         }
+        Ok(())
     }
-    let bits = database.code_len().bits();
-    protocol.check(bits)?;
-
-    let ranker = map::Ranker::new(database_labels, protocol);
-    let rows: Vec<usize> = (0..query.n_codes()).collect();
-    // Sums are taken query by query within a chunk and chunk by chunk after: the same on any machine.
-    let chunks: Vec<Sums> = rows
-        .par_chunks(QUERIES_IN_CHUNK)
-        .map(|rows| {
-            let mut sums = Sums::new(bits, protocol);
-            let mut scratch = Scratch::new(database);
-            for &row in rows {
-                let label = query_labels[row];
-                scratch.measure(database, database_labels, query, row, label);
-                sums.add(&scratch, label, &ranker, protocol);
-            }
-            sums
-        })
-        .collect();
-
-    let mut sums = Sums::new(bits, protocol);
-    for chunk in &chunks {
-        sums.merge(chunk);
-    }
-    Ok(sums.report(query.n_codes(), database.n_codes(), bits, protocol))
 }
 
 const QUERIES_IN_CHUNK: usize = 32;
 
-/// Distances from one query to the whole database, and how many items, and how many relevant ones,
-/// there are at each distance.
-struct Scratch {
-    /// One a row.
-    distances: Vec<u32>,
-    /// `bits + 1` counts.
-    all: Vec<u32>,
-    relevant: Vec<u32>,
-}
-
-impl Scratch {
-    fn new(database: &CodesRef<'_>) -> Scratch {
-        let bits = database.code_len().bits();
-        Scratch {
-            distances: vec![0; database.n_codes()],
-            all: vec![0; bits + 1],
-            relevant: vec![0; bits + 1],
-        }
-    }
-
-    fn rows(&self) -> &[u32] {
-        &self.distances
-    }
-
-    fn measure(
-        &mut self,
-        database: &CodesRef<'_>,
-        database_labels: &[u32],
-        query: &CodesRef<'_>,
-        row: usize,
-        label: u32,
-    ) {
-        Kernel::best().distances(*database, query.get(row).words(), &mut self.distances);
-        // Both counts in one u64, and neighbouring rows in tables of their own: equal distances in a row
-        // are common in learned codes, and would each wait for the count before.
-        let mut counts = vec![[0u64; 4]; self.all.len()];
-        let rows = self.distances.chunks(4);
-        for (distances, labels) in rows.zip(database_labels.chunks(4)) {
-            for (lane, (&distance, &item)) in distances.iter().zip(labels).enumerate() {
-                counts[distance as usize][lane] += 1 + (u64::from(item == label) << 32);
-            }
-        }
-        for (distance, lanes) in counts.iter().enumerate() {
-            let sum: u64 = lanes.iter().sum();
-            self.all[distance] = sum as u32;
-            self.relevant[distance] = (sum >> 32) as u32;
-        }
-    }
-}
-
 /// Sums over queries.
 struct Sums {
-    /// One a tie order: the sum of average precisions, and how many queries are in it.
-    map: Vec<(f64, usize)>,
+    /// One a tie order: the sums of average precisions with either denominator, and how many queries are in
+    /// them.
+    map: Vec<OrderSums>,
+    /// The sum of expected average precisions over the whole database, and how many queries are in it.
+    expected: (f64, usize),
     n_empty: usize,
     /// By label: queries, sum of average precisions over queries and orders, and how many are in it.
     classes: BTreeMap<u32, (usize, f64, usize)>,
     curves: curves::CurveSums,
+    graded: GradedSums,
+    /// Pairs at each distance.
+    all: Vec<u64>,
+    relevant: Vec<u64>,
+    ap_per_query: Vec<f64>,
+}
+
+#[derive(Clone, Default)]
+struct OrderSums {
+    relevant_in_top_r: Option<f64>,
+    min_relevant_r: f64,
+    n: usize,
+}
+
+impl OrderSums {
+    fn over(&self, denominator: Denominator) -> f64 {
+        match denominator {
+            Denominator::RelevantInTopR => self.relevant_in_top_r.unwrap_or(0.0),
+            Denominator::MinRelevantR => self.min_relevant_r,
+        }
+    }
 }
 
 impl Sums {
-    fn new(bits: usize, protocol: &Protocol) -> Sums {
+    fn new(bits: usize, protocol: &Protocol, has_similarities: bool) -> Sums {
         let n_orders = match protocol.ties {
             Ties::Permutations { n_orders, .. } => n_orders,
             Ties::Expected | Ties::DatabaseOrder => 1,
         };
+        let has_both = protocol.ties != Ties::Expected || protocol.cutoff == Cutoff::All;
+        let zero = OrderSums {
+            relevant_in_top_r: has_both.then_some(0.0),
+            ..OrderSums::default()
+        };
         Sums {
-            map: vec![(0.0, 0); n_orders],
+            map: vec![zero; n_orders],
+            expected: (0.0, 0),
             n_empty: 0,
             classes: BTreeMap::new(),
             curves: curves::CurveSums::new(bits, protocol.ks.len()),
+            graded: GradedSums::new(protocol, has_similarities),
+            all: vec![0; bits + 1],
+            relevant: vec![0; bits + 1],
+            ap_per_query: Vec::new(),
         }
     }
 
-    fn add(&mut self, scratch: &Scratch, label: u32, ranker: &map::Ranker, protocol: &Protocol) {
-        let class = self.classes.entry(label).or_default();
-        class.0 += 1;
-        let mut empty = false;
-        let precisions = ranker.average_precisions(scratch, label);
-        for ((sum, n), precision) in self.map.iter_mut().zip(precisions) {
+    fn add(
+        &mut self,
+        scratch: &mut Scratch,
+        labels: &[u32],
+        ranker: &map::Ranker,
+        graded: &Graded<'_>,
+        protocol: &Protocol,
+    ) {
+        let skip = protocol.empty_queries == EmptyQueries::Skip;
+        let (mut ap_sum, mut ap_n, mut empty) = (0.0, 0, false);
+        let precisions = ranker.average_precisions(scratch);
+        let n_orders = precisions.len() as f64;
+        for (sums, precision) in self.map.iter_mut().zip(precisions) {
             empty |= precision.is_none();
-            if precision.is_none() && protocol.empty_queries == EmptyQueries::Skip {
-                continue;
+            if let Some(precision) = precision {
+                if let (Some(sum), Some(part)) =
+                    (&mut sums.relevant_in_top_r, precision.relevant_in_top_r)
+                {
+                    *sum += part;
+                }
+                sums.min_relevant_r += precision.min_relevant_r;
+                ap_sum += precision.over(ranker.denominator());
             }
-            let precision = precision.unwrap_or(0.0);
-            *sum += precision;
-            *n += 1;
-            class.1 += precision;
-            class.2 += 1;
+            if precision.is_some() || !skip {
+                sums.n += 1;
+                ap_n += 1;
+            }
         }
+        self.ap_per_query.push(ap_sum / n_orders);
         self.n_empty += usize::from(empty);
-        self.curves
-            .add(&scratch.all, &scratch.relevant, &protocol.ks);
+        for &label in labels {
+            let class = self.classes.entry(label).or_default();
+            class.0 += 1;
+            class.1 += ap_sum;
+            class.2 += ap_n;
+        }
+        let expected = ranker.expected_at_all(scratch);
+        if expected.is_some() || !skip {
+            self.expected.0 += expected.unwrap_or(0.0);
+            self.expected.1 += 1;
+        }
+        let (all, relevant) = (&scratch.all, &scratch.relevant);
+        self.curves.add(all, relevant, &protocol.ks);
+        for (sums, counts) in [(&mut self.all, all), (&mut self.relevant, relevant)] {
+            for (sum, &count) in sums.iter_mut().zip(counts) {
+                *sum += u64::from(count);
+            }
+        }
+        // With similarities there is exactly one class an item; without, the class does not matter.
+        let class = labels.first().copied().unwrap_or(0);
+        let mut gains = std::mem::take(&mut scratch.gains);
+        graded.gains(class, scratch.rows(), &scratch.all, &mut gains);
+        let (all, relevant) = (&scratch.all, &scratch.relevant);
+        self.graded
+            .add(graded, class, all, relevant, &gains, &protocol.ks);
+        scratch.gains = gains;
     }
 
     fn merge(&mut self, other: &Sums) {
         for (to, from) in self.map.iter_mut().zip(&other.map) {
-            to.0 += from.0;
-            to.1 += from.1;
+            if let (Some(to), Some(from)) = (&mut to.relevant_in_top_r, from.relevant_in_top_r) {
+                *to += from;
+            }
+            to.min_relevant_r += from.min_relevant_r;
+            to.n += from.n;
         }
+        self.expected.0 += other.expected.0;
+        self.expected.1 += other.expected.1;
         self.n_empty += other.n_empty;
         for (&label, from) in &other.classes {
             let to = self.classes.entry(label).or_default();
@@ -386,29 +415,54 @@ impl Sums {
             to.2 += from.2;
         }
         self.curves.merge(&other.curves);
+        self.graded.merge(&other.graded);
+        for (to, from) in [
+            (&mut self.all, &other.all),
+            (&mut self.relevant, &other.relevant),
+        ] {
+            to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+        }
+        self.ap_per_query.extend_from_slice(&other.ap_per_query);
     }
 
-    fn report(
-        self,
-        n_queries: usize,
-        n_database: usize,
-        bits: usize,
-        protocol: &Protocol,
-    ) -> Report {
+    fn report(self, sets: &Evaluation<'_>, protocol: &Protocol) -> Result<Report> {
+        let n_queries = sets.query.n_codes();
         let mean = |sum: f64, n: usize| if n == 0 { 0.0 } else { sum / n as f64 };
-        let map_per_order: Vec<f64> = self.map.iter().map(|&(sum, n)| mean(sum, n)).collect();
+        let map_per_order: Vec<f64> = self
+            .map
+            .iter()
+            .map(|sums| mean(sums.over(protocol.denominator), sums.n))
+            .collect();
         let n_orders = map_per_order.len() as f64;
+        let over_orders = |f: &dyn Fn(&OrderSums) -> f64| -> f64 {
+            self.map
+                .iter()
+                .map(|sums| mean(f(sums), sums.n))
+                .sum::<f64>()
+                / n_orders
+        };
         let map = map_per_order.iter().sum::<f64>() / n_orders;
         let squares: f64 = map_per_order.iter().map(|m| (m - map).powi(2)).sum();
+        let has_both = self.map.iter().all(|sums| sums.relevant_in_top_r.is_some());
+        let hierarchical = self.graded.hierarchical(n_queries);
+        let at_k = protocol.ks.iter().zip(self.curves.at_k(n_queries));
+        let at_k = at_k.zip(self.graded.at_k(n_queries));
         let curve = self.curves.within(n_queries);
-        Report {
+        let (bit_balance, bit_correlation) = bit_statistics(&sets.database)?;
+        Ok(Report {
             map,
             map_std: (n_orders > 1.0).then(|| (squares / (n_orders - 1.0)).sqrt()),
+            map_by_denominator: MapByDenominator {
+                relevant_in_top_r: has_both
+                    .then(|| over_orders(&|sums| sums.over(Denominator::RelevantInTopR))),
+                min_relevant_r: over_orders(&|sums| sums.min_relevant_r),
+            },
+            map_all_expected: mean(self.expected.0, self.expected.1),
             map_per_order,
             protocol: protocol.clone(),
             n_queries,
-            n_database,
-            bits,
+            n_database: sets.database.n_codes(),
+            bits: sets.database.code_len().bits(),
             n_empty_queries: self.n_empty,
             per_class: self
                 .classes
@@ -419,11 +473,25 @@ impl Sums {
                     map: mean(sum, n),
                 })
                 .collect(),
-            at_k: self.curves.at_k(n_queries, &protocol.ks),
+            at_k: at_k
+                .map(|((&k, [precision, recall]), (ndcg, hp))| AtK {
+                    k,
+                    precision,
+                    recall,
+                    ndcg,
+                    hierarchical_precision: hierarchical.as_ref().map(|_| hp),
+                })
+                .collect(),
             within_radius: curve[protocol.radius as usize],
             curve,
+            hierarchical,
+            distances: Distances::new(&self.all, self.relevant),
+            bit_balance,
+            bit_correlation,
+            quantization: None,
+            ap_per_query: self.ap_per_query,
             notes: BTreeMap::new(),
-        }
+        })
     }
 }
 

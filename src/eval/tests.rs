@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::code::{CodeLen, Codes, HashCode};
+use crate::random;
 use rand_chacha::rand_core::RngCore;
 
 /// Codes of 16 bits at these distances from the all-zero code.

@@ -29,6 +29,7 @@ pub enum Command {
     Adapt(cmd::adapt::Args),
     Centers(cmd::centers::Args),
     Eval(cmd::eval::Args),
+    Fit(cmd::fit::Args),
     Encode(cmd::encode::Args),
     Index(cmd::index::Args),
     Merge(cmd::merge::Args),

@@ -4,14 +4,14 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
-use tanhash::CodeLen;
 use tanhash::centers::CentersKind;
-use tanhash::data::{self, Dataset, DatasetSpec, PictureShape};
+use tanhash::data::{self, Dataset, DatasetSpec, PictureSet, PictureShape};
 use tanhash::deep::method::shc;
 use tanhash::deep::{
     Device, MethodConfig, Recipe, TorchEncoder, TrainOptions, TrainProgress, TrainSummary,
 };
 use tanhash::eval::{Protocol, Report};
+use tanhash::{CodeLen, Codes};
 
 use crate::cmd::centers::{read_codebook, read_distances, read_similarity};
 use crate::cmd::train::Args;
@@ -250,25 +250,29 @@ pub fn train(dataset: &Dataset, args: &Args, seed: u64) -> Result<TrainSummary> 
     Ok(summary?)
 }
 
+/// Codes of a set of pictures.
+pub fn encode(encoder: &TorchEncoder, set: &PictureSet) -> Result<Codes> {
+    let bar = output::progress(set.len() as u64, "encoding");
+    let codes = encoder.encode_pixels(set, &mut |done| bar.set_position(done as u64))?;
+    bar.finish_and_clear();
+    Ok(codes)
+}
+
 /// Encodes both splits and measures the rankings.
 pub fn evaluate(encoder: &TorchEncoder, dataset: &Dataset, protocol: &Protocol) -> Result<Report> {
-    let total = dataset.query.len() + dataset.database.len();
-    let bar = output::progress(total as u64, "encoding");
-    let query = encoder.encode_pixels(&dataset.query, &mut |done| bar.set_position(done as u64))?;
-    let offset = dataset.query.len();
-    let database = encoder.encode_pixels(&dataset.database, &mut |done| {
-        bar.set_position((offset + done) as u64)
-    })?;
-    bar.finish_and_clear();
-    let mut report = tanhash::eval::evaluate(
-        &query,
-        &dataset.query.labels,
-        &database,
-        &dataset.database.labels,
-        protocol,
-    )?;
+    let query = encode(encoder, &dataset.query)?;
+    let database = encode(encoder, &dataset.database)?;
+    let (query_labels, database_labels) = (&dataset.query.labels, &dataset.database.labels);
+    let mut report =
+        tanhash::eval::evaluate(&query, query_labels, &database, database_labels, protocol)?;
+    report.notes.extend(notes(encoder, dataset));
+    Ok(report)
+}
+
+/// What the record of a figure needs besides its protocol.
+pub fn notes(encoder: &TorchEncoder, dataset: &Dataset) -> Vec<(String, String)> {
     let config = encoder.config();
-    for (name, value) in [
+    let notes = [
         ("data set", dataset.name.clone()),
         ("split", dataset.protocol.clone()),
         ("model", config.model_id.clone()),
@@ -284,24 +288,8 @@ pub fn evaluate(encoder: &TorchEncoder, dataset: &Dataset, protocol: &Protocol) 
                 None => format!("last, after {} epochs", config.epochs_done),
             },
         ),
-    ] {
-        report.notes.insert(name.to_owned(), value);
-    }
-    Ok(report)
+    ];
+    notes.map(|(name, value)| (name.to_owned(), value)).into()
 }
 
-/// mAP@R in one line.
-pub fn headline(report: &Report) -> String {
-    let spread = report
-        .map_std
-        .map(|std| format!(" ± {std:.5} over orders of ties"))
-        .unwrap_or_default();
-    format!(
-        "{} {:.4}{spread}, {} bits, {} queries, {} pictures",
-        report.metric(),
-        report.map,
-        report.bits,
-        report.n_queries,
-        report.n_database
-    )
-}
+pub use crate::report::headline;

@@ -3,15 +3,17 @@
 //! Exit code 0 on success, 1 with a one-line reason on stderr, 2 for wrong usage. With `--json`, stdout
 //! holds JSON and nothing else.
 
+mod arrays;
 mod catalog;
 mod cli;
 mod cmd;
 #[cfg(feature = "torch")]
 mod learning;
 mod output;
-#[cfg(feature = "torch")]
 mod page;
+mod plot;
 mod records;
+mod report;
 mod schema;
 
 use std::process::ExitCode;

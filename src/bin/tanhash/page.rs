@@ -1,15 +1,25 @@
-//! A self-contained HTML page of queries and their hits: no script, no network, pictures inside.
+//! Self-contained HTML pages: no script, no network, pictures inside.
+//!
+//! A page is a head with facts and a body of sections: queries with their hits, or plots.
 
+#[cfg(feature = "torch")]
+use anyhow::Result;
+#[cfg(feature = "torch")]
 use base64::Engine;
+#[cfg(feature = "torch")]
 use base64::engine::general_purpose::STANDARD;
+#[cfg(feature = "torch")]
+use tanhash::data::PictureSet;
 
-/// The page.
+/// A page of searches.
+#[cfg(feature = "torch")]
 pub struct Page {
     pub title: String,
     pub facts: Vec<String>,
     pub sections: Vec<Section>,
 }
 
+#[cfg(feature = "torch")]
 /// One query with its hits.
 pub struct Section {
     pub title: String,
@@ -20,6 +30,7 @@ pub struct Section {
     pub tiles: Vec<Tile>,
 }
 
+#[cfg(feature = "torch")]
 /// A picture with what is said about it.
 pub struct Tile {
     pub png: Vec<u8>,
@@ -43,54 +54,89 @@ figure.good img { border-color: var(--good); } figure.good figcaption { color: v
 figure.bad img { border-color: var(--bad); border-style: dashed; } figure.bad figcaption { color: var(--bad); }
 figure.query { margin-right: 1rem; } figure.query img { border-color: #0969da; }
 .legend span { margin-right: 1rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 27rem), 1fr)); gap: 1.4rem; align-items: start; }
+.plots figure { width: auto; font-size: .8rem; } .plots figcaption { opacity: .75; }
+svg { width: 100%; height: auto; } svg text { font: 11px system-ui, sans-serif; fill: currentColor; }
+svg .title { font-size: 13px; font-weight: 600; } svg .grid { stroke: var(--line); stroke-width: .6; }
+svg .axis { stroke: currentColor; fill: none; } svg .mark { stroke: currentColor; stroke-dasharray: 4 3; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .4rem 0 1rem; }
+td, th { padding: .15rem .9rem .15rem 0; text-align: left; } code { overflow-wrap: anywhere; }
 ";
 
+/// A whole page: a title, facts below it, and a body that is markup already.
+pub fn document(title: &str, facts: &[String], body: &str) -> String {
+    let facts: String = facts
+        .iter()
+        .map(|fact| format!("<li>{}</li>\n", escape(fact)))
+        .collect();
+    let title = escape(title);
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<header>\n<h1>{title}</h1>\n\
+         <ul>\n{facts}</ul>\n</header>\n{body}</body>\n</html>\n"
+    )
+}
+
+/// What the frames of pictures mean.
+#[cfg(feature = "torch")]
+pub const LEGEND: &str = "<p class=\"legend\"><span style=\"color:#0969da\">▢ query</span>\
+    <span style=\"color:var(--good)\">▢ ✓ same class (true neighbour)</span>\
+    <span style=\"color:var(--bad)\">▢ ✗ another class (false neighbour)</span></p>\n";
+
+/// A query and its hits under a title.
+#[cfg(feature = "torch")]
+pub fn row(title: &str, note: &str, query: Option<&Tile>, tiles: &[Tile]) -> String {
+    let query = query.map(|tile| tile.to_html("query")).unwrap_or_default();
+    let tiles: String = tiles
+        .iter()
+        .map(|tile| match tile.truth {
+            Some(true) => tile.to_html("good"),
+            Some(false) => tile.to_html("bad"),
+            None => tile.to_html("hit"),
+        })
+        .collect();
+    format!(
+        "<section>\n<h2>{}</h2>\n<p>{}</p>\n<div class=\"row\">\n{query}{tiles}</div>\n</section>\n",
+        escape(title),
+        escape(note)
+    )
+}
+
+/// Picture `row` of a set as a PNG file.
+#[cfg(feature = "torch")]
+pub fn png(set: &PictureSet, row: usize) -> Result<Vec<u8>> {
+    use image::{ExtendedColorType, ImageEncoder};
+
+    let side = set.shape.side as u32;
+    let color = if set.shape.channels == 1 {
+        ExtendedColorType::L8
+    } else {
+        ExtendedColorType::Rgb8
+    };
+    let mut bytes = Vec::new();
+    let encoder = image::codecs::png::PngEncoder::new(&mut bytes);
+    encoder.write_image(set.picture(row), side, side, color)?;
+    Ok(bytes)
+}
+
+#[cfg(feature = "torch")]
 impl Page {
     pub fn to_html(&self) -> String {
-        let facts: String = self
-            .facts
-            .iter()
-            .map(|fact| format!("<li>{}</li>\n", escape(fact)))
-            .collect();
         let sections: String = self.sections.iter().map(Section::to_html).collect();
-        let title = escape(&self.title);
-        format!(
-            "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-             <title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<header>\n<h1>{title}</h1>\n\
-             <ul>\n{facts}</ul>\n<p class=\"legend\"><span style=\"color:#0969da\">▢ query</span>\
-             <span style=\"color:var(--good)\">▢ ✓ same class (true neighbour)</span>\
-             <span style=\"color:var(--bad)\">▢ ✗ another class (false neighbour)</span></p>\n\
-             </header>\n{sections}</body>\n</html>\n"
-        )
+        document(&self.title, &self.facts, &format!("{LEGEND}{sections}"))
     }
 }
 
+#[cfg(feature = "torch")]
 impl Section {
     fn to_html(&self) -> String {
-        let query = self
-            .query
-            .as_ref()
-            .map(|tile| tile.to_html("query"))
-            .unwrap_or_default();
-        let tiles: String = self
-            .tiles
-            .iter()
-            .map(|tile| match tile.truth {
-                Some(true) => tile.to_html("good"),
-                Some(false) => tile.to_html("bad"),
-                None => tile.to_html("hit"),
-            })
-            .collect();
-        format!(
-            "<section>\n<h2>{}</h2>\n<p>{} {:.2} ms.</p>\n<div class=\"row\">\n{query}{tiles}</div>\n</section>\n",
-            escape(&self.title),
-            escape(&self.note),
-            self.ms
-        )
+        let note = format!("{} {:.2} ms.", self.note, self.ms);
+        row(&self.title, &note, self.query.as_ref(), &self.tiles)
     }
 }
 
+#[cfg(feature = "torch")]
 impl Tile {
     fn to_html(&self, class: &str) -> String {
         let (caption, detail) = (escape(&self.caption), escape(&self.detail));
@@ -102,7 +148,8 @@ impl Tile {
     }
 }
 
-fn escape(text: &str) -> String {
+/// Text as it stands in markup.
+pub fn escape(text: &str) -> String {
     text.chars().fold(String::new(), |mut escaped, c| {
         match c {
             '&' => escaped.push_str("&amp;"),
@@ -119,8 +166,9 @@ fn escape(text: &str) -> String {
 mod tests {
     use super::*;
 
+    #[cfg(feature = "torch")]
     #[test]
-    fn text_cannot_become_markup() {
+    fn captions_cannot_become_markup() {
         let tile = Tile {
             png: vec![1],
             caption: "<b>\"&".into(),
@@ -130,6 +178,19 @@ mod tests {
         let html = tile.to_html("hit");
         assert!(
             html.contains("&lt;b&gt;&quot;&amp;") && !html.contains("<b>"),
+            "{html}"
+        );
+    }
+
+    #[test]
+    fn text_cannot_become_markup() {
+        let html = document("<i>", &["a & <b>".to_owned()], "<p>body</p>");
+        assert!(
+            html.contains("&lt;i&gt;") && html.contains("a &amp; &lt;b&gt;"),
+            "{html}"
+        );
+        assert!(
+            html.contains("<p>body</p>") && !html.contains("<b>"),
             "{html}"
         );
     }

@@ -47,9 +47,8 @@ mod journey {
     use std::time::Instant;
 
     use anyhow::{Context, Result, bail, ensure};
-    use image::{ExtendedColorType, ImageEncoder};
     use serde_json::json;
-    use tanhash::data::{Dataset, PictureSet};
+    use tanhash::data::Dataset;
     use tanhash::deep::{Device, TorchEncoder};
     use tanhash::eval::{Cutoff, Protocol};
     use tanhash::plugin::{HammingQuery, HybridSearch, KnnQuery, OnBadDocument};
@@ -59,7 +58,7 @@ mod journey {
     use super::Args;
     use crate::catalog::{CODE_FIELD, Catalog, EncoderSpec, Layout, Use};
     use crate::cmd::{Common, index, train};
-    use crate::page::{Page, Section, Tile};
+    use crate::page::{Page, Section, Tile, png};
     use crate::records::{Body, Entry, Record, Records};
     use crate::schema::SchemaFile;
     use crate::{learning, output};
@@ -339,19 +338,6 @@ mod journey {
             .copied()
             .unwrap_or_default();
         format!("{tone} {size} {class}: {text}")
-    }
-
-    pub fn png(set: &PictureSet, row: usize) -> Result<Vec<u8>> {
-        let side = set.shape.side as u32;
-        let color = if set.shape.channels == 1 {
-            ExtendedColorType::L8
-        } else {
-            ExtendedColorType::Rgb8
-        };
-        let mut bytes = Vec::new();
-        let encoder = image::codecs::png::PngEncoder::new(&mut bytes);
-        encoder.write_image(set.picture(row), side, side, color)?;
-        Ok(bytes)
     }
 
     fn class(dataset: &Dataset, label: u32) -> &str {

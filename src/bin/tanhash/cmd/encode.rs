@@ -1,4 +1,4 @@
-//! `tanhash encode`: pictures become a file of packed codes.
+//! `tanhash encode`: pictures, or the vectors of a matrix, become a file of packed codes.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -7,21 +7,36 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use serde_json::json;
-use tanhash::{Codes, Payload};
+use tanhash::encode::{Encoder, Itq, SignLsh};
+use tanhash::{CodeLen, Codes, Payload};
 
+use crate::arrays::Array;
 use crate::catalog::open_model;
 use crate::cmd::Common;
 use crate::output;
 use crate::records::{Body, Entry, Records};
 use crate::schema::SchemaFile;
 
-/// Turn pictures into a file of packed codes
+/// Turn pictures or vectors into a file of packed codes
 #[derive(clap::Args)]
 pub struct Args {
     /// The trained model
+    #[arg(long, required_unless_present_any = ["encoder", "encoder_file"])]
+    model: Option<PathBuf>,
+    /// An encoder of the vectors of a .npy matrix
+    #[arg(long, value_enum, conflicts_with = "model", requires = "bits")]
+    encoder: Option<VectorEncoder>,
+    /// A file that `tanhash fit` wrote, for the vectors of a .npy matrix
+    #[arg(long, conflicts_with_all = ["model", "encoder"])]
+    encoder_file: Option<PathBuf>,
+    /// For itq: learn from this .npy matrix first
+    #[arg(long, requires = "encoder")]
+    fit: Option<PathBuf>,
+    /// For --encoder: bits of each code
     #[arg(long)]
-    model: PathBuf,
-    /// A folder of pictures, a list .txt of paths, a manifest .jsonl, or .tar shards
+    bits: Option<usize>,
+    /// A folder of pictures, a list .txt of paths, a manifest .jsonl, or .tar shards; one .npy matrix of floats
+    /// for an encoder of vectors
     #[arg(long, num_args = 1.., required = true)]
     input: Vec<PathBuf>,
     /// The file of packed rows; `<out>.jsonl` says which picture each row is of
@@ -29,12 +44,23 @@ pub struct Args {
     out: PathBuf,
 }
 
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+pub enum VectorEncoder {
+    /// Iterative quantization, learned from --fit
+    Itq,
+    /// Random hyperplanes drawn from --seed
+    Lsh,
+}
+
 /// Pictures encoded at a time, and the bytes of their files.
 const BATCH: usize = 512;
 const BATCH_BYTES: usize = 64 << 20;
 
 pub fn run(args: Args, common: Common) -> Result<()> {
-    let encoder = open_model(&args.model)?;
+    let Some(model) = &args.model else {
+        return encode_vectors(&args, common);
+    };
+    let encoder = open_model(model)?;
     let records = Records::open(&args.input, &SchemaFile::default(), 0)?;
     let started = Instant::now();
     let mut rows_path = args.out.clone().into_os_string();
@@ -116,5 +142,76 @@ pub fn run(args: Args, common: Common) -> Result<()> {
         "{n_codes} codes of {} bits in {}, {failed} pictures refused, {seconds:.1} s",
         encoder.code_len(),
         args.out.display()
+    ))
+}
+
+/// A .npy matrix, a code for each row.
+fn encode_vectors(args: &Args, common: Common) -> Result<()> {
+    let [input] = &args.input[..] else {
+        bail!(
+            "expected one .npy matrix as --input, got {} files",
+            args.input.len()
+        )
+    };
+    let about = || input.display().to_string();
+    let read = |path: &PathBuf| {
+        let array = Array::read(path)?.into_vectors();
+        array.with_context(|| path.display().to_string())
+    };
+    let started = Instant::now();
+    let (vectors, dim) = read(input)?;
+    let len = || CodeLen::new(args.bits.unwrap_or_default());
+    let encoder: Box<dyn Encoder> = match (args.encoder, &args.encoder_file, &args.fit) {
+        (Some(VectorEncoder::Itq), _, Some(fit)) => {
+            let (learned_from, dim) = read(fit)?;
+            let fitted = Itq::fit(&learned_from, dim, len()?, common.seed, 50);
+            Box::new(fitted.with_context(|| fit.display().to_string())?.itq)
+        }
+        (Some(VectorEncoder::Itq), _, None) => {
+            bail!(
+                "itq learns from vectors: give --fit FILE.npy, or --encoder-file of `tanhash fit`"
+            )
+        }
+        (Some(VectorEncoder::Lsh), _, Some(_)) => {
+            bail!("random hyperplanes learn nothing; leave out --fit")
+        }
+        (Some(VectorEncoder::Lsh), _, None) => Box::new(SignLsh::new(len()?, dim, common.seed)?),
+        (None, Some(file), _) => {
+            let itq = Itq::open(file).with_context(|| file.display().to_string())?;
+            if let Some(bits) = args.bits.filter(|bits| *bits != itq.code_len().bits()) {
+                bail!(
+                    "{}: expected codes of {bits} bits, it makes {}",
+                    file.display(),
+                    itq.code_len()
+                );
+            }
+            Box::new(itq)
+        }
+        (None, None, _) => bail!("expected --model, --encoder or --encoder-file"),
+    };
+    let mut codes = Codes::with_capacity(encoder.code_len(), vectors.len() / dim);
+    for rows in vectors.chunks(BATCH * dim) {
+        let payloads: Vec<Payload> = rows
+            .chunks(dim)
+            .map(|row| Payload::Vector(row.into()))
+            .collect();
+        for code in encoder.encode(&payloads)? {
+            let row = codes.n_codes();
+            codes.push(&code.with_context(|| format!("{}: row {row}", about()))?)?;
+        }
+    }
+    std::fs::write(&args.out, codes.to_packed()).with_context(|| args.out.display().to_string())?;
+    let (n_codes, seconds) = (codes.n_codes(), started.elapsed().as_secs_f64());
+    if common.json {
+        return output::json(&json!({
+            "codes": n_codes, "failed": 0, "bits": encoder.code_len().bits(),
+            "model_id": encoder.model_id(), "out": args.out, "seconds": seconds,
+        }));
+    }
+    output::line(format!(
+        "{n_codes} codes of {} bits in {} by {}, {seconds:.1} s",
+        encoder.code_len(),
+        args.out.display(),
+        encoder.model_id()
     ))
 }

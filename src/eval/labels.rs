@@ -1,0 +1,225 @@
+//! The classes of items, one each or several, and who is relevant to whom.
+
+use crate::error::{Error, Result};
+
+/// The classes of the items of one set, in the order of its codes.
+///
+/// Two items are relevant to each other if they share a class.
+#[derive(Clone, Copy, Debug)]
+pub enum Labels<'a> {
+    /// One class an item.
+    Classes(&'a [u32]),
+    /// Any number of classes an item, none included.
+    Sets(&'a LabelSets),
+}
+
+impl<'a> From<&'a [u32]> for Labels<'a> {
+    fn from(classes: &'a [u32]) -> Labels<'a> {
+        Labels::Classes(classes)
+    }
+}
+
+impl<'a> From<&'a Vec<u32>> for Labels<'a> {
+    fn from(classes: &'a Vec<u32>) -> Labels<'a> {
+        Labels::Classes(classes)
+    }
+}
+
+impl<'a, const N: usize> From<&'a [u32; N]> for Labels<'a> {
+    fn from(classes: &'a [u32; N]) -> Labels<'a> {
+        Labels::Classes(classes)
+    }
+}
+
+impl<'a> From<&'a LabelSets> for Labels<'a> {
+    fn from(sets: &'a LabelSets) -> Labels<'a> {
+        Labels::Sets(sets)
+    }
+}
+
+impl Labels<'_> {
+    /// The number of items.
+    pub fn len(&self) -> usize {
+        match self {
+            Labels::Classes(classes) => classes.len(),
+            Labels::Sets(sets) => sets.len(),
+        }
+    }
+
+    /// True if there is no item.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The classes of one item, ascending. Panics past the end.
+    pub fn of(&self, item: usize) -> Vec<u32> {
+        match self {
+            Labels::Classes(classes) => vec![classes[item]],
+            Labels::Sets(sets) => sets.of(item),
+        }
+    }
+
+    /// The same items?
+    pub(super) fn same_as(&self, other: &Labels<'_>) -> bool {
+        match (self, other) {
+            (Labels::Classes(a), Labels::Classes(b)) => a == b,
+            (Labels::Sets(a), Labels::Sets(b)) => a == b,
+            _ => false,
+        }
+    }
+}
+
+/// Classes of items that may have several, as bit sets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LabelSets {
+    n_items: usize,
+    n_classes: usize,
+    /// `n_items x n_classes.div_ceil(64)`.
+    words: Vec<u64>,
+}
+
+impl LabelSets {
+    /// No items yet, each to have some of the classes below `n_classes`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` unless `n_classes` is 1 to 65536.
+    pub fn new(n_classes: usize) -> Result<LabelSets> {
+        if !(1..=1 << 16).contains(&n_classes) {
+            return Err(Error::invalid(format!(
+                "label sets take 1 to 65536 classes, got {n_classes}"
+            )));
+        }
+        Ok(LabelSets {
+            n_items: 0,
+            n_classes,
+            words: Vec::new(),
+        })
+    }
+
+    /// Appends an item with these classes, in any order.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a class out of range; the item is not appended.
+    pub fn push(&mut self, classes: &[u32]) -> Result<()> {
+        if let Some(class) = classes.iter().find(|&&c| c as usize >= self.n_classes) {
+            return Err(Error::invalid(format!(
+                "item {}: expected a class below {}, got {class}",
+                self.n_items, self.n_classes
+            )));
+        }
+        let start = self.words.len();
+        self.words.resize(start + self.width(), 0);
+        for &class in classes {
+            self.words[start + class as usize / 64] |= 1 << (class % 64);
+        }
+        self.n_items += 1;
+        Ok(())
+    }
+
+    /// The number of items.
+    pub fn len(&self) -> usize {
+        self.n_items
+    }
+
+    /// True if there is no item.
+    pub fn is_empty(&self) -> bool {
+        self.n_items == 0
+    }
+
+    /// The classes of one item, ascending. Panics past the end.
+    pub fn of(&self, item: usize) -> Vec<u32> {
+        let words = self.words_of(item);
+        (0..self.n_classes as u32)
+            .filter(|&class| words[class as usize / 64] >> (class % 64) & 1 == 1)
+            .collect()
+    }
+
+    fn width(&self) -> usize {
+        self.n_classes.div_ceil(64)
+    }
+
+    fn words_of(&self, item: usize) -> &[u64] {
+        &self.words[item * self.width()..][..self.width()]
+    }
+}
+
+/// Who is relevant to a query.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Relevance<'a> {
+    SameClass {
+        query: &'a [u32],
+        database: &'a [u32],
+    },
+    SharedClass {
+        query: &'a LabelSets,
+        database: &'a LabelSets,
+    },
+}
+
+impl<'a> Relevance<'a> {
+    pub(super) fn new(query: Labels<'a>, database: Labels<'a>) -> Result<Relevance<'a>> {
+        match (query, database) {
+            (Labels::Classes(query), Labels::Classes(database)) => {
+                Ok(Relevance::SameClass { query, database })
+            }
+            (Labels::Sets(query), Labels::Sets(database)) => {
+                Ok(Relevance::SharedClass { query, database })
+            }
+            _ => Err(Error::invalid(
+                "queries and database need labels of one kind, got one class an item and sets of classes",
+            )),
+        }
+    }
+
+    /// Writes 1 for each item of the database that is relevant to query `row`, else 0.
+    pub(super) fn flags(&self, row: usize, out: &mut [u8]) {
+        match *self {
+            Relevance::SameClass { query, database } => {
+                let class = query[row];
+                for (flag, &item) in out.iter_mut().zip(database) {
+                    *flag = u8::from(item == class);
+                }
+            }
+            Relevance::SharedClass { query, database } => {
+                let classes = query.words_of(row);
+                for (item, flag) in out.iter_mut().enumerate() {
+                    let of_item = database.words_of(item);
+                    *flag = u8::from(classes.iter().zip(of_item).any(|(a, b)| a & b != 0));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sets_share_a_class_or_do_not() {
+        let mut query = LabelSets::new(70).unwrap();
+        query.push(&[69, 3]).unwrap();
+        query.push(&[]).unwrap();
+        assert!(
+            query
+                .push(&[70])
+                .unwrap_err()
+                .to_string()
+                .contains("item 2")
+        );
+        let mut database = LabelSets::new(130).unwrap();
+        for classes in [&[3][..], &[69, 129], &[4, 129], &[]] {
+            database.push(classes).unwrap();
+        }
+        assert_eq!(query.of(0), [3, 69]);
+        assert_eq!((query.len(), database.len()), (2, 4));
+        let relevance = Relevance::new((&query).into(), (&database).into()).unwrap();
+        let mut flags = [9; 4];
+        relevance.flags(0, &mut flags);
+        assert_eq!(flags, [1, 1, 0, 0]);
+        relevance.flags(1, &mut flags);
+        assert_eq!(flags, [0; 4]);
+        assert!(Relevance::new((&[1u32]).into(), (&database).into()).is_err());
+        assert!(LabelSets::new(0).is_err());
+    }
+}
