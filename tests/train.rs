@@ -455,8 +455,10 @@ fn a_model_adapts_to_another_database() {
     assert_eq!(model_id, encoder(&out).model_id());
     let imbalance = |path: &Path| {
         let codes = codes(path, &darker);
-        let n_on = |bit: usize| (0..200).filter(|&i| codes.get(i).words()[0] >> bit & 1 == 1);
-        let apart = |bit| (n_on(bit).count() as f64 / 200.0 - 0.5).abs();
+        let apart = |bit: usize| {
+            let is_on = |i: &usize| codes.get(*i).words()[0] >> bit & 1 == 1;
+            ((0..200).filter(is_on).count() as f64 / 200.0 - 0.5).abs()
+        };
         (0..32).map(apart).sum::<f64>() / 32.0
     };
     let (before, after) = (imbalance(&path), imbalance(&out));
