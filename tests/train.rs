@@ -244,7 +244,7 @@ fn every_method_learns_and_resumes_bit_for_bit() {
     for name in MethodConfig::NAMES {
         let dir = tempfile::tempdir().unwrap();
         let mut whole = short(name, &dir.path().join("whole"));
-        whole.epochs = 16;
+        whole.epochs = 10;
         whole.lr = 3e-3;
         let mut losses = Vec::new();
         let summary = train(&dataset(), &whole, &mut |entry| {
@@ -265,11 +265,15 @@ fn every_method_learns_and_resumes_bit_for_bit() {
         let report = evaluate(&codes, &set.labels, &codes, &set.labels, &protocol).unwrap();
         assert!(report.map > 0.6, "{name}: mAP@all {}", report.map);
 
+        // One of each kind of state: stages and centers, a layer of the method's own, both and draws.
+        if !["shc", "greedyhash", "shrewd"].contains(&name) {
+            continue;
+        }
         // Stopped within the first stage, where there are stages, between stages, and in the last.
         let mut parts = whole.clone();
         parts.out = dir.path().join("parts");
         parts.resume = true;
-        for stop_after in [1, 16, 19, 100] {
+        for stop_after in [1, 10, 13, 100] {
             parts.stop_after = Some(stop_after);
             run(&parts);
         }
@@ -455,8 +459,10 @@ fn a_model_adapts_to_another_database() {
     assert_eq!(model_id, encoder(&out).model_id());
     let imbalance = |path: &Path| {
         let codes = codes(path, &darker);
-        let n_on = |bit: usize| (0..200).filter(|&i| codes.get(i).words()[0] >> bit & 1 == 1);
-        let apart = |bit| (n_on(bit).count() as f64 / 200.0 - 0.5).abs();
+        let apart = |bit: usize| {
+            let is_on = |i: &usize| codes.get(*i).words()[0] >> bit & 1 == 1;
+            ((0..200).filter(is_on).count() as f64 / 200.0 - 0.5).abs()
+        };
         (0..32).map(apart).sum::<f64>() / 32.0
     };
     let (before, after) = (imbalance(&path), imbalance(&out));

@@ -551,6 +551,8 @@ impl Run<'_> {
                 pictures_since += rows.len();
                 steps_here += 1;
 
+                // Before a validation, whose time is not that of training.
+                let rate = pictures_since as f64 / logged_at.elapsed().as_secs_f64();
                 let ends_epoch = batch_idx + 1 == n_steps;
                 let mut validated = None;
                 if ends_epoch && let Some(validation) = &fit.validation {
@@ -570,7 +572,7 @@ impl Run<'_> {
                         accuracy: fit.method.accuracy(&logits, &targets)?,
                         validation: validated,
                         lr,
-                        pictures_per_s: pictures_since as f64 / logged_at.elapsed().as_secs_f64(),
+                        pictures_per_s: rate,
                         seconds: self.start.elapsed().as_secs_f64(),
                         seconds_left: s_per_step * (fit.total_steps - step_of_run) as f64,
                     };

@@ -25,7 +25,7 @@ pub struct Arguments {
 
 #[derive(Subcommand)]
 pub enum Command {
-    Train(cmd::train::Args),
+    Train(Box<cmd::train::Args>),
     Adapt(cmd::adapt::Args),
     Centers(cmd::centers::Args),
     Eval(cmd::eval::Args),

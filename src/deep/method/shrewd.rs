@@ -132,7 +132,13 @@ impl Shrewd {
                 ));
             }
             None => {
-                let apart = |at: usize| if at % (n_classes + 1) == 0 { 0.0 } else { 1.0 };
+                let apart = |at: usize| {
+                    if at.is_multiple_of(n_classes + 1) {
+                        0.0
+                    } else {
+                        1.0
+                    }
+                };
                 ClassDistances::new(n_classes, (0..n_classes * n_classes).map(apart).collect())?
             }
         };

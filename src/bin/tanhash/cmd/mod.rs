@@ -35,7 +35,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         seed: arguments.seed,
     };
     match arguments.command {
-        Command::Train(args) => train::run(args, common),
+        Command::Train(args) => train::run(*args, common),
         Command::Adapt(args) => adapt::run(args, common),
         Command::Centers(args) => centers::run(args, common),
         Command::Eval(args) => eval::run(args, common),
