@@ -774,3 +774,329 @@ fn codes_files_are_indexed_and_bad_ones_refused() {
     assert_eq!(usage.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&usage.stderr).contains("magic"));
 }
+
+/// A `.npy` matrix of floats.
+fn npy(path: &Path, rows: usize, dim: usize, values: &[f32]) {
+    let header =
+        format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {dim}), }}\n");
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend((header.len() as u16).to_le_bytes());
+    bytes.extend(header.bytes());
+    bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn eval_measures_files_of_codes() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str, content: &[u8]| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    // One query; database codes at distances 0, 1, 2 and 16, of classes 1, 0, 1, 2.
+    let (q, ql) = (at("q.bin", &[0, 0]), at("q.txt", b"1\n"));
+    let d = at("d.bin", &[0, 0, 1, 0, 3, 0, 0xff, 0xff]);
+    let dl = at("d.txt", b"1\n0\n1\n2\n");
+    let tree = at("tree.txt", b"thing\n- animal\n-- cat\n-- dog\n- car\n");
+    let names = at("names.txt", b"cat\ndog\ncar\n");
+    let report = dir.path().join("report");
+    let codes = |extra: &[&'static str]| -> Vec<String> {
+        let fixed = [
+            "eval",
+            "--query-codes",
+            &q,
+            "--query-labels",
+            &ql,
+            "--database-codes",
+            &d,
+            "--database-labels",
+            &dl,
+            "--bits",
+            "16",
+        ];
+        fixed
+            .iter()
+            .map(|s| s.to_string())
+            .chain(extra.iter().map(|s| s.to_string()))
+            .collect()
+    };
+    let call = |mut args: Vec<String>, more: &[&str]| -> Vec<String> {
+        args.extend(more.iter().map(|s| s.to_string()));
+        args
+    };
+    fn refs(args: &[String]) -> Vec<&str> {
+        args.iter().map(String::as_str).collect()
+    }
+    let args = call(
+        codes(&["--json", "--r", "2"]),
+        &[
+            "--hierarchy",
+            &tree,
+            "--class-names",
+            &names,
+            "--report",
+            text(&report),
+        ],
+    );
+    let found = &json_lines(&succeed(&refs(&args)))[0];
+    let near = |value: &Value, expected: f64| {
+        assert!(
+            (value.as_f64().unwrap() - expected).abs() < 1e-9,
+            "{value} and {expected}"
+        );
+    };
+    near(&found["map"], 1.0);
+    near(&found["map_by_denominator"]["min_relevant_r"], 0.5);
+    near(&found["map_all_expected"], (1.0 + 2.0 / 3.0) / 2.0);
+    assert_eq!(found["protocol"]["ties"]["permutations"]["seed"], 42);
+    // Class 1 is the dog: similarities 1, .5, 1, 0 in rank order, at best 1, 1, .5, 0; 2.5 from rank 3 on.
+    let hp = [1.0, 0.75];
+    near(&found["hierarchical"]["hp"][1], hp[1]);
+    near(
+        &found["hierarchical"]["mahp"],
+        ((hp[0] + hp[1]) / 2.0 + (hp[1] + 1.0) / 2.0 + 247.0) / 250.0,
+    );
+    assert_eq!(found["distances"]["relevant"][2], 1);
+    assert_eq!(found["bit_balance"]["n_constant"], 0);
+    let page = std::fs::read_to_string(report.join("report.html")).unwrap();
+    assert_eq!(page.matches("<svg").count(), 6);
+    assert!(page.contains("mAHP@250") && page.contains("seed 42") && !page.contains("<script"));
+    assert!(!page.contains("http") && page.contains("command:"));
+    let json: Value =
+        serde_json::from_slice(&std::fs::read(report.join("report.json")).unwrap()).unwrap();
+    assert_eq!(json["map"], found["map"]);
+
+    let expected = succeed(&refs(&codes(&[])));
+    assert!(
+        expected.starts_with("mAP@all 0.8333, 16 bits, 1 queries, 4 items"),
+        "{expected}"
+    );
+    let orders = call(codes(&["--json"]), &["--orders", "3", "--seed", "9"]);
+    let found = &json_lines(&succeed(&refs(&orders)))[0];
+    assert_eq!(found["map_per_order"].as_array().unwrap().len(), 3);
+    assert_eq!(found["protocol"]["ties"]["permutations"]["seed"], 9);
+    let alone = [
+        "eval",
+        "--query-codes",
+        &d,
+        "--query-labels",
+        &dl,
+        "--bits",
+        "16",
+        "--leave-one-out",
+        "--json",
+    ];
+    let found = &json_lines(&succeed(&alone))[0];
+    // Rows 0 and 2 find each other second, after row 1 at distance 1; the others find nothing.
+    near(&found["map"], (0.5 + 0.5) / 4.0);
+    assert_eq!(found["n_empty_queries"], 2);
+
+    let broken = |name: &str, content: &[u8], option: &str, problem: &str| {
+        let path = at(name, content);
+        let mut args = codes(&["--json"]);
+        match args.iter().position(|arg| arg == option) {
+            Some(place) => args[place + 1] = path,
+            None => args.extend([option.to_owned(), path]),
+        }
+        refuse(&refs(&args), problem);
+    };
+    broken("cut.bin", &[0, 0, 1], "--database-codes", "cut.bin");
+    broken(
+        "few.txt",
+        b"1\n0\n1\n",
+        "--database-labels",
+        "4 codes and 3 labels",
+    );
+    broken(
+        "minus.txt",
+        b"1\n0\n-1\n2\n",
+        "--database-labels",
+        "line 3: a label is a number from 0",
+    );
+    broken("empty.bin", b"", "--query-codes", "at least one code");
+    broken(
+        "sets.txt",
+        b"1 2\n0\n1\n2\n",
+        "--database-labels",
+        "labels of one kind",
+    );
+    broken(
+        "short.txt",
+        b"cat\ndog\n",
+        "--class-names",
+        "a name for each of 3 classes",
+    );
+    broken(
+        "graph.txt",
+        b"a 0\nb 0\na 1\n",
+        "--hierarchy",
+        "a node of a tree has one parent",
+    );
+    broken(
+        "lacks.txt",
+        b"a 0\na 1\n",
+        "--hierarchy",
+        "class 2 \"2\" is not in it",
+    );
+    broken(
+        "logits.npy",
+        b"no array",
+        "--database-logits",
+        "expected a .npy file",
+    );
+    refuse(&refs(&codes(&["--r", "0"])), "R is");
+    refuse(&refs(&codes(&["--orders", "0"])), "at least 1 permutation");
+    refuse(
+        &refs(&codes(&["--leave-one-out"])),
+        "two sets, of 1 and 4 codes",
+    );
+    refuse(
+        &[
+            "eval",
+            "--query-codes",
+            &q,
+            "--query-labels",
+            &ql,
+            "--bits",
+            "16",
+        ],
+        "--leave-one-out",
+    );
+    refuse(
+        &[
+            "eval",
+            "--query-codes",
+            &q,
+            "--query-labels",
+            &ql,
+            "--bits",
+            "17",
+        ],
+        "16 to 1024 bits",
+    );
+}
+
+#[test]
+fn vectors_are_fitted_encoded_and_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (n, dim) = (240, 24);
+    let mut rng = seeded("vectors_are_fitted_encoded_and_measured", 3);
+    let centers: Vec<f32> = (0..4 * dim).map(|_| rng.random_range(-3.0..3.0)).collect();
+    let values: Vec<f32> = (0..n * dim)
+        .map(|i| centers[i / dim % 4 * dim + i % dim] + rng.random_range(-1.0..1.0f32))
+        .collect();
+    let labels: String = (0..n).map(|row| format!("{}\n", row % 4)).collect();
+    let (vectors, labels_file) = (at("v.npy"), at("l.txt"));
+    npy(Path::new(&vectors), n, dim, &values);
+    std::fs::write(&labels_file, labels).unwrap();
+    let itq = at("itq.bin");
+    let fit = json_lines(&succeed(&[
+        "fit",
+        "--vectors",
+        &vectors,
+        "--bits",
+        "16",
+        "--iterations",
+        "50",
+        "--out",
+        &itq,
+        "--json",
+    ]))
+    .remove(0);
+    let errors: Vec<f64> = fit["quantization_errors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|e| e.as_f64().unwrap())
+        .collect();
+    assert!(errors.len() == 51 && errors[50] < errors[0], "{errors:?}");
+    let (by_file, at_once, lsh) = (at("a.bin"), at("b.bin"), at("c.bin"));
+    let out = succeed(&[
+        "encode",
+        "--encoder-file",
+        &itq,
+        "--input",
+        &vectors,
+        "--out",
+        &by_file,
+        "--json",
+    ]);
+    assert_eq!(json_lines(&out)[0]["model_id"], fit["model_id"]);
+    succeed(&[
+        "encode",
+        "--encoder",
+        "itq",
+        "--fit",
+        &vectors,
+        "--input",
+        &vectors,
+        "--bits",
+        "16",
+        "--out",
+        &at_once,
+    ]);
+    assert_eq!(
+        std::fs::read(&by_file).unwrap(),
+        std::fs::read(&at_once).unwrap()
+    );
+    succeed(&[
+        "encode",
+        "--encoder",
+        "lsh",
+        "--input",
+        &vectors,
+        "--bits",
+        "64",
+        "--out",
+        &lsh,
+    ]);
+    for (codes, bits) in [(&by_file, "16"), (&lsh, "64")] {
+        let found = succeed(&[
+            "eval",
+            "--query-codes",
+            codes,
+            "--query-labels",
+            &labels_file,
+            "--bits",
+            bits,
+            "--leave-one-out",
+            "--json",
+        ]);
+        let map = json_lines(&found)[0]["map"].as_f64().unwrap();
+        // By chance it is a quarter.
+        assert!(map > 0.9, "{codes}: {map}");
+    }
+    refuse(
+        &["fit", "--vectors", &vectors, "--bits", "32", "--out", &itq],
+        "at most as many bits",
+    );
+    refuse(
+        &[
+            "encode",
+            "--encoder",
+            "itq",
+            "--input",
+            &vectors,
+            "--bits",
+            "16",
+            "--out",
+            &lsh,
+        ],
+        "--fit",
+    );
+    std::fs::write(&itq, &std::fs::read(&itq).unwrap()[1..]).unwrap();
+    refuse(
+        &[
+            "encode",
+            "--encoder-file",
+            &itq,
+            "--input",
+            &vectors,
+            "--out",
+            &lsh,
+        ],
+        "corrupt ITQ file",
+    );
+}
