@@ -51,7 +51,7 @@
 //! | feature | adds | needs |
 //! |---|---|---|
 //! | (none) | codes, search, plugin, evaluation, encoders without a network | Rust alone |
-//! | `cli` | the program `tanhash` | |
+//! | `cli` | the program `tanhash` | a C compiler |
 //! | `torch` | training and [`TorchEncoder`](https://docs.rs/tanhash) | libtorch 2.11, a C++ compiler |
 //!
 //! Modules are listed from the ground up: each uses only those above it.
@@ -100,6 +100,8 @@ mod guide {
     mod hybrid {}
     #[doc = include_str!("../docs/guide/indexing.md")]
     mod indexing {}
+    #[doc = include_str!("../docs/guide/offline.md")]
+    mod offline {}
     #[doc = include_str!("../docs/guide/training.md")]
     mod training {}
     #[doc = include_str!("../docs/guide/evaluating.md")]

@@ -435,7 +435,7 @@ impl Summary {
             return Ok(());
         };
         bail!(
-            "{} parts of the input are no records and were left out, the first: {first}; the rest is indexed",
+            "damaged input in {} places, left out, the first: {first}; the rest is indexed",
             self.damaged
         )
     }
