@@ -12,6 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use image::{ColorType, DynamicImage, ImageDecoder, ImageFormat, ImageReader};
+use serde::{Deserialize, Serialize};
 
 use crate::error::{EncodeError, EncodeStage};
 
@@ -495,16 +496,58 @@ fn one_line(message: &str) -> String {
         .collect()
 }
 
-/// Brings a picture to a square shape: `side x side x channels` bytes, rows from the top, channel last.
-///
-/// The shorter side is scaled to `side` and the longer one cropped about its middle, by a triangle
-/// filter that is widened when it shrinks (as `torchvision`'s antialiased bilinear). One channel is
-/// luma by BT.601, so a grey picture keeps its values. A picture that already has the size is copied.
+/// How a picture is brought to a square shape.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Resize {
+    /// The filter, widened when it shrinks a picture.
+    pub filter: Filter,
+    /// The share of the shorter side that the square in the middle keeps, above 0 and at most 1. A picture
+    /// whose shorter side is below the shape's has nothing to give away and keeps all of it.
+    pub crop_share: f64,
+}
+
+/// The filters for [`Resize`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Filter {
+    /// Straight lines, as `torchvision`'s antialiased bilinear.
+    Triangle,
+    /// Cubic with a = -0.5 (Catmull-Rom), as Pillow's bicubic.
+    Cubic,
+}
+
+impl Default for Resize {
+    fn default() -> Resize {
+        Resize {
+            filter: Filter::Triangle,
+            crop_share: 1.0,
+        }
+    }
+}
+
+/// Brings a picture to a square shape as [`resize_to_shape`] does by default: all of the shorter side, and
+/// a triangle filter.
 ///
 /// # Errors
-/// [`EncodeStage::Preprocess`] if the shape is none (side 0, channels neither 1 nor 3) or the
-/// picture's bytes do not match its width and height.
+/// As [`resize_to_shape`].
 pub fn to_shape(picture: &Picture, shape: PictureShape) -> Result<Vec<u8>, EncodeError> {
+    resize_to_shape(picture, shape, Resize::default())
+}
+
+/// Brings a picture to a square shape: `side x side x channels` bytes, rows from the top, channel last.
+///
+/// A square about the middle, of the shorter side times the share to keep, is scaled to `side`. One
+/// channel is luma by BT.601, so a grey picture keeps its values. A picture that already has the size is
+/// copied where all of it is kept.
+///
+/// # Errors
+/// [`EncodeStage::Preprocess`] if the shape is none (side 0, channels neither 1 nor 3), the share is not
+/// above 0 and at most 1, or the picture's bytes do not match its width and height.
+pub fn resize_to_shape(
+    picture: &Picture,
+    shape: PictureShape,
+    resize: Resize,
+) -> Result<Vec<u8>, EncodeError> {
     let failed = |reason: String| EncodeError {
         stage: EncodeStage::Preprocess,
         reason,
@@ -514,6 +557,12 @@ pub fn to_shape(picture: &Picture, shape: PictureShape) -> Result<Vec<u8>, Encod
         return Err(failed(format!(
             "expected a shape of 1 to 65536 pixels a side and 1 or 3 channels, got {} and {}",
             shape.side, shape.channels
+        )));
+    }
+    if !(resize.crop_share > 0.0 && resize.crop_share <= 1.0) {
+        return Err(failed(format!(
+            "expected a share to keep above 0 and at most 1, got {}",
+            resize.crop_share
         )));
     }
     let n_pixels = picture.width as usize * picture.height as usize;
@@ -533,15 +582,27 @@ pub fn to_shape(picture: &Picture, shape: PictureShape) -> Result<Vec<u8>, Encod
     } else {
         (&picture.rgb, PixelType::U8x3)
     };
-    if picture.width == side && picture.height == side {
+    let shorter = picture.width.min(picture.height);
+    let kept = match shorter < side {
+        true => f64::from(shorter),
+        false => f64::from(shorter) * resize.crop_share,
+    };
+    if picture.width == side && picture.height == side && kept == f64::from(side) {
         return Ok(pixels.clone());
     }
     let source = ImageRef::new(picture.width, picture.height, pixels, pixel_type)
         .map_err(|error| failed(error.to_string()))?;
     let mut resized = Image::new(side, side, pixel_type);
+    let (left, top) = (
+        (f64::from(picture.width) - kept) / 2.0,
+        (f64::from(picture.height) - kept) / 2.0,
+    );
     let options = ResizeOptions::new()
-        .resize_alg(ResizeAlg::Convolution(FilterType::Bilinear))
-        .fit_into_destination(Some((0.5, 0.5)));
+        .resize_alg(ResizeAlg::Convolution(match resize.filter {
+            Filter::Triangle => FilterType::Bilinear,
+            Filter::Cubic => FilterType::CatmullRom,
+        }))
+        .crop(left, top, kept, kept);
     Resizer::new()
         .resize(&source, &mut resized, &options)
         .map_err(|error| failed(error.to_string()))?;

@@ -15,8 +15,10 @@
 //! | the loop | [`train`](mod@train), with [`adam`] and [`schedule`] |
 //! | the file | [`checkpoint`] |
 //! | the file in use | [`TorchEncoder`] |
+//! | a backbone alone | [`FeatureExtractor`] |
 //!
-//! Nothing here reads libtorch's own generator: every random number comes from the run's seed.
+//! Every random number comes from the run's seed. Only dropout reads libtorch's own generator, which the
+//! seed sets every epoch.
 
 pub mod adam;
 pub mod augment;
@@ -25,6 +27,7 @@ pub mod centers;
 pub mod checkpoint;
 pub mod device;
 mod encoder;
+pub mod features;
 pub mod hash_head;
 pub mod method;
 pub mod network;
@@ -35,11 +38,12 @@ pub mod weights;
 pub use augment::{Augment, Normalization};
 pub use backbone::BackboneKind;
 pub use centers::{CentersKind, Codebook};
-pub use checkpoint::{Checkpoint, ModelConfig};
+pub use checkpoint::{Checkpoint, InputSpec, ModelConfig, PictureInput};
 pub use device::Device;
 pub use encoder::TorchEncoder;
+pub use features::FeatureExtractor;
 pub use method::{LossTerms, Method, MethodConfig};
-pub use network::DeepHashNet;
+pub use network::{BackboneMode, DeepHashNet};
 pub use schedule::Schedule;
 pub use train::{TrainOptions, TrainProgress, TrainSummary, train};
 

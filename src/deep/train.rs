@@ -7,23 +7,26 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
+use rand::RngCore;
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::code::CodeLen;
-use crate::data::Dataset;
+use crate::data::{Dataset, ExampleSet};
 use crate::deep::adam::Adam;
-use crate::deep::augment::{Augment, Batches, Normalization};
-use crate::deep::backbone::BackboneKind;
+use crate::deep::augment::{Augment, Batches};
+use crate::deep::backbone::{BackboneKind, WeightsRecord};
 use crate::deep::checkpoint::{
-    self, Checkpoint, MODEL_FORMAT, ModelConfig, TensorFile, state_path, write_tensors,
+    self, Checkpoint, InputSpec, MODEL_FORMAT, ModelConfig, TensorFile, state_path, write_tensors,
 };
 use crate::deep::device::{self, Device, Stream};
+use crate::deep::features::FeatureExtractor;
 use crate::deep::method::{LossTerms, MethodConfig};
-use crate::deep::network::DeepHashNet;
+use crate::deep::network::{BackboneMode, DeepHashNet};
 use crate::deep::schedule::Schedule;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -38,6 +41,20 @@ pub struct TrainOptions {
     pub code_len: CodeLen,
     /// The feature network.
     pub backbone: BackboneKind,
+    /// A `.safetensors` file with published weights for it; `None` trains it from nothing.
+    ///
+    /// Names, shapes and types must be exactly the backbone's; a classifier is passed over.
+    #[serde(skip)]
+    pub weights: Option<PathBuf>,
+    /// Leaves the backbone as its weights are, and trains the head alone, on features that are computed
+    /// once. Needs `weights`; pictures are not augmented.
+    pub freeze: bool,
+    /// The folder of those features, kept for the next run; without it they lie beside `out`, in a
+    /// folder with `.features` added to its name.
+    #[serde(skip)]
+    pub feature_cache: Option<PathBuf>,
+    /// How the backbone computes.
+    pub backbone_mode: BackboneMode,
     /// Passes over the train split.
     pub epochs: usize,
     /// Pictures a step, at least 2. The rest of a pass that fills no batch is left out, so that batch
@@ -91,6 +108,10 @@ impl TrainOptions {
             method,
             code_len,
             backbone: BackboneKind::ConvSmall,
+            weights: None,
+            freeze: false,
+            feature_cache: None,
+            backbone_mode: BackboneMode::default(),
             epochs: 12,
             batch: 256,
             lr: 3e-3,
@@ -132,6 +153,12 @@ impl TrainOptions {
             if !value.is_finite() || value < 0.0 {
                 return refuse(format!("{name} is a number from 0, got {value}"));
             }
+        }
+        self.augment.check()?;
+        if self.freeze && self.weights.is_none() {
+            return refuse(
+                "a backbone that is left as it is needs weights; name their file".into(),
+            );
         }
         let n_classes = dataset.class_names.len();
         if let Some(label) = dataset
@@ -210,35 +237,48 @@ pub fn train(
     if let Some(n_threads) = options.threads {
         device::set_threads(n_threads);
     }
-    let pictures = &dataset.train;
-    let normalization = Normalization::measure(pictures);
+    let examples = &dataset.train;
+    let input = options.backbone.input(examples)?;
     let n_classes = dataset.class_names.len();
     let (bits, seed) = (options.code_len.bits(), options.seed);
 
-    let network = DeepHashNet::new(
-        options.backbone,
-        pictures.shape,
-        options.code_len,
-        seed,
-        device,
-    )?;
+    let mut network = DeepHashNet::new(options.backbone, &input, options.code_len, seed, device)?;
+    network.set_backbone_mode(options.backbone_mode);
+    let weights = options
+        .weights
+        .as_deref()
+        .map(|path| network.load_backbone(path))
+        .transpose()?;
+    if options.freeze {
+        network.freeze_backbone();
+    }
     let method = options.method.build(n_classes, bits, seed, device)?;
     let scale = options.backbone_lr_scale;
     let mut adam = Adam::new(network.weights(), options.weight_decay, scale)?;
     let mut model = Checkpoint {
-        config: describe(dataset, options, normalization.clone())?,
+        config: describe(dataset, options, input.clone(), weights)?,
         network,
     };
 
-    let steps_per_epoch = pictures.labels.len() / options.batch;
+    let steps_per_epoch = examples.len() / options.batch;
     let steps = steps_per_epoch * options.epochs;
     let first_epoch = match options.resume {
         true => resume(&mut model, &mut adam, &options.out)?,
         false => 0,
     };
     let mut log = Log::open(options, first_epoch * steps_per_epoch)?;
-    let batches = Batches::new(pictures, options.augment, normalization, device)?;
-    let labels: Vec<i64> = pictures
+    let batches = match options.freeze {
+        false => Batches::new(Arc::clone(examples), input, options.augment, device)?,
+        true => {
+            let features = frozen_features(dataset, options)?;
+            let n_features = model.network.n_features() as usize;
+            let input = InputSpec::Features {
+                features: n_features,
+            };
+            Batches::new(features, input, Augment::NONE, device)?
+        }
+    };
+    let labels: Vec<i64> = examples
         .labels
         .iter()
         .map(|&label| i64::from(label))
@@ -254,6 +294,8 @@ pub fn train(
         .min(options.epochs);
     for epoch in first_epoch..last_epoch {
         let mut rng = device::rng(seed, Stream::Epoch(epoch));
+        // Dropout alone reads libtorch's generator.
+        tch::manual_seed(rng.next_u64() as i64);
         // From the same start every time, so that the order is a function of the seed and the epoch.
         order.sort_unstable();
         order.shuffle(&mut rng);
@@ -266,9 +308,11 @@ pub fn train(
 
             let targets: Vec<i64> = rows.iter().map(|&row| labels[row as usize]).collect();
             let targets = Tensor::f_from_slice(&targets)?.f_to_device(device)?;
-            let logits = model
-                .network
-                .forward(&batches.batch(rows, &mut rng)?, true)?;
+            let inputs = batches.batch(rows, &mut rng)?;
+            let logits = match options.freeze {
+                false => model.network.forward(&inputs, true)?,
+                true => model.network.forward_features(&inputs, true)?,
+            };
             let terms = method.loss(&logits, &targets)?;
             let total = terms.total()?;
             let loss = f64::try_from(&total)?;
@@ -318,11 +362,29 @@ pub fn train(
     })
 }
 
+/// The features of the train split by the frozen backbone, from the cache where they are there.
+fn frozen_features(dataset: &Dataset, options: &TrainOptions) -> Result<Arc<ExampleSet>> {
+    let weights = options.weights.as_deref().unwrap_or(Path::new(""));
+    let extractor = FeatureExtractor::open(options.backbone, weights, options.device)?;
+    let beside = features_path(&options.out);
+    let cache = options.feature_cache.as_deref().unwrap_or(&beside);
+    let features = extractor.dataset(dataset, cache, &mut |_, _| {})?;
+    Ok(features.train)
+}
+
+/// The folder of features beside the model that is trained on them.
+fn features_path(out: &Path) -> PathBuf {
+    let mut name = out.as_os_str().to_owned();
+    name.push(".features");
+    PathBuf::from(name)
+}
+
 /// The description of the model to be.
 fn describe(
     dataset: &Dataset,
     options: &TrainOptions,
-    normalization: Normalization,
+    input: InputSpec,
+    backbone_weights: Option<WeightsRecord>,
 ) -> Result<ModelConfig> {
     let training = serde_json::to_value(options)
         .map_err(|error| Error::invalid(format!("options: {error}")))?;
@@ -333,9 +395,8 @@ fn describe(
         method: options.method.clone(),
         code_len_bits: options.code_len.bits(),
         backbone: options.backbone,
-        picture_side: dataset.train.shape.side,
-        picture_channels: dataset.train.shape.channels,
-        normalization,
+        backbone_weights,
+        input,
         class_names: dataset.class_names.clone(),
         dataset: dataset.name.clone(),
         protocol: dataset.protocol.clone(),
@@ -420,9 +481,12 @@ fn same_run(found: &ModelConfig, expected: &ModelConfig, path: &Path) -> Result<
     if found.class_names != expected.class_names {
         return differs("classes", &found.class_names, &expected.class_names);
     }
-    if found.normalization != expected.normalization {
-        let (was, is) = (&found.normalization, &expected.normalization);
-        return differs("picture statistics", was, is);
+    if found.input != expected.input {
+        return differs("inputs or their statistics", &found.input, &expected.input);
+    }
+    if found.backbone_weights != expected.backbone_weights {
+        let (was, is) = (&found.backbone_weights, &expected.backbone_weights);
+        return differs("backbone weights", was, is);
     }
     if found.library != expected.library {
         return differs("library version", &found.library, &expected.library);

@@ -27,6 +27,7 @@ pub struct Arguments {
 pub enum Command {
     Train(cmd::train::Args),
     Eval(cmd::eval::Args),
+    Features(cmd::features::Args),
     Encode(cmd::encode::Args),
     Index(cmd::index::Args),
     Search(cmd::search::Args),

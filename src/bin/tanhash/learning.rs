@@ -1,28 +1,19 @@
 //! Training and evaluation as several commands need them.
 
-use anyhow::{Context, Result, bail};
-use serde_json::Value;
+use anyhow::{Result, bail};
 use tanhash::CodeLen;
 use tanhash::data::{self, Dataset, DatasetSpec, PictureShape};
 use tanhash::deep::{
-    Device, MethodConfig, TorchEncoder, TrainOptions, TrainProgress, TrainSummary,
+    Augment, BackboneKind, Device, MethodConfig, TorchEncoder, TrainOptions, TrainProgress,
+    TrainSummary,
 };
 use tanhash::eval::{Protocol, Report};
 
 use crate::cmd::train::Args;
 use crate::output;
 
-/// A data set in its own shape.
-pub fn load(name: &str, seed: u64) -> Result<Dataset> {
-    load_shaped(name, None, seed)
-}
-
-/// A data set in the shape a model reads.
-pub fn load_for(name: &str, shape: PictureShape, seed: u64) -> Result<Dataset> {
-    load_shaped(name, Some(shape), seed)
-}
-
-fn load_shaped(name: &str, shape: Option<PictureShape>, seed: u64) -> Result<Dataset> {
+/// A data set for a network that reads pictures of this shape, or of the data set's own.
+pub fn load(name: &str, shape: Option<PictureShape>, seed: u64) -> Result<Dataset> {
     let spec: DatasetSpec = name.parse()?;
     let dataset = data::load(&spec, shape, seed)?;
     for (path, reason) in dataset.skipped.iter().take(10) {
@@ -55,8 +46,19 @@ pub fn train(dataset: &Dataset, args: &Args, seed: u64) -> Result<TrainSummary> 
         }
     }
     let mut options = TrainOptions::new(method, CodeLen::new(args.bits)?, &args.out);
-    options.backbone = serde_json::from_value(Value::String(args.backbone.clone()))
-        .with_context(|| format!("expected the backbone conv-small, got {:?}", args.backbone))?;
+    options.backbone = backbone(args, dataset)?;
+    options.weights = args.weights.clone();
+    options.freeze = args.freeze;
+    options.feature_cache = args.feature_cache.clone();
+    options.backbone_mode.half = args.half;
+    options.backbone_mode.running_statistics = args.running_statistics;
+    if let Some(name) = &args.augment {
+        options.augment = Augment::from_name(name)?;
+    }
+    if args.weights.is_some() {
+        // OrthoHash's share for pretrained backbones.
+        options.backbone_lr_scale = 0.1;
+    }
     options.epochs = args.epochs.unwrap_or(options.epochs);
     options.batch = args.batch.unwrap_or(options.batch);
     options.lr = args.lr.unwrap_or(options.lr);
@@ -82,13 +84,22 @@ pub fn train(dataset: &Dataset, args: &Args, seed: u64) -> Result<TrainSummary> 
     Ok(summary?)
 }
 
+/// The backbone asked for; without a word, none for vectors and the small one for pictures.
+fn backbone(args: &Args, dataset: &Dataset) -> Result<BackboneKind> {
+    Ok(match (&args.backbone, dataset.train.n_features()) {
+        (Some(name), _) => name.parse()?,
+        (None, Some(_)) => BackboneKind::Identity,
+        (None, None) => BackboneKind::ConvSmall,
+    })
+}
+
 /// Encodes both splits and measures the rankings.
 pub fn evaluate(encoder: &TorchEncoder, dataset: &Dataset, protocol: &Protocol) -> Result<Report> {
     let total = dataset.query.len() + dataset.database.len();
     let bar = output::progress(total as u64, "encoding");
-    let query = encoder.encode_pixels(&dataset.query, &mut |done| bar.set_position(done as u64))?;
+    let query = encoder.encode_set(&dataset.query, &mut |done| bar.set_position(done as u64))?;
     let offset = dataset.query.len();
-    let database = encoder.encode_pixels(&dataset.database, &mut |done| {
+    let database = encoder.encode_set(&dataset.database, &mut |done| {
         bar.set_position((offset + done) as u64)
     })?;
     bar.finish_and_clear();
@@ -99,6 +110,9 @@ pub fn evaluate(encoder: &TorchEncoder, dataset: &Dataset, protocol: &Protocol) 
         &dataset.database.labels,
         protocol,
     )?;
+    if dataset.leave_one_out {
+        bail!("measuring a split leave-one-out is not offered yet; take another split");
+    }
     let config = encoder.config();
     for (name, value) in [
         ("data set", dataset.name.clone()),

@@ -49,7 +49,7 @@ mod journey {
     use anyhow::{Context, Result, bail, ensure};
     use image::{ExtendedColorType, ImageEncoder};
     use serde_json::json;
-    use tanhash::data::{Dataset, PictureSet};
+    use tanhash::data::{Dataset, ExampleSet};
     use tanhash::deep::{Device, TorchEncoder};
     use tanhash::eval::{Cutoff, Protocol};
     use tanhash::plugin::{HammingQuery, HybridSearch, KnnQuery, OnBadDocument};
@@ -83,7 +83,7 @@ mod journey {
 
         let data = data_folder(args.data.as_deref(), out)?;
         let name = format!("fashion-mnist:{}", data.display());
-        let dataset = learning::load(&name, common.seed)?;
+        let dataset = learning::load(&name, None, common.seed)?;
         say(format!(
             "data: {} train pictures, {} queries, from {}",
             dataset.train.len(),
@@ -340,16 +340,19 @@ mod journey {
         format!("{tone} {size} {class}: {text}")
     }
 
-    pub fn png(set: &PictureSet, row: usize) -> Result<Vec<u8>> {
-        let side = set.shape.side as u32;
-        let color = if set.shape.channels == 1 {
+    pub fn png(set: &ExampleSet, row: usize) -> Result<Vec<u8>> {
+        let (Some(shape), Some(pixels)) = (set.stored_shape(), set.stored_picture(row)) else {
+            bail!("expected pictures in memory");
+        };
+        let side = shape.side as u32;
+        let color = if shape.channels == 1 {
             ExtendedColorType::L8
         } else {
             ExtendedColorType::Rgb8
         };
         let mut bytes = Vec::new();
         let encoder = image::codecs::png::PngEncoder::new(&mut bytes);
-        encoder.write_image(set.picture(row), side, side, color)?;
+        encoder.write_image(pixels, side, side, color)?;
         Ok(bytes)
     }
 
@@ -367,7 +370,7 @@ mod journey {
         let iter = (0..set.len()).map(move |row| {
             let label = set.labels[row];
             let name = names.get(label as usize).cloned().unwrap_or_default();
-            let text = describe(&name, label, set.picture(row));
+            let text = describe(&name, label, set.stored_picture(row).unwrap_or_default());
             let body = Body::Payload(Payload::Image(png(&set, row)?.into()));
             Ok(Record {
                 key: row.to_string(),
@@ -580,7 +583,13 @@ mod journey {
                 method: "orthohash".to_owned(),
                 data,
                 bits,
-                backbone: "conv-small".to_owned(),
+                backbone: None,
+                weights: None,
+                freeze: false,
+                feature_cache: None,
+                augment: None,
+                half: false,
+                running_statistics: false,
                 out,
                 resume: false,
                 epochs: None,

@@ -55,7 +55,7 @@ pub fn run(args: Args, common: Common) -> Result<()> {
 
     let encoder = TorchEncoder::open(&args.model, Device::Auto)
         .with_context(|| args.model.display().to_string())?;
-    let dataset = learning::load_for(&args.data, encoder.picture_shape(), common.seed)?;
+    let dataset = learning::load(&args.data, encoder.picture_shape(), common.seed)?;
     let config = encoder.config();
     if config.dataset == dataset.name && config.protocol != dataset.protocol {
         output::note(format!(

@@ -5,6 +5,7 @@ pub mod dedup;
 pub mod demo;
 pub mod encode;
 pub mod eval;
+pub mod features;
 pub mod index;
 pub mod inspect;
 pub mod search;
@@ -32,6 +33,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     match arguments.command {
         Command::Train(args) => train::run(args, common),
         Command::Eval(args) => eval::run(args, common),
+        Command::Features(args) => features::run(args, common),
         Command::Encode(args) => encode::run(args, common),
         Command::Index(args) => index::run(args, common),
         Command::Search(args) => search::run(args, common),
