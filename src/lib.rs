@@ -99,6 +99,10 @@ mod guide {
     mod hybrid {}
     #[doc = include_str!("../docs/guide/indexing.md")]
     mod indexing {}
+    #[doc = include_str!("../docs/guide/data.md")]
+    mod data {}
+    #[doc = include_str!("../docs/guide/backbones.md")]
+    mod backbones {}
     #[doc = include_str!("../docs/guide/training.md")]
     mod training {}
     #[doc = include_str!("../docs/guide/cli.md")]
