@@ -10,7 +10,7 @@ use tanhash::data::npy::{NpyType, NpyWriter, write_integers};
 use tanhash::data::{Dataset, DatasetSpec, ExampleSet, PictureShape, load};
 use tanhash::deep::{
     Augment, BackboneKind, DeepHashNet, Device, FeatureExtractor, InputSpec, MethodConfig,
-    Normalization, PictureInput, TorchEncoder, TrainOptions, train,
+    Normalization, PictureInput, TorchEncoder, TrainOptions, features, train,
 };
 use tanhash::media::Resize;
 use tanhash::{CodeLen, Encoder, ErrorKind, Payload};
@@ -289,11 +289,24 @@ fn a_head_on_frozen_features_makes_a_model_of_pictures() {
         .dataset(&dataset, &at("cache"), &mut |_, _| {})
         .unwrap();
     let of_pictures = encoder.encode_set(&dataset.query, &mut |_| {}).unwrap();
-    let of_features = encoder.encode_set(&features.query, &mut |_| {}).unwrap();
+    let of_features = encoder.encode_set(&of_backbone.query, &mut |_| {}).unwrap();
     let differ: u32 = (0..12)
         .map(|i| of_pictures.get(i).distance(&of_features.get(i)).unwrap())
         .sum();
     assert!(differ <= 1, "{differ} of 192 bits differ");
+
+    let cached = features::cached(encoder.config(), &dataset, &at("cache"))
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        cached.query.features(&[3]).unwrap(),
+        of_backbone.query.features(&[3]).unwrap()
+    );
+    assert!(
+        features::cached(encoder.config(), &dataset, dir.path())
+            .unwrap()
+            .is_none()
+    );
 
     frozen.weights = None;
     let error = train(&dataset, &frozen, &mut |_| {}).unwrap_err();

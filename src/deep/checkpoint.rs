@@ -165,6 +165,16 @@ impl PictureInput {
     }
 }
 
+impl InputSpec {
+    /// Rows and columns of the pictures, in pixels; `None` for feature vectors.
+    pub fn picture_side(&self) -> Option<usize> {
+        match self {
+            InputSpec::Pictures(input) => Some(input.picture_side),
+            InputSpec::Features { .. } => None,
+        }
+    }
+}
+
 impl fmt::Display for InputSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use tch::Tensor;
 
 use crate::code::{CodeLen, Codes, HashCode, binarize};
-use crate::data::{ExampleSet, PictureShape};
+use crate::data::{ExampleSet, IN_MEMORY_SIDE_MAX, PictureShape};
 use crate::deep::augment::bytes_tensor;
 use crate::deep::checkpoint::{Checkpoint, InputSpec, ModelConfig};
 use crate::deep::device::{self, Device};
@@ -21,8 +21,18 @@ use crate::encode::{EncodeError, EncodeStage, Encoder, Payload, on_pool};
 use crate::error::{Error, ErrorKind, Result};
 use crate::media::{self, Limits};
 
-/// Pictures that the network sees at once.
-const BATCH_PICTURES: usize = 256;
+/// Examples that the network sees at once: enough to fill a GPU, or what a CPU's caches like.
+fn batch_examples(input: &InputSpec, device: tch::Device) -> usize {
+    let large = input
+        .picture_side()
+        .is_some_and(|side| side > IN_MEMORY_SIDE_MAX);
+    match (device.is_cuda(), large) {
+        (true, true) => 512,
+        (true, false) => 2048,
+        (false, true) => 64,
+        (false, false) => 256,
+    }
+}
 
 /// Batches that may wait for the network; enough to keep it busy while the next is decoded.
 const QUEUED_BATCHES: usize = 4;
@@ -51,6 +61,7 @@ pub struct TorchEncoder {
     code_len: CodeLen,
     /// q of the backbone.
     n_features: usize,
+    batch: usize,
     limits: Limits,
     /// `None` only while the encoder is dropped.
     requests: Option<Sender<Request>>,
@@ -81,6 +92,7 @@ impl TorchEncoder {
         let config = checkpoint.config.clone();
         let code_len = config.code_len()?;
         let n_features = checkpoint.network.n_features() as usize;
+        let batch = batch_examples(&config.input, checkpoint.network.weights().device());
         let (requests, received) = bounded(QUEUED_BATCHES);
         let thread = std::thread::Builder::new()
             .name("tanhash-model".into())
@@ -90,6 +102,7 @@ impl TorchEncoder {
             config,
             code_len,
             n_features,
+            batch,
             limits,
             requests: Some(requests),
             thread: Some(thread),
@@ -139,7 +152,7 @@ impl TorchEncoder {
             };
         let rows: Vec<usize> = (0..set.len()).collect();
         let mut codes = Codes::with_capacity(self.code_len, set.len());
-        let mut chunks = rows.chunks(BATCH_PICTURES);
+        let mut chunks = rows.chunks(self.batch);
         // One batch ahead: the network works on it while the next is decoded and the last one packed.
         let mut next = || chunks.next().map(|rows| self.send(fetch(rows)?));
         let mut waiting = next();
@@ -221,12 +234,12 @@ impl Encoder for TorchEncoder {
     }
 
     fn max_batch(&self) -> usize {
-        BATCH_PICTURES
+        self.batch
     }
 
     fn encode(&self, batch: &[Payload]) -> Result<Vec<Result<HashCode, EncodeError>>> {
         let mut encoded = Vec::with_capacity(batch.len());
-        for part in batch.chunks(BATCH_PICTURES) {
+        for part in batch.chunks(self.batch) {
             let read: Vec<Result<Batch, EncodeError>> =
                 on_pool(|| part.par_iter().map(|payload| self.read(payload)).collect());
             let joined = match &self.config.input {

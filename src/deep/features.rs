@@ -13,7 +13,7 @@ use crate::data::npy::{NpyFile, NpyWriter};
 use crate::data::{Dataset, ExampleSet, Source};
 use crate::deep::augment::bytes_tensor;
 use crate::deep::backbone::{self, Backbone, BackboneKind, WeightsRecord};
-use crate::deep::checkpoint::{InputSpec, PictureInput, short_hex};
+use crate::deep::checkpoint::{InputSpec, ModelConfig, PictureInput, short_hex};
 use crate::deep::device::{self, Device, Stream};
 use crate::deep::weights::Weights;
 use crate::error::{Error, Result};
@@ -159,65 +159,98 @@ impl FeatureExtractor {
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Dataset> {
         std::fs::create_dir_all(cache).map_err(|error| Error::io(cache, error))?;
-        let path = cache.join(self.cache_name(dataset.train.source())?);
+        let source = dataset.train.source();
+        let path = cache.join(cache_name(self.kind, &self.weights, &self.input, source)?);
         let all = dataset.train.whole_source();
         self.write(&all, &path, &mut |done| progress(done, all.len()))?;
-        let source = Arc::new(Source::Features(NpyFile::open(&path)?));
-        let set = |set: &Arc<ExampleSet>| -> Result<Arc<ExampleSet>> {
-            let (rows, labels) = (set.rows().to_vec(), set.labels.clone());
-            Ok(Arc::new(ExampleSet::new(
-                Arc::clone(&source),
-                rows,
-                labels,
-            )?))
-        };
-        let shared = |a: &Arc<ExampleSet>, b: &Arc<ExampleSet>| Arc::ptr_eq(a, b);
-        let train = set(&dataset.train)?;
-        let database = match shared(&dataset.database, &dataset.train) {
-            true => Arc::clone(&train),
-            false => set(&dataset.database)?,
-        };
-        let query = match shared(&dataset.query, &dataset.database) {
-            true => Arc::clone(&database),
-            false => set(&dataset.query)?,
-        };
-        Ok(Dataset {
-            train,
-            database,
-            query,
-            ..dataset.clone()
-        })
+        with_features(dataset, &path)
     }
+}
 
-    /// The name of a cache file: backbone, weights, and a digest of the pictures (of files, their paths,
-    /// sizes and times).
-    fn cache_name(&self, source: &Source) -> Result<PathBuf> {
-        let mut digest = Sha256::new();
-        digest.update(format!("{:?}", self.input).as_bytes());
-        match source {
-            Source::Pixels { shape, bytes } => {
-                digest.update(format!("{shape:?}").as_bytes());
-                digest.update(bytes);
-            }
-            Source::Files(paths) => {
-                for path in paths {
-                    let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
-                    let modified = metadata.modified().ok();
-                    let line = format!("{path:?} {} {modified:?}\n", metadata.len());
-                    digest.update(line.as_bytes());
-                }
-            }
-            Source::Features(_) => {
-                return Err(Error::invalid(
-                    "expected pictures, the data set has feature vectors already; use --backbone identity",
-                ));
+/// The data set with its pictures replaced by their features in `cache`, where the model `config` was
+/// trained on those; `None` where they are not there, or the model's backbone was trained too.
+///
+/// # Errors
+/// `Io`; `Corrupt` for a damaged file.
+pub fn cached(config: &ModelConfig, dataset: &Dataset, cache: &Path) -> Result<Option<Dataset>> {
+    let frozen = config.training["freeze"] == serde_json::Value::Bool(true);
+    let (Some(weights), InputSpec::Pictures(input), true) =
+        (&config.backbone_weights, &config.input, frozen)
+    else {
+        return Ok(None);
+    };
+    let path = cache.join(cache_name(
+        config.backbone,
+        weights,
+        input,
+        dataset.train.source(),
+    )?);
+    match path.is_file() {
+        true => with_features(dataset, &path).map(Some),
+        false => Ok(None),
+    }
+}
+
+/// The data set with row i of its source replaced by row i of the file at `path`.
+fn with_features(dataset: &Dataset, path: &Path) -> Result<Dataset> {
+    let source = Arc::new(Source::Features(NpyFile::open(path)?));
+    let set = |set: &Arc<ExampleSet>| -> Result<Arc<ExampleSet>> {
+        let (rows, labels) = (set.rows().to_vec(), set.labels.clone());
+        Ok(Arc::new(ExampleSet::new(
+            Arc::clone(&source),
+            rows,
+            labels,
+        )?))
+    };
+    let train = set(&dataset.train)?;
+    let database = match Arc::ptr_eq(&dataset.database, &dataset.train) {
+        true => Arc::clone(&train),
+        false => set(&dataset.database)?,
+    };
+    let query = match Arc::ptr_eq(&dataset.query, &dataset.database) {
+        true => Arc::clone(&database),
+        false => set(&dataset.query)?,
+    };
+    Ok(Dataset {
+        train,
+        database,
+        query,
+        ..dataset.clone()
+    })
+}
+
+/// The name of a cache file: backbone, weights, and a digest of the pictures (of files, their paths, sizes
+/// and times) and of what happens to them.
+fn cache_name(
+    kind: BackboneKind,
+    weights: &WeightsRecord,
+    input: &PictureInput,
+    source: &Source,
+) -> Result<PathBuf> {
+    let mut digest = Sha256::new();
+    digest.update(format!("{input:?}").as_bytes());
+    match source {
+        Source::Pixels { shape, bytes } => {
+            digest.update(format!("{shape:?}").as_bytes());
+            digest.update(bytes);
+        }
+        Source::Files(paths) => {
+            for path in paths {
+                let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+                let modified = metadata.modified().ok();
+                let line = format!("{path:?} {} {modified:?}\n", metadata.len());
+                digest.update(line.as_bytes());
             }
         }
-        Ok(PathBuf::from(format!(
-            "{}-{}-{}.npy",
-            self.kind,
-            self.weights.sha256,
-            short_hex(&digest.finalize())
-        )))
+        Source::Features(_) => {
+            return Err(Error::invalid(
+                "expected pictures, the data set has feature vectors already; use --backbone identity",
+            ));
+        }
     }
+    Ok(PathBuf::from(format!(
+        "{kind}-{}-{}.npy",
+        weights.sha256,
+        short_hex(&digest.finalize())
+    )))
 }

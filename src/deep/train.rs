@@ -295,7 +295,7 @@ pub fn train(
     for epoch in first_epoch..last_epoch {
         let mut rng = device::rng(seed, Stream::Epoch(epoch));
         // Dropout alone reads libtorch's generator.
-        tch::manual_seed(rng.next_u64() as i64);
+        tch::manual_seed(rng.clone().next_u64() as i64);
         // From the same start every time, so that the order is a function of the seed and the epoch.
         order.sort_unstable();
         order.shuffle(&mut rng);

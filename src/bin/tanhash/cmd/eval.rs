@@ -23,6 +23,9 @@ pub struct Args {
     /// R of mAP@R: how much of each ranking counts, a number or `all`
     #[arg(long, default_value = "all")]
     r: String,
+    /// Where `train --freeze` kept the features of the pictures
+    #[arg(long)]
+    feature_cache: Option<PathBuf>,
     /// Write report.json into this directory
     #[arg(long)]
     report: Option<PathBuf>,
@@ -47,7 +50,7 @@ pub fn run(args: Args, _common: Common) -> Result<()> {
 #[cfg(feature = "torch")]
 pub fn run(args: Args, common: Common) -> Result<()> {
     use anyhow::Context;
-    use tanhash::deep::{Device, TorchEncoder};
+    use tanhash::deep::{Device, TorchEncoder, features};
     use tanhash::eval::{Denominator, Protocol};
 
     use crate::learning;
@@ -63,6 +66,16 @@ pub fn run(args: Args, common: Common) -> Result<()> {
             config.protocol
         ));
     }
+    let dataset = match &args.feature_cache {
+        None => dataset,
+        Some(cache) => features::cached(config, &dataset, cache)?.unwrap_or_else(|| {
+            output::note(format!(
+                "no features of these pictures for this model in {}; the pictures are encoded",
+                cache.display()
+            ));
+            dataset
+        }),
+    };
     let mut protocol = Protocol::new(args.r.parse()?);
     if let ProtocolKind::MinRelevantR = args.protocol {
         protocol.denominator = Denominator::MinRelevantR;
