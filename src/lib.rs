@@ -102,6 +102,10 @@ mod guide {
     mod indexing {}
     #[doc = include_str!("../docs/guide/offline.md")]
     mod offline {}
+    #[doc = include_str!("../docs/guide/data.md")]
+    mod data {}
+    #[doc = include_str!("../docs/guide/backbones.md")]
+    mod backbones {}
     #[doc = include_str!("../docs/guide/training.md")]
     mod training {}
     #[doc = include_str!("../docs/guide/evaluating.md")]

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use tanhash::data::{Dataset, PictureSet, PictureShape};
+use tanhash::data::{Dataset, ExampleSet, PictureShape};
 use tanhash::deep::{Device, MethodConfig, TorchEncoder, TrainOptions, train};
 use tanhash::{CodeLen, Codes};
 
@@ -18,7 +18,7 @@ const N_CLASSES: usize = 10;
 const PICTURES: usize = 20_480;
 
 /// Noise round ten fixed pictures.
-fn pictures(n: usize, seed: u64) -> Arc<PictureSet> {
+fn pictures(n: usize, seed: u64) -> Arc<ExampleSet> {
     let mut rng = ChaCha8Rng::seed_from_u64(5);
     let n_bytes = SHAPE.side * SHAPE.side * SHAPE.channels;
     let centers: Vec<Vec<u8>> = (0..N_CLASSES)
@@ -30,11 +30,8 @@ fn pictures(n: usize, seed: u64) -> Arc<PictureSet> {
         .iter()
         .flat_map(|&label| centers[label as usize].iter())
         .map(|pixel| pixel + rng.random_range(0..64));
-    Arc::new(PictureSet {
-        shape: SHAPE,
-        pixels: pixels.collect(),
-        labels,
-    })
+    let pixels = pixels.collect();
+    Arc::new(ExampleSet::from_pixels(SHAPE, pixels, labels).unwrap())
 }
 
 fn dataset() -> Dataset {
@@ -46,6 +43,7 @@ fn dataset() -> Dataset {
         database: train.clone(),
         query: train.clone(),
         train,
+        leave_one_out: false,
         skipped: Vec::new(),
     }
 }
@@ -79,10 +77,10 @@ fn the_gpu_trains_and_makes_the_codes_of_the_cpu() {
     let encode = |device: Device| {
         let encoder = TorchEncoder::open(&options.out, device).unwrap();
         encoder
-            .encode_pixels(&set.subset(&(0..256).collect::<Vec<_>>()), &mut |_| {})
+            .encode_set(&set.subset(&(0..256).collect::<Vec<_>>()), &mut |_| {})
             .unwrap();
         let started = Instant::now();
-        let codes = encoder.encode_pixels(&set, &mut |_| {}).unwrap();
+        let codes = encoder.encode_set(&set, &mut |_| {}).unwrap();
         (codes, PICTURES as f64 / started.elapsed().as_secs_f64())
     };
     let (cpu, cpu_rate) = encode(Device::Cpu);

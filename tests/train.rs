@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use tanhash::centers::{CentersKind, ClassSimilarity, Codebook, npy};
-use tanhash::data::{Dataset, PictureSet, PictureShape};
+use tanhash::data::{Dataset, ExampleSet, PictureShape};
 use tanhash::deep::checkpoint::state_path;
 use tanhash::deep::{
     Device, MethodConfig, Recipe, SelectBy, Selection, TorchEncoder, TrainOptions, TrainProgress,
@@ -20,7 +20,7 @@ const SIDE: usize = 28;
 const N_CLASSES: usize = 4;
 
 /// Pictures of four kinds of stripes, with seeded noise.
-fn pictures(n_pictures: usize, seed: u32) -> PictureSet {
+fn pictures(n_pictures: usize, seed: u32) -> ExampleSet {
     let mut state = seed.wrapping_mul(2654435761).wrapping_add(1);
     let mut pixels = Vec::new();
     let mut labels = Vec::new();
@@ -46,17 +46,14 @@ fn pictures(n_pictures: usize, seed: u32) -> PictureSet {
         side: SIDE,
         channels: 1,
     };
-    PictureSet {
-        shape,
-        pixels,
-        labels,
-    }
+    ExampleSet::from_pixels(shape, pixels, labels).unwrap()
 }
 
 fn dataset() -> Dataset {
     let train = Arc::new(pictures(64, 1));
     Dataset {
         name: "stripes".into(),
+        leave_one_out: false,
         skipped: Vec::new(),
         protocol: "64 pictures, the same in every split".into(),
         class_names: ["columns", "rows", "rising", "falling"]
@@ -96,12 +93,12 @@ fn encoder(path: &Path) -> TorchEncoder {
     TorchEncoder::open(path, Device::Cpu).unwrap()
 }
 
-fn codes(path: &Path, set: &PictureSet) -> Codes {
-    encoder(path).encode_pixels(set, &mut |_| {}).unwrap()
+fn codes(path: &Path, set: &ExampleSet) -> Codes {
+    encoder(path).encode_set(set, &mut |_| {}).unwrap()
 }
 
-fn png(set: &PictureSet, picture: usize) -> Payload {
-    let pixels = &set.pixels[picture * SIDE * SIDE..][..SIDE * SIDE];
+fn png(set: &ExampleSet, picture: usize) -> Payload {
+    let pixels = set.stored_picture(picture).unwrap();
     let grey = image::GrayImage::from_raw(SIDE as u32, SIDE as u32, pixels.to_vec()).unwrap();
     let mut bytes = std::io::Cursor::new(Vec::new());
     grey.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
@@ -610,7 +607,7 @@ fn a_bad_payload_leaves_its_batch_alone() {
     let (_dir, path) = trained();
     let encoder = encoder(&path);
     let set = pictures(8, 1);
-    let expected = encoder.encode_pixels(&set, &mut |_| {}).unwrap();
+    let expected = encoder.encode_set(&set, &mut |_| {}).unwrap();
     let mut batch: Vec<Payload> = (0..8).map(|picture| png(&set, picture)).collect();
     batch[2] = Payload::Image(b"GIF89a, but not for long"[..].into());
     batch[5] = Payload::Vector([1.0, 2.0][..].into());
@@ -626,18 +623,26 @@ fn a_bad_payload_leaves_its_batch_alone() {
     assert!(encoder.encode(&[]).unwrap().is_empty());
     assert!(encoder.encode(&batch[5..6]).unwrap()[0].is_err());
 
-    let small = PictureSet {
-        shape: PictureShape {
-            side: 32,
-            channels: 3,
-        },
-        pixels: vec![0; 32 * 32 * 3],
-        labels: vec![0],
+    // A set of other pictures is brought to the model's shape, as single pictures are.
+    let shape = PictureShape {
+        side: 32,
+        channels: 3,
     };
-    let error = encoder.encode_pixels(&small, &mut |_| {}).unwrap_err();
-    assert!(
-        error.to_string().contains("28 pixels with 1 channels"),
-        "{error}"
+    let grey = ExampleSet::from_pixels(shape, vec![90; 32 * 32 * 3], vec![0]).unwrap();
+    let same = ExampleSet::from_pixels(
+        PictureShape {
+            side: SIDE,
+            channels: 1,
+        },
+        vec![90; SIDE * SIDE],
+        vec![0],
+    );
+    assert_eq!(
+        encoder.encode_set(&grey, &mut |_| {}).unwrap().get(0),
+        encoder
+            .encode_set(&same.unwrap(), &mut |_| {})
+            .unwrap()
+            .get(0)
     );
 }
 
@@ -647,7 +652,7 @@ fn a_code_does_not_depend_on_the_batch() {
     let encoder = Arc::new(encoder(&path));
     let set = pictures(300, 2);
     let mut done = Vec::new();
-    let expected = encoder.encode_pixels(&set, &mut |n| done.push(n)).unwrap();
+    let expected = encoder.encode_set(&set, &mut |n| done.push(n)).unwrap();
     assert_eq!(done, [256, 300]);
     let payloads: Arc<Vec<_>> = Arc::new((0..60).map(|picture| png(&set, picture)).collect());
     // From several threads at once, in batches of different sizes.

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Dataset, PictureSet, PictureShape, folder, train_is_database};
+use super::{PictureShape, Pool, folder};
 use crate::error::{Error, Result};
 
 const SHAPE: PictureShape = PictureShape {
@@ -56,19 +56,15 @@ pub(super) const CIFAR100: Kind = Kind {
         tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm",
 };
 
-pub(super) fn load(
-    kind: Kind,
-    dir: &Path,
-    shape: Option<PictureShape>,
-    seed: u64,
-) -> Result<Dataset> {
+pub(super) fn load(kind: Kind, dir: &Path, shape: Option<PictureShape>) -> Result<Pool> {
     let first = kind.train_files[0];
     let Some(binary_dir) = [dir.to_owned(), dir.join(kind.archive_dir)]
         .into_iter()
         .find(|dir| dir.join(first).is_file())
     else {
         if dir.join("train").is_dir() && dir.join("test").is_dir() {
-            return folder::load(dir, shape, seed);
+            // Pictures of 32 pixels are kept as they are, whatever a network reads.
+            return folder::load(dir, shape.filter(|shape| shape.side <= SHAPE.side));
         }
         return Err(Error::invalid(format!(
             "expected {first} (official binary files) or class folders in train/ and test/ under {}, found neither",
@@ -80,28 +76,28 @@ pub(super) fn load(
         .split_whitespace()
         .map(str::to_owned)
         .collect();
-    let split = |files: &[&str]| -> Result<PictureSet> {
-        let mut set = PictureSet {
-            shape: SHAPE,
-            pixels: Vec::new(),
-            labels: Vec::new(),
-        };
+    let (mut pixels, mut labels) = (Vec::new(), Vec::new());
+    let mut append = |files: &[&str]| -> Result<usize> {
         for file in files {
+            let path = binary_dir.join(file);
             append_file(
-                &mut set,
-                &binary_dir.join(file),
+                &mut pixels,
+                &mut labels,
+                &path,
                 kind.label_bytes,
                 class_names.len(),
             )?;
         }
-        set.reshaped(shape.unwrap_or(SHAPE))
+        Ok(labels.len())
     };
-    let (train, query) = (split(kind.train_files)?, split(kind.test_files)?);
-    Ok(train_is_database(class_names, train, query, Vec::new()))
+    let n_train = append(kind.train_files)?;
+    append(kind.test_files)?;
+    Ok(Pool::of_pixels(class_names, SHAPE, pixels, labels, n_train))
 }
 
 fn append_file(
-    set: &mut PictureSet,
+    pixels: &mut Vec<u8>,
+    labels: &mut Vec<u32>,
     path: &PathBuf,
     label_bytes: usize,
     n_classes: usize,
@@ -116,17 +112,17 @@ fn append_file(
         )));
     }
     for (i, record) in bytes.chunks_exact(record).enumerate() {
-        let (labels, planes) = record.split_at(label_bytes);
-        let label = labels[label_bytes - 1];
+        let (label, planes) = record.split_at(label_bytes);
+        let label = label[label_bytes - 1];
         if usize::from(label) >= n_classes {
             return Err(corrupt(format!(
                 "expected labels below {n_classes}, record {i} has {label}"
             )));
         }
-        set.labels.push(u32::from(label));
+        labels.push(u32::from(label));
         for at in 0..PLANE {
             let pixel = [planes[at], planes[PLANE + at], planes[2 * PLANE + at]];
-            set.pixels.extend_from_slice(&pixel);
+            pixels.extend_from_slice(&pixel);
         }
     }
     Ok(())
@@ -135,6 +131,11 @@ fn append_file(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::{Dataset, Split, split};
+
+    fn load(kind: Kind, dir: &Path) -> Result<Dataset> {
+        split::split(super::load(kind, dir, None)?, Split::Official, 0)
+    }
 
     fn record(labels: &[u8], rgb: [u8; 3]) -> Vec<u8> {
         let mut bytes = labels.to_vec();
@@ -154,39 +155,38 @@ mod tests {
         for (i, file) in CIFAR10.train_files.iter().enumerate() {
             std::fs::write(ten.join(file), record(&[i as u8], [i as u8, 100, 200])).unwrap();
         }
-        let error = load(CIFAR10, dir.path(), None, 0).unwrap_err();
+        let error = load(CIFAR10, dir.path()).unwrap_err();
         assert!(error.to_string().contains("test_batch.bin"), "{error}");
         std::fs::write(ten.join("test_batch.bin"), record(&[9], [1, 2, 3])).unwrap();
-        let dataset = load(CIFAR10, dir.path(), None, 0).unwrap();
+        let dataset = load(CIFAR10, dir.path()).unwrap();
         assert_eq!(dataset.train.labels, [0, 1, 2, 3, 4]);
-        assert_eq!(dataset.train.picture(3)[..6], [3, 100, 200, 3, 100, 200]);
+        assert_eq!(
+            dataset.train.stored_picture(3).unwrap()[..6],
+            [3, 100, 200, 3, 100, 200]
+        );
         assert_eq!(dataset.class_names[9], "truck");
 
         std::fs::write(dir.path().join("train.bin"), record(&[3, 99], [4, 5, 6])).unwrap();
         std::fs::write(dir.path().join("test.bin"), record(&[19, 98], [7, 8, 9])).unwrap();
-        let grey = PictureShape {
-            side: 32,
-            channels: 1,
-        };
-        let dataset = load(CIFAR100, dir.path(), Some(grey), 0).unwrap();
+        let dataset = load(CIFAR100, dir.path()).unwrap();
         assert_eq!(dataset.train.labels, [99]);
-        assert_eq!(dataset.query.picture(0).len(), PLANE);
+        assert_eq!(dataset.query.stored_picture(0).unwrap().len(), 3 * PLANE);
         assert_eq!(dataset.class_names[99], "worm");
     }
 
     #[test]
     fn damaged_and_missing_files_are_named() {
         let dir = tempfile::tempdir().unwrap();
-        let error = load(CIFAR100, dir.path(), None, 0).unwrap_err();
+        let error = load(CIFAR100, dir.path()).unwrap_err();
         assert!(
             error.to_string().starts_with("expected train.bin"),
             "{error}"
         );
         std::fs::write(dir.path().join("train.bin"), [0; 3000]).unwrap();
-        let error = load(CIFAR100, dir.path(), None, 0).unwrap_err();
+        let error = load(CIFAR100, dir.path()).unwrap_err();
         assert!(error.to_string().ends_with("got 3000 bytes"), "{error}");
         std::fs::write(dir.path().join("train.bin"), record(&[0, 100], [0; 3])).unwrap();
-        let error = load(CIFAR100, dir.path(), None, 0).unwrap_err();
+        let error = load(CIFAR100, dir.path()).unwrap_err();
         assert!(error.to_string().ends_with("record 0 has 100"), "{error}");
     }
 }

@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::{Dataset, PictureSet, PictureShape, picture_bytes, train_is_database, zeroed_pixels};
+use super::examples::{check_shape, picture_bytes, read_picture};
+use super::{IN_MEMORY_SIDE_MAX, PictureShape, Pool, Source, train_then_query};
 use crate::error::{Error, Result};
-use crate::media::{Limits, decode, to_shape};
-use crate::random;
+use crate::media::Resize;
 
 const DEFAULT_SHAPE: PictureShape = PictureShape {
     side: 32,
@@ -21,45 +21,73 @@ const DEFAULT_SHAPE: PictureShape = PictureShape {
 
 type Skipped = Vec<(PathBuf, String)>;
 
-pub(super) fn load(dir: &Path, shape: Option<PictureShape>, seed: u64) -> Result<Dataset> {
+pub(super) fn load(dir: &Path, shape: Option<PictureShape>) -> Result<Pool> {
     let shape = shape.unwrap_or(DEFAULT_SHAPE);
+    check_shape(shape)?;
     let mut skipped = Skipped::new();
     let (train_dir, test_dir) = (dir.join("train"), dir.join("test"));
-    if train_dir.is_dir() && test_dir.is_dir() {
-        let class_names = class_names(&train_dir, &mut skipped)?;
-        for name in self::class_names(&test_dir, &mut skipped)? {
-            if !class_names.contains(&name) {
-                return Err(Error::invalid(format!(
-                    "class {name:?} is in {} and not in {}; every class needs train pictures",
-                    test_dir.display(),
-                    train_dir.display()
-                )));
-            }
-        }
-        let train = read_classes(&train_dir, &class_names, shape, &mut skipped)?;
-        check_counts(&train, &class_names, 1, &skipped)?;
-        let query = read_classes(&test_dir, &class_names, shape, &mut skipped)?;
-        if query.is_empty() {
+    if !(train_dir.is_dir() && test_dir.is_dir()) {
+        let class_names = class_names(dir, &mut skipped)?;
+        let files = files(dir, &class_names, &mut skipped)?;
+        let (source, labels) = read(files, shape, &mut skipped)?;
+        return pool(class_names, source, labels, None, skipped);
+    }
+    let class_names = class_names(&train_dir, &mut skipped)?;
+    for name in self::class_names(&test_dir, &mut skipped)? {
+        if !class_names.contains(&name) {
             return Err(Error::invalid(format!(
-                "no picture in {}; it needs at least one",
-                test_dir.display()
+                "class {name:?} is in {} and not in {}; every class needs train pictures",
+                test_dir.display(),
+                train_dir.display()
             )));
         }
-        return Ok(train_is_database(class_names, train, query, skipped));
     }
+    let mut files = files(&train_dir, &class_names, &mut skipped)?;
+    files.extend(self::files(&test_dir, &class_names, &mut skipped)?);
+    let n_unread = skipped.len();
+    let n_train_files = files
+        .iter()
+        .filter(|(path, _)| path.starts_with(&train_dir))
+        .count();
+    let (source, labels) = read(files, shape, &mut skipped)?;
+    let refused = skipped[n_unread..].iter();
+    let n_train = n_train_files
+        - refused
+            .filter(|(path, _)| path.starts_with(&train_dir))
+            .count();
+    if n_train == labels.len() {
+        return Err(Error::invalid(format!(
+            "no picture in {}; it needs at least one",
+            test_dir.display()
+        )));
+    }
+    pool(class_names, source, labels, Some(n_train), skipped)
+}
 
-    let class_names = class_names(dir, &mut skipped)?;
-    let all = read_classes(dir, &class_names, shape, &mut skipped)?;
-    check_counts(&all, &class_names, 2, &skipped)?;
-    let (train_rows, query_rows) = stratified_split(&all.labels, class_names.len(), seed);
-    let (train, query) = (all.subset(&train_rows), all.subset(&query_rows));
-    let mut dataset = train_is_database(class_names, train, query, skipped);
-    dataset.protocol = format!(
-        "query = {} pictures, a fifth of each class (at least 1) drawn with seed {seed}; train = database = the other {}",
-        dataset.query.len(),
-        dataset.train.len()
-    );
-    Ok(dataset)
+/// The pool, where every class has train pictures; without a test split of its own, at least two.
+fn pool(
+    class_names: Vec<String>,
+    source: Source,
+    labels: Vec<u32>,
+    n_train: Option<usize>,
+    skipped: Skipped,
+) -> Result<Pool> {
+    let mut counts = vec![0; class_names.len()];
+    for &label in &labels[..n_train.unwrap_or(labels.len())] {
+        counts[label as usize] += 1;
+    }
+    let min = if n_train.is_some() { 1 } else { 2 };
+    let pool = Pool {
+        class_names,
+        source,
+        flags: n_train.map(|n_train| train_then_query(n_train, labels.len())),
+        labels,
+        skipped,
+    };
+    match counts.iter().position(|&count| count < min) {
+        None => Ok(pool),
+        Some(class) => Err(pool.too_few(class, counts[class], min)),
+    }
 }
 
 /// The names of the class folders, sorted.
@@ -105,13 +133,8 @@ fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// Reads and decodes the pictures of all classes, on all threads. A class without a folder has none.
-fn read_classes(
-    dir: &Path,
-    class_names: &[String],
-    shape: PictureShape,
-    skipped: &mut Skipped,
-) -> Result<PictureSet> {
+/// The files of all classes, each with its label. A class without a folder has none.
+fn files(dir: &Path, class_names: &[String], skipped: &mut Skipped) -> Result<Vec<(PathBuf, u32)>> {
     let mut files = Vec::new();
     for (label, name) in class_names.iter().enumerate() {
         let class_dir = dir.join(name);
@@ -127,13 +150,43 @@ fn read_classes(
             }
         }
     }
+    Ok(files)
+}
+
+/// Decodes all files, on all threads, and leaves out those that cannot be. Small pictures are kept, of
+/// large ones the paths.
+fn read(
+    files: Vec<(PathBuf, u32)>,
+    shape: PictureShape,
+    skipped: &mut Skipped,
+) -> Result<(Source, Vec<u32>)> {
+    if shape.side > IN_MEMORY_SIDE_MAX {
+        let failures: Vec<Option<String>> = files
+            .par_iter()
+            .map(|(path, _)| read_picture(path, shape, Resize::default()).err())
+            .collect();
+        let (mut paths, mut labels) = (Vec::new(), Vec::new());
+        for ((path, label), failure) in files.into_iter().zip(failures) {
+            match failure {
+                Some(reason) => skipped.push((path, reason)),
+                None => {
+                    paths.push(path);
+                    labels.push(label);
+                }
+            }
+        }
+        return Ok((Source::Files(paths), labels));
+    }
 
     let n_bytes = picture_bytes(shape);
-    let mut pixels = zeroed_pixels(files.len(), shape)?;
-    let failures: Vec<Option<String>> = pixels
+    let mut bytes = vec![0; files.len() * n_bytes];
+    let failures: Vec<Option<String>> = bytes
         .par_chunks_exact_mut(n_bytes)
         .zip(&files)
-        .map(|(out, (path, _))| read_picture(path, shape, out).err())
+        .map(|(out, (path, _))| {
+            let pixels = read_picture(path, shape, Resize::default());
+            pixels.map(|pixels| out.copy_from_slice(&pixels)).err()
+        })
         .collect();
 
     // Close the gaps that failed pictures left.
@@ -142,84 +195,30 @@ fn read_classes(
         match failure {
             Some(reason) => skipped.push((path, reason)),
             None => {
-                pixels.copy_within(i * n_bytes..(i + 1) * n_bytes, labels.len() * n_bytes);
+                bytes.copy_within(i * n_bytes..(i + 1) * n_bytes, labels.len() * n_bytes);
                 labels.push(label);
             }
         }
     }
-    pixels.truncate(labels.len() * n_bytes);
-    pixels.shrink_to_fit();
-    Ok(PictureSet {
-        shape,
-        pixels,
-        labels,
-    })
-}
-
-fn read_picture(path: &Path, shape: PictureShape, out: &mut [u8]) -> Result<(), String> {
-    let limits = Limits::default();
-    let metadata = std::fs::metadata(path).map_err(|error| error.to_string())?;
-    // A pipe would block, and a huge file is refused before it is read.
-    if !metadata.is_file() {
-        return Err("expected a file, found a pipe, socket or device".to_owned());
-    }
-    if metadata.len() > limits.max_bytes as u64 {
-        return Err(format!(
-            "expected a file of at most {} bytes, found {}",
-            limits.max_bytes,
-            metadata.len()
-        ));
-    }
-    let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
-    let picture = decode(&bytes, &limits).map_err(|error| error.to_string())?;
-    let shaped = to_shape(&picture, shape).map_err(|error| error.to_string())?;
-    out.copy_from_slice(&shaped);
-    Ok(())
-}
-
-fn check_counts(
-    set: &PictureSet,
-    class_names: &[String],
-    min: usize,
-    skipped: &Skipped,
-) -> Result<()> {
-    let mut counts = vec![0; class_names.len()];
-    for &label in &set.labels {
-        counts[label as usize] += 1;
-    }
-    match counts.iter().position(|&count| count < min) {
-        None => Ok(()),
-        Some(class) => Err(Error::invalid(format!(
-            "class {:?} has {} readable pictures, expected at least {min}; add some or remove the \
-             folder ({} files of the data set were skipped)",
-            class_names[class],
-            counts[class],
-            skipped.len()
-        ))),
-    }
-}
-
-/// Rows to train on and rows to query with, both ascending: a fifth of each class, at least one, is
-/// drawn for the query. Contract: every class has at least two rows.
-fn stratified_split(labels: &[u32], n_classes: usize, seed: u64) -> (Vec<usize>, Vec<usize>) {
-    let mut of_class = vec![Vec::new(); n_classes];
-    for (row, &label) in labels.iter().enumerate() {
-        of_class[label as usize].push(row);
-    }
-    let mut is_query = vec![false; labels.len()];
-    for (class, rows) in of_class.iter().enumerate() {
-        // A stream a class: adding a class leaves the split of the others alone.
-        let order = random::permutation(rows.len(), seed, class as u64);
-        for &i in &order[..(rows.len() / 5).max(1)] {
-            is_query[rows[i as usize]] = true;
-        }
-    }
-    (0..labels.len()).partition(|&row| !is_query[row])
+    bytes.truncate(labels.len() * n_bytes);
+    bytes.shrink_to_fit();
+    Ok((Source::Pixels { shape, bytes }, labels))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::{Dataset, Split, split};
+
+    fn load(dir: &Path, shape: Option<PictureShape>, seed: u64) -> Result<Dataset> {
+        split::split(super::load(dir, shape)?, Split::Official, seed)
+    }
+
+    /// The queries' first pixels, which tell the pictures apart.
+    fn query_greys(dataset: &Dataset) -> Vec<u8> {
+        let greys = (0..dataset.query.len()).map(|i| dataset.query.stored_picture(i).unwrap()[0]);
+        greys.collect()
+    }
 
     fn write_picture(path: &Path, grey: u8) {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -246,10 +245,10 @@ mod tests {
         assert_eq!(dataset.class_names, ["cat", "dog"]);
         assert_eq!(dataset.query.labels, [0, 1, 1]);
         assert_eq!(dataset.train.len(), 10);
-        assert_eq!(dataset.train.picture(0).len(), 32 * 32 * 3);
+        assert_eq!(dataset.train.stored_picture(0).unwrap().len(), 32 * 32 * 3);
         let mut greys: Vec<u8> = (0..dataset.train.len())
-            .map(|i| dataset.train.picture(i)[0])
-            .chain((0..dataset.query.len()).map(|i| dataset.query.picture(i)[0]))
+            .map(|i| dataset.train.stored_picture(i).unwrap()[0])
+            .chain((0..dataset.query.len()).map(|i| dataset.query.stored_picture(i).unwrap()[0]))
             .collect();
         greys.sort_unstable();
         assert_eq!(greys, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 100, 101, 102]);
@@ -265,11 +264,29 @@ mod tests {
         );
 
         let again = load(dir.path(), None, 1).unwrap();
-        assert_eq!(again.query.pixels, dataset.query.pixels);
+        assert_eq!(query_greys(&again), query_greys(&dataset));
         let seeds: BTreeSet<Vec<u8>> = (0..8)
-            .map(|seed| load(dir.path(), None, seed).unwrap().query.pixels.clone())
+            .map(|seed| query_greys(&load(dir.path(), None, seed).unwrap()))
             .collect();
         assert!(seeds.len() > 1);
+
+        // For a network that reads large pictures the files are kept, the broken one still left out.
+        let large = PictureShape {
+            side: 100,
+            channels: 3,
+        };
+        let files = load(dir.path(), Some(large), 1).unwrap();
+        assert_eq!(files.query.labels, [0, 1, 1]);
+        assert_eq!(files.skipped.len(), 2);
+        let pixels = files
+            .query
+            .pixels(&[0, 2], large, Default::default())
+            .unwrap();
+        let greys = query_greys(&dataset);
+        assert_eq!(
+            (pixels.len(), pixels[0], pixels[30_000]),
+            (60_000, greys[0], greys[2])
+        );
     }
 
     #[test]
@@ -285,7 +302,7 @@ mod tests {
         let dataset = load(dir.path(), Some(shape), 0).unwrap();
         assert_eq!(dataset.train.labels, [0, 1]);
         assert_eq!(dataset.query.labels, [1]);
-        assert_eq!(dataset.query.picture(0), [3; 36]);
+        assert_eq!(dataset.query.stored_picture(0).unwrap(), [3; 36]);
         write_picture(&dir.path().join("test/c/1.png"), 3);
         let error = load(dir.path(), None, 0).unwrap_err();
         assert!(

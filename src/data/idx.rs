@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use flate2::read::GzDecoder;
 
-use super::{Dataset, PictureSet, PictureShape, open, train_is_database};
+use super::{PictureShape, Pool, open};
 use crate::error::{Error, Result};
 
 const CLASS_NAMES: [&str; 10] = [
@@ -34,24 +34,29 @@ const USUAL_DIRS: [&str; 3] = [
 /// More values than this are no data set that this module is for.
 const MAX_VALUES: usize = 1 << 31;
 
-pub(super) fn load_fashion_mnist(
-    dir: Option<&Path>,
-    shape: Option<PictureShape>,
-) -> Result<Dataset> {
+pub(super) fn load_fashion_mnist(dir: Option<&Path>) -> Result<Pool> {
     let dir = fashion_mnist_dir(dir)?;
-    let split = |images: &str, labels: &str| -> Result<PictureSet> {
-        let set = picture_set(&idx_file(&dir, images)?, &idx_file(&dir, labels)?)?;
-        match shape {
-            Some(shape) => set.reshaped(shape),
-            None => Ok(set),
-        }
+    let part = |images: &str, labels: &str| -> Result<(PictureShape, Vec<u8>, Vec<u32>)> {
+        pictures(&idx_file(&dir, images)?, &idx_file(&dir, labels)?)
     };
-    Ok(train_is_database(
-        CLASS_NAMES.map(str::to_owned).to_vec(),
-        split("train-images-idx3-ubyte", "train-labels-idx1-ubyte")?,
-        split("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")?,
-        Vec::new(),
-    ))
+    let (shape, mut pixels, mut labels) =
+        part("train-images-idx3-ubyte", "train-labels-idx1-ubyte")?;
+    let (test_shape, test_pixels, test_labels) =
+        part("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")?;
+    if shape != test_shape {
+        return Err(corrupt(
+            &dir,
+            format!(
+                "expected train and test pictures of one size, found {} and {} pixels",
+                shape.side, test_shape.side
+            ),
+        ));
+    }
+    let n_train = labels.len();
+    pixels.extend_from_slice(&test_pixels);
+    labels.extend_from_slice(&test_labels);
+    let class_names = CLASS_NAMES.map(str::to_owned).to_vec();
+    Ok(Pool::of_pixels(class_names, shape, pixels, labels, n_train))
 }
 
 /// The folder that holds the train pictures: the one named, or a usual one; or, in either, the path
@@ -93,7 +98,7 @@ fn idx_file(dir: &Path, name: &str) -> Result<PathBuf> {
 }
 
 /// A file of square pictures with its file of labels.
-fn picture_set(images: &Path, labels: &Path) -> Result<PictureSet> {
+fn pictures(images: &Path, labels: &Path) -> Result<(PictureShape, Vec<u8>, Vec<u32>)> {
     let (dims, pixels) = read_idx(images, 3)?;
     let (label_dims, label_bytes) = read_idx(labels, 1)?;
     if dims[1] != dims[2] {
@@ -120,14 +125,15 @@ fn picture_set(images: &Path, labels: &Path) -> Result<PictureSet> {
             format!("expected labels 0 to 9, got {label}"),
         ));
     }
-    Ok(PictureSet {
-        shape: PictureShape {
-            side: dims[1],
-            channels: 1,
-        },
+    let shape = PictureShape {
+        side: dims[1],
+        channels: 1,
+    };
+    Ok((
+        shape,
         pixels,
-        labels: label_bytes.into_iter().map(u32::from).collect(),
-    })
+        label_bytes.into_iter().map(u32::from).collect(),
+    ))
 }
 
 fn corrupt(path: &Path, reason: impl Into<String>) -> Error {
@@ -204,6 +210,7 @@ fn parse_idx(path: &Path, mut input: impl Read, n_dims: usize) -> Result<(Vec<us
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::{Split, split};
     use std::io::Write;
 
     fn idx(dims: &[u32], values: &[u8]) -> Vec<u8> {
@@ -240,28 +247,25 @@ mod tests {
     fn four_files_make_a_data_set() {
         let dir = tempfile::tempdir().unwrap();
         fixture(dir.path());
-        let dataset = load_fashion_mnist(Some(dir.path()), None).unwrap();
+        let load = |dir: &Path| {
+            let pool = load_fashion_mnist(Some(dir))?;
+            split::split(pool, Split::Official, 0)
+        };
+        let dataset = load(dir.path()).unwrap();
         assert_eq!(dataset.train.labels, [9, 0, 4]);
-        assert_eq!(dataset.train.picture(1)[0], 9);
+        assert_eq!(dataset.train.stored_picture(1).unwrap()[0], 9);
         assert_eq!(dataset.query.labels, [1, 2]);
         assert_eq!(dataset.class_names[9], "Ankle boot");
         assert_eq!(
             dataset.protocol,
             "train = database = 3 train pictures, query = 2 test pictures"
         );
-        let shape = PictureShape {
-            side: 8,
-            channels: 3,
-        };
-        let dataset = load_fashion_mnist(Some(dir.path()), Some(shape)).unwrap();
-        assert_eq!(dataset.query.picture(1).len(), 192);
-
         let unpacked = dir.path().join("deb/usr/share/datasets/fashion-mnist");
         std::fs::create_dir_all(&unpacked).unwrap();
         fixture(&unpacked);
-        assert!(load_fashion_mnist(Some(&dir.path().join("deb")), None).is_ok());
+        assert!(load(&dir.path().join("deb")).is_ok());
 
-        let error = load_fashion_mnist(Some(&dir.path().join("none")), None).unwrap_err();
+        let error = load(&dir.path().join("none")).unwrap_err();
         assert!(error.to_string().contains("apt-get download"), "{error}");
     }
 
@@ -299,15 +303,15 @@ mod tests {
             path
         };
         let images = write("images", idx(&[2, 1, 1], &[1, 2]));
-        let error = picture_set(&images, &write("few", idx(&[1], &[0]))).unwrap_err();
+        let error = pictures(&images, &write("few", idx(&[1], &[0]))).unwrap_err();
         assert!(
             error
                 .to_string()
                 .ends_with("expected 2 labels, one a picture, got 1")
         );
-        let error = picture_set(&images, &write("high", idx(&[2], &[0, 10]))).unwrap_err();
+        let error = pictures(&images, &write("high", idx(&[2], &[0, 10]))).unwrap_err();
         assert!(error.to_string().ends_with("got 10"));
         let oblong = write("oblong", idx(&[1, 2, 1], &[1, 2]));
-        assert!(picture_set(&oblong, &write("one", idx(&[1], &[0]))).is_err());
+        assert!(pictures(&oblong, &write("one", idx(&[1], &[0]))).is_err());
     }
 }

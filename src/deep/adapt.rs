@@ -5,11 +5,12 @@
 //! instead of the train split's, scale 1, shift 0; no label is used and no weight is trained.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use crate::data::PictureSet;
+use crate::data::ExampleSet;
 use crate::deep::augment::{Augment, Batches};
 use crate::deep::checkpoint::Checkpoint;
 use crate::deep::device::Device;
@@ -24,11 +25,11 @@ const BATCH_PICTURES: usize = 256;
 /// # Errors
 /// Those of reading a model; `Unsupported` for a head without normalization (all methods but OrthoHash);
 /// `InvalidArgument` for fewer than two pictures; `Io` where `out` cannot be written; `Torch`.
-pub fn adapt(model: &Path, set: &PictureSet, out: &Path, device: Device) -> Result<String> {
+pub fn adapt(model: &Path, set: &Arc<ExampleSet>, out: &Path, device: Device) -> Result<String> {
     let device = device.resolve()?;
     let mut checkpoint = Checkpoint::load(model, device)?;
-    let normalization = checkpoint.config.normalization.clone();
-    let batches = Batches::new(set, Augment::NONE, normalization, device)?;
+    let input = checkpoint.config.input.clone();
+    let batches = Batches::new(Arc::clone(set), input, Augment::NONE, device)?;
     // Pictures are taken as they are; nothing is drawn.
     let mut unused = ChaCha8Rng::seed_from_u64(0);
     let rows: Vec<i64> = (0..set.labels.len() as i64).collect();

@@ -7,6 +7,7 @@
 //! the new one. A run that may be resumed keeps its state in a second file of the same kind beside it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -20,10 +21,11 @@ use tch::Tensor;
 use crate::code::CodeLen;
 use crate::data::PictureShape;
 use crate::deep::augment::Normalization;
-use crate::deep::backbone::BackboneKind;
+use crate::deep::backbone::{BackboneKind, WeightsRecord};
 use crate::deep::method::MethodConfig;
 use crate::deep::network::DeepHashNet;
 use crate::error::{Error, ErrorKind, Result};
+use crate::media::Resize;
 
 /// The metadata's version. One that is not this is refused.
 pub const MODEL_FORMAT: u32 = 1;
@@ -54,12 +56,12 @@ pub struct ModelConfig {
     pub code_len_bits: usize,
     /// The feature network.
     pub backbone: BackboneKind,
-    /// Rows and columns of the pictures it reads, in pixels.
-    pub picture_side: usize,
-    /// Channels of the pictures it reads, 1 or 3.
-    pub picture_channels: usize,
-    /// What pictures are normalized with.
-    pub normalization: Normalization,
+    /// Where the feature network's weights came from; `None` for one trained from nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backbone_weights: Option<WeightsRecord>,
+    /// What it reads.
+    #[serde(flatten)]
+    pub input: InputSpec,
     /// The classes it was trained on.
     pub class_names: Vec<String>,
     /// The data set it was trained on, as it was named.
@@ -97,11 +99,11 @@ impl ModelConfig {
         CodeLen::new(self.code_len_bits)
     }
 
-    /// The shape of the pictures it reads.
-    pub fn picture_shape(&self) -> PictureShape {
-        PictureShape {
-            side: self.picture_side,
-            channels: self.picture_channels,
+    /// The shape of the pictures it reads; `None` where it reads feature vectors.
+    pub fn picture_shape(&self) -> Option<PictureShape> {
+        match &self.input {
+            InputSpec::Pictures(input) => Some(input.shape()),
+            InputSpec::Features { .. } => None,
         }
     }
 
@@ -113,6 +115,51 @@ impl ModelConfig {
             ));
         }
         self.code_len().map_err(|error| error.to_string())?;
+        match &self.input {
+            InputSpec::Pictures(input) => input.check(),
+            InputSpec::Features { features: 0 } => Err("expected features, found none".into()),
+            InputSpec::Features { .. } => Ok(()),
+        }
+    }
+}
+
+/// What a network reads.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum InputSpec {
+    /// Square pictures.
+    Pictures(PictureInput),
+    /// Feature vectors of another network.
+    Features {
+        /// q, the numbers in each.
+        features: usize,
+    },
+}
+
+/// Pictures as a network reads them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PictureInput {
+    /// Rows and columns, in pixels.
+    pub picture_side: usize,
+    /// Channels, 1 or 3.
+    pub picture_channels: usize,
+    /// What pictures are normalized with.
+    pub normalization: Normalization,
+    /// How pictures of other sizes are brought to this one.
+    #[serde(default)]
+    pub resize: Resize,
+}
+
+impl PictureInput {
+    /// The shape of the pictures.
+    pub fn shape(&self) -> PictureShape {
+        PictureShape {
+            side: self.picture_side,
+            channels: self.picture_channels,
+        }
+    }
+
+    fn check(&self) -> Result<(), String> {
         let Normalization { mean, std } = &self.normalization;
         let numbers = mean.iter().all(|mean| mean.is_finite())
             && std.iter().all(|std| std.is_finite() && *std > 0.0);
@@ -122,7 +169,36 @@ impl ModelConfig {
                 self.picture_channels
             ));
         }
+        let share = self.resize.crop_share;
+        if !(share > 0.0 && share <= 1.0) {
+            return Err(format!(
+                "expected a share of the picture above 0 and at most 1, found {share}"
+            ));
+        }
         Ok(())
+    }
+}
+
+impl InputSpec {
+    /// Rows and columns of the pictures, in pixels; `None` for feature vectors.
+    pub fn picture_side(&self) -> Option<usize> {
+        match self {
+            InputSpec::Pictures(input) => Some(input.picture_side),
+            InputSpec::Features { .. } => None,
+        }
+    }
+}
+
+impl fmt::Display for InputSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            InputSpec::Pictures(input) => write!(
+                f,
+                "pictures of {} pixels with {} channels",
+                input.picture_side, input.picture_channels
+            ),
+            InputSpec::Features { features } => write!(f, "vectors of {features} numbers"),
+        }
     }
 }
 
@@ -157,7 +233,7 @@ impl Checkpoint {
         config.check().map_err(|reason| file.corrupt(reason))?;
         let network = DeepHashNet::new(
             config.backbone,
-            config.picture_shape(),
+            &config.input,
             config.code_len()?.bits(),
             config.method.head(),
             0,
@@ -214,18 +290,36 @@ fn model_id(config: &ModelConfig, network: &DeepHashNet) -> Result<String> {
         digest.update(bytes_of(tensor)?);
     }
     // What happens to a picture before the first weight makes codes as much as the weights do.
-    let (side, channels) = (config.picture_side, config.picture_channels);
-    digest.update(format!("{} {side} {channels}", config.backbone).as_bytes());
-    let Normalization { mean, std } = &config.normalization;
-    for value in mean.iter().chain(std) {
-        digest.update(value.to_bits().to_le_bytes());
+    match &config.input {
+        InputSpec::Pictures(input) => {
+            let (side, channels) = (input.picture_side, input.picture_channels);
+            digest.update(format!("{} {side} {channels}", config.backbone).as_bytes());
+            let Normalization { mean, std } = &input.normalization;
+            for value in mean.iter().chain(std) {
+                digest.update(value.to_bits().to_le_bytes());
+            }
+            // Not for the default: models older than this rule keep their ids.
+            if input.resize != Resize::default() {
+                let Resize { filter, crop_share } = input.resize;
+                digest.update(format!("{filter:?} {crop_share}").as_bytes());
+            }
+        }
+        InputSpec::Features { features } => {
+            digest.update(format!("{} {features}", config.backbone).as_bytes());
+        }
     }
-    let hex: String = digest.finalize()[..6]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    let (method, bits) = (config.method.name(), config.code_len_bits);
-    Ok(format!("{method}-{bits}-{hex}"))
+    Ok(format!(
+        "{}-{}-{}",
+        config.method.name(),
+        config.code_len_bits,
+        short_hex(&digest.finalize())
+    ))
+}
+
+/// The first 12 hexadecimal digits of a digest.
+pub(crate) fn short_hex(digest: &[u8]) -> String {
+    let bytes = digest.iter().take(6);
+    bytes.map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The values of a float32 tensor, row-major, little endian.
@@ -330,8 +424,22 @@ impl TensorFile {
         Ok(TensorFile { bytes, ..file })
     }
 
-    fn corrupt(&self, reason: String) -> Error {
+    /// An error about this file.
+    pub fn corrupt(&self, reason: String) -> Error {
         Error::corrupt(format!("model file {}", self.path.display()), reason)
+    }
+
+    /// The first 12 hexadecimal digits of the file's SHA-256.
+    pub fn digest(&self) -> String {
+        short_hex(&Sha256::digest(&self.bytes))
+    }
+
+    /// The names of its tensors, sorted.
+    pub fn names(&self) -> Result<Vec<String>> {
+        let parsed = self.parse()?;
+        let mut names: Vec<String> = parsed.names().into_iter().map(|n| n.to_owned()).collect();
+        names.sort();
+        Ok(names)
     }
 
     fn parse(&self) -> Result<SafeTensors<'_>> {
@@ -382,8 +490,21 @@ impl TensorFile {
     /// `Corrupt` unless names, shapes and dtypes are exactly those of `tensors` and all values finite.
     /// Checked before the first value is copied, so a refused file changes nothing.
     pub fn copy_into(&self, tensors: &[(String, Tensor)]) -> Result<()> {
+        self.copy_some_into(tensors, &|_| false)
+    }
+
+    /// As [`TensorFile::copy_into`], where tensors of the file that are `passed_over` by name may be more.
+    pub fn copy_some_into(
+        &self,
+        tensors: &[(String, Tensor)],
+        passed_over: &dyn Fn(&str) -> bool,
+    ) -> Result<()> {
         let parsed = self.parse()?;
-        let mut found: BTreeMap<String, TensorView<'_>> = parsed.tensors().into_iter().collect();
+        let mut found: BTreeMap<String, TensorView<'_>> = parsed
+            .tensors()
+            .into_iter()
+            .filter(|(name, _)| !passed_over(name))
+            .collect();
         let mut values = Vec::with_capacity(tensors.len());
         for (name, tensor) in tensors {
             let view = found

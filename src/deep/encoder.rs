@@ -10,37 +10,59 @@ use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rayon::prelude::*;
+use tch::Tensor;
 
 use crate::code::{CodeLen, Codes, HashCode, binarize};
-use crate::data::{PictureSet, PictureShape};
+use crate::data::{ExampleSet, IN_MEMORY_SIDE_MAX, PictureShape};
 use crate::deep::augment::bytes_tensor;
-use crate::deep::checkpoint::{Checkpoint, ModelConfig};
+use crate::deep::checkpoint::{Checkpoint, InputSpec, ModelConfig};
 use crate::deep::device::{self, Device};
 use crate::encode::{EncodeError, EncodeStage, Encoder, Payload, Prepared, on_pool};
 use crate::error::{Error, ErrorKind, Result};
-use crate::media::{self, Limits, Resize};
+use crate::media::{self, Limits};
 
-/// Pictures that the network sees at once.
-const BATCH_PICTURES: usize = 256;
+/// Examples that the network sees at once: enough to fill a GPU, or what a CPU's caches like.
+fn batch_examples(input: &InputSpec, device: tch::Device) -> usize {
+    let large = input
+        .picture_side()
+        .is_some_and(|side| side > IN_MEMORY_SIDE_MAX);
+    match (device.is_cuda(), large) {
+        (true, true) => 512,
+        (true, false) => 2048,
+        (false, true) => 64,
+        (false, false) => 256,
+    }
+}
 
 /// Batches that may wait for the network; enough to keep it busy while the next is decoded.
 const QUEUED_BATCHES: usize = 4;
 
-/// Pictures to encode, and where their logits go.
-struct Request {
+/// What one request is about.
+enum Batch {
     /// N x side x side x channels bytes.
-    pixels: Vec<u8>,
+    Pixels(Vec<u8>),
+    /// N x q numbers.
+    Features(Vec<f32>),
+}
+
+/// Examples to encode, and where their logits go.
+struct Request {
+    batch: Batch,
     /// N x K code logits, row-major.
     reply: Sender<Result<Vec<f32>>>,
 }
 
-/// Encodes pictures with a trained network, on the CPU or a GPU.
+/// Encodes pictures with a trained network, or vectors with a trained head, on the CPU or a GPU.
 ///
-/// The code of a picture does not depend on the pictures beside it. Across devices and thread counts
-/// sums round differently, so a bit whose logit is within rounding of zero can differ.
+/// The normalization of the backbone is folded into its convolutions. The code of a picture does not
+/// depend on the pictures beside it. Across devices and thread counts sums round differently, so a bit
+/// whose logit is within rounding of zero can differ.
 pub struct TorchEncoder {
     config: ModelConfig,
     code_len: CodeLen,
+    /// q of the backbone.
+    n_features: usize,
+    batch: usize,
     limits: Limits,
     /// `None` only while the encoder is dropped.
     requests: Option<Sender<Request>>,
@@ -66,9 +88,12 @@ impl TorchEncoder {
         device: Device,
         limits: Limits,
     ) -> Result<TorchEncoder> {
-        let checkpoint = Checkpoint::load(path.as_ref(), device.resolve()?)?;
+        let mut checkpoint = Checkpoint::load(path.as_ref(), device.resolve()?)?;
+        checkpoint.network.fold()?;
         let config = checkpoint.config.clone();
         let code_len = config.code_len()?;
+        let n_features = checkpoint.network.n_features() as usize;
+        let batch = batch_examples(&config.input, checkpoint.network.weights().device());
         let (requests, received) = bounded(QUEUED_BATCHES);
         let thread = std::thread::Builder::new()
             .name("tanhash-model".into())
@@ -77,6 +102,8 @@ impl TorchEncoder {
         Ok(TorchEncoder {
             config,
             code_len,
+            n_features,
+            batch,
             limits,
             requests: Some(requests),
             thread: Some(thread),
@@ -88,41 +115,55 @@ impl TorchEncoder {
         &self.config
     }
 
-    /// The shape of the pictures that the network reads.
-    pub fn picture_shape(&self) -> PictureShape {
+    /// The shape of the pictures that the network reads; `None` for a model that reads vectors.
+    pub fn picture_shape(&self) -> Option<PictureShape> {
         self.config.picture_shape()
     }
 
-    /// Encodes a whole set, one code a picture, in order. `progress` gets the number of pictures done,
-    /// after every batch.
+    /// Encodes a whole set, one code an example, in order: pictures of any size, or vectors. A model that
+    /// reads pictures takes the features of its own backbone too, in their place. `progress` gets the
+    /// number of examples done, after every batch.
     ///
     /// # Errors
-    /// `InvalidArgument` for pictures of another shape than the model's; `Encoder` for a picture whose
-    /// logits are not finite (the text names it), or if the model failed.
-    pub fn encode_pixels(
-        &self,
-        set: &PictureSet,
-        progress: &mut dyn FnMut(usize),
-    ) -> Result<Codes> {
-        let shape = self.picture_shape();
-        if set.shape != shape {
-            return Err(Error::invalid(format!(
-                "the model reads pictures of {} pixels with {} channels, the set has {} with {}",
-                shape.side, shape.channels, set.shape.side, set.shape.channels
-            )));
-        }
-        let batch_bytes = BATCH_PICTURES * picture_bytes(shape);
-        let mut codes = Codes::with_capacity(self.code_len, set.labels.len());
-        let mut chunks = set.pixels.chunks(batch_bytes);
-        // One batch ahead: the network works on it while the last one is packed.
-        let mut waiting = chunks.next().map(|chunk| self.send(chunk.to_vec()));
+    /// `InvalidArgument` for pictures where the model reads vectors, or vectors of another length;
+    /// `Payload` for a picture file that can no longer be read; `Encoder` for an example whose logits are
+    /// not finite (the text names it), or if the model failed.
+    pub fn encode_set(&self, set: &ExampleSet, progress: &mut dyn FnMut(usize)) -> Result<Codes> {
+        let fetch: Box<dyn Fn(&[usize]) -> Result<Batch>> =
+            match (&self.config.input, set.n_features()) {
+                (_, Some(found)) => {
+                    if found != self.n_features {
+                        return Err(Error::invalid(format!(
+                            "the model {} reads vectors of {} numbers, the set has {found}",
+                            self.config.model_id, self.n_features
+                        )));
+                    }
+                    Box::new(|rows| Ok(Batch::Features(set.features(rows)?)))
+                }
+                (InputSpec::Pictures(input), None) => {
+                    let (shape, resize) = (input.shape(), input.resize);
+                    Box::new(move |rows| Ok(Batch::Pixels(set.pixels(rows, shape, resize)?)))
+                }
+                (input, None) => {
+                    return Err(Error::invalid(format!(
+                        "the model {} reads {input}, the set has pictures",
+                        self.config.model_id
+                    )));
+                }
+            };
+        let rows: Vec<usize> = (0..set.len()).collect();
+        let mut codes = Codes::with_capacity(self.code_len, set.len());
+        let mut chunks = rows.chunks(self.batch);
+        // One batch ahead: the network works on it while the next is decoded and the last one packed.
+        let mut next = || chunks.next().map(|rows| self.send(fetch(rows)?));
+        let mut waiting = next();
         while let Some(reply) = waiting.take() {
             let reply = reply?;
-            waiting = chunks.next().map(|chunk| self.send(chunk.to_vec()));
+            waiting = next();
             for code in self.receive(&reply)? {
                 let code = code.map_err(|error| {
-                    let picture = codes.n_codes();
-                    Error::new(ErrorKind::Encoder(format!("picture {picture}: {error}")))
+                    let example = codes.n_codes();
+                    Error::new(ErrorKind::Encoder(format!("example {example}: {error}")))
                 })?;
                 codes.push(&code)?;
             }
@@ -132,45 +173,71 @@ impl TorchEncoder {
     }
 
     /// What the network reads of one payload.
-    fn pixels(&self, payload: &Payload) -> Result<Vec<u8>, EncodeError> {
-        match payload {
-            Payload::Image(bytes) => {
-                media::decode_to_shape(bytes, &self.limits, self.picture_shape(), Resize::default())
+    fn read(&self, payload: &Payload) -> Result<Prepared, EncodeError> {
+        let failed = |reason| EncodeError {
+            stage: EncodeStage::Preprocess,
+            reason,
+        };
+        let model = &self.config.model_id;
+        match (&self.config.input, payload) {
+            (InputSpec::Pictures(input), Payload::Image(bytes)) => {
+                media::decode_to_shape(bytes, &self.limits, input.shape(), input.resize)
+                    .map(Prepared::Pixels)
             }
-            Payload::Vector(values) => Err(EncodeError {
-                stage: EncodeStage::Preprocess,
-                reason: format!(
-                    "the model {} reads pictures, got a vector of {} numbers",
-                    self.config.model_id,
-                    values.len()
-                ),
-            }),
+            (InputSpec::Features { features }, Payload::Vector(_)) => {
+                payload.finite_vector(*features)?;
+                Ok(Prepared::Payload(payload.clone()))
+            }
+            (InputSpec::Pictures(_), Payload::Vector(values)) => Err(failed(format!(
+                "the model {model} reads pictures, got a vector of {} numbers",
+                values.len()
+            ))),
+            (input, Payload::Image(_)) => Err(failed(format!(
+                "the model {model} reads {input}, got a picture"
+            ))),
         }
     }
 
-    /// Hands pictures to the model's thread.
-    fn send(&self, pixels: Vec<u8>) -> Result<Receiver<Result<Vec<f32>>>> {
+    /// The codes of what [`TorchEncoder::read`] gave.
+    fn encode_read(&self, read: &[&Prepared]) -> Result<Vec<Result<HashCode, EncodeError>>> {
+        if read.is_empty() {
+            return Ok(Vec::new());
+        }
+        let input = &self.config.input;
+        let mut batch = match input {
+            InputSpec::Pictures(_) => Batch::Pixels(Vec::new()),
+            InputSpec::Features { .. } => Batch::Features(Vec::new()),
+        };
+        for one in read {
+            match (&mut batch, one, input) {
+                (Batch::Pixels(all), Prepared::Pixels(pixels), InputSpec::Pictures(input))
+                    if pixels.len() == picture_bytes(input.shape()) =>
+                {
+                    all.extend_from_slice(pixels);
+                }
+                (
+                    Batch::Features(all),
+                    Prepared::Payload(Payload::Vector(values)),
+                    InputSpec::Features { features },
+                ) if values.len() == *features => all.extend_from_slice(values),
+                _ => {
+                    return Err(Error::invalid(format!(
+                        "expected what TorchEncoder::prepare makes for {input}, got something else"
+                    )));
+                }
+            }
+        }
+        self.receive(&self.send(batch)?)
+    }
+
+    /// Hands a batch to the model's thread.
+    fn send(&self, batch: Batch) -> Result<Receiver<Result<Vec<f32>>>> {
         let (reply, receiver) = bounded(1);
         let requests = self.requests.as_ref().ok_or_else(stopped)?;
         requests
-            .send(Request { pixels, reply })
+            .send(Request { batch, reply })
             .map_err(|_| stopped())?;
         Ok(receiver)
-    }
-
-    /// The codes of pictures in the model's shape.
-    fn encode_pictures(&self, pictures: &[&[u8]]) -> Result<Vec<Result<HashCode, EncodeError>>> {
-        let expected = picture_bytes(self.picture_shape());
-        if let Some(wrong) = pictures.iter().find(|pixels| pixels.len() != expected) {
-            return Err(Error::invalid(format!(
-                "expected pictures of {expected} bytes, got one of {}",
-                wrong.len()
-            )));
-        }
-        match pictures.is_empty() {
-            true => Ok(Vec::new()),
-            false => self.receive(&self.send(pictures.concat())?),
-        }
     }
 
     /// Waits for the logits and packs them.
@@ -199,21 +266,18 @@ impl Encoder for TorchEncoder {
     }
 
     fn max_batch(&self) -> usize {
-        BATCH_PICTURES
+        self.batch
     }
 
     fn encode(&self, batch: &[Payload]) -> Result<Vec<Result<HashCode, EncodeError>>> {
         let mut encoded = Vec::with_capacity(batch.len());
-        for part in batch.chunks(BATCH_PICTURES) {
-            let pixels: Vec<Result<Vec<u8>, EncodeError>> = on_pool(|| {
-                part.par_iter()
-                    .map(|payload| self.pixels(payload))
-                    .collect()
-            });
-            let readable: Vec<&[u8]> = pixels.iter().flatten().map(Vec::as_slice).collect();
-            let mut codes = self.encode_pictures(&readable)?.into_iter();
-            encoded.extend(pixels.into_iter().map(|pixels| match pixels {
-                Ok(_) => codes.next().expect("a row of logits for every picture"),
+        for part in batch.chunks(self.batch) {
+            let read: Vec<Result<Prepared, EncodeError>> =
+                on_pool(|| part.par_iter().map(|payload| self.read(payload)).collect());
+            let readable: Vec<&Prepared> = read.iter().flatten().collect();
+            let mut codes = self.encode_read(&readable)?.into_iter();
+            encoded.extend(read.into_iter().map(|one| match one {
+                Ok(_) => codes.next().expect("a row of logits for every example"),
                 Err(error) => Err(error),
             }));
         }
@@ -225,27 +289,21 @@ impl Encoder for TorchEncoder {
     }
 
     fn prepare(&self, payload: &Payload) -> Result<Prepared, EncodeError> {
-        self.pixels(payload).map(Prepared::Pixels)
+        self.read(payload)
     }
 
     fn prepare_bytes(&self, payload: &Payload) -> usize {
-        match payload {
-            Payload::Image(bytes) => {
-                let shape = self.picture_shape();
-                media::working_bytes(bytes, &self.limits, shape, Resize::default())
+        match (&self.config.input, payload) {
+            (InputSpec::Pictures(input), Payload::Image(bytes)) => {
+                media::working_bytes(bytes, &self.limits, input.shape(), input.resize)
             }
-            Payload::Vector(_) => 0,
+            _ => 0,
         }
     }
 
     fn encode_prepared(&self, batch: &[Prepared]) -> Result<Vec<Result<HashCode, EncodeError>>> {
-        let pictures = batch.iter().map(|prepared| match prepared {
-            Prepared::Pixels(pixels) => Ok(pixels.as_slice()),
-            other => Err(Error::invalid(format!(
-                "expected what TorchEncoder::prepare makes, got {other:?}"
-            ))),
-        });
-        self.encode_pictures(&pictures.collect::<Result<Vec<&[u8]>>>()?)
+        let all: Vec<&Prepared> = batch.iter().collect();
+        self.encode_read(&all)
     }
 }
 
@@ -275,7 +333,7 @@ fn serve(checkpoint: &Checkpoint, requests: &Receiver<Request>) {
     let _ = device::threads();
     for request in requests {
         // Nobody waits any more if the caller gave up; that is its business.
-        let logits = logits(checkpoint, &request.pixels).map_err(device_error);
+        let logits = logits(checkpoint, &request.batch).map_err(device_error);
         let _ = request.reply.send(logits);
     }
 }
@@ -296,14 +354,36 @@ fn device_error(error: Error) -> Error {
     Error::new(kind).with_source(error)
 }
 
-/// N x K code logits of N pictures, row-major.
-fn logits(checkpoint: &Checkpoint, pixels: &[u8]) -> Result<Vec<f32>> {
-    let config = &checkpoint.config;
-    let device = checkpoint.network.weights().device();
-    let bytes = bytes_tensor(pixels, config.picture_shape())?.f_to_device(device)?;
-    let pictures = config.normalization.apply(&bytes)?;
-    let logits = checkpoint.network.forward(&pictures, false)?;
+/// N x K code logits of N examples, row-major.
+fn logits(checkpoint: &Checkpoint, batch: &Batch) -> Result<Vec<f32>> {
+    let Checkpoint { config, network } = checkpoint;
+    let device = network.weights().device();
+    let logits = match (batch, &config.input) {
+        (Batch::Pixels(pixels), InputSpec::Pictures(input)) => {
+            let bytes = to_device(&bytes_tensor(pixels, input.shape())?, device)?;
+            network.forward(&input.normalization.apply(&bytes)?, false)?
+        }
+        (Batch::Pixels(_), input) => {
+            return Err(Error::invalid(format!("expected {input}, got pictures")));
+        }
+        (Batch::Features(values), _) => {
+            let features = Tensor::f_from_slice(values)?.f_view([-1, network.n_features()])?;
+            network.forward_features(&to_device(&features, device)?, false)?
+        }
+    };
     let mut values = vec![0f32; logits.numel()];
     logits.f_copy_data(&mut values, logits.numel())?;
     Ok(values)
+}
+
+/// A copy on the device. To a GPU through page-locked memory, so that the copy does not wait for the work
+/// before it.
+fn to_device(tensor: &Tensor, device: tch::Device) -> Result<Tensor> {
+    Ok(match device.is_cuda() {
+        false => tensor.shallow_clone(),
+        true => {
+            let locked = tensor.f_pin_memory(device)?;
+            locked.f_to_device_(device, tensor.f_kind()?, true, false)?
+        }
+    })
 }

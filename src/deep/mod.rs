@@ -22,9 +22,11 @@
 //! | SHC's first stages | `stages` |
 //! | what a run leaves | `run_state`, [`run_log`], `curves` |
 //! | the file | [`checkpoint`] |
+//! | a backbone alone | [`FeatureExtractor`] |
 //! | the file in use | [`TorchEncoder`], [`adapt`](mod@adapt) |
 //!
-//! Nothing here reads libtorch's own generator: every random number comes from the run's seed.
+//! Every random number comes from the run's seed. Only dropout reads libtorch's own generator, which the
+//! seed sets every epoch.
 
 pub mod adapt;
 pub mod augment;
@@ -33,6 +35,7 @@ pub mod checkpoint;
 mod curves;
 pub mod device;
 mod encoder;
+pub mod features;
 pub mod hash_head;
 pub mod method;
 pub mod network;
@@ -50,11 +53,12 @@ pub use crate::centers::{self, CentersKind, Codebook};
 pub use adapt::adapt;
 pub use augment::{Augment, Normalization};
 pub use backbone::BackboneKind;
-pub use checkpoint::{Checkpoint, ModelConfig, SelectionRecord};
+pub use checkpoint::{Checkpoint, InputSpec, ModelConfig, PictureInput, SelectionRecord};
 pub use device::Device;
 pub use encoder::TorchEncoder;
+pub use features::FeatureExtractor;
 pub use method::{LossTerms, Method, MethodConfig, StepInfo};
-pub use network::DeepHashNet;
+pub use network::{BackboneMode, DeepHashNet};
 pub use optimizer::{Optimizer, OptimizerKind};
 pub use recipe::Recipe;
 pub use run_log::TrainProgress;

@@ -1,29 +1,47 @@
 //! The whole network: backbone, then hash head.
 
-use tch::Tensor;
+use std::path::Path;
 
-use crate::data::PictureShape;
-use crate::deep::backbone::{Backbone, BackboneKind};
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use crate::deep::backbone::{self, Backbone, BackboneKind, WeightsRecord};
+use crate::deep::checkpoint::InputSpec;
 use crate::deep::device::{self, Stream};
 use crate::deep::hash_head::{HashHead, HeadKind};
 use crate::deep::weights::Weights;
 use crate::error::Result;
 
+/// How a backbone computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackboneMode {
+    /// In bfloat16, with float32 weights behind: mixed precision. Twice as fast on a recent GPU, and not
+    /// on a CPU.
+    pub half: bool,
+    /// Normalization by running statistics in training too, which then stay as they are: for fine-tuning
+    /// with batches that are small or unlike the pictures before.
+    pub running_statistics: bool,
+}
+
 /// A network from pictures to code logits, with its tensors.
 pub struct DeepHashNet {
+    kind: BackboneKind,
+    mode: BackboneMode,
     backbone: Box<dyn Backbone>,
     head: HashHead,
     weights: Weights,
+    /// Inputs are the backbone's features.
+    is_frozen: bool,
 }
 
 impl DeepHashNet {
     /// A network of `outputs` logits with a head of the kind `head` and first values from `seed`.
     ///
     /// # Errors
-    /// `InvalidArgument` for a shape the backbone does not take; `Torch`.
+    /// `InvalidArgument` for an input the backbone does not take; `Torch`.
     pub fn new(
         kind: BackboneKind,
-        shape: PictureShape,
+        input: &InputSpec,
         outputs: usize,
         head: HeadKind,
         seed: u64,
@@ -31,24 +49,84 @@ impl DeepHashNet {
     ) -> Result<DeepHashNet> {
         let mut rng = device::rng(seed, Stream::Weights);
         let mut weights = Weights::new(device);
-        let backbone = kind.build(&mut weights, shape, &mut rng)?;
+        let backbone = kind.build(&mut weights, input, &mut rng)?;
         let features = backbone.features();
         let head = HashHead::new(&mut weights, head, features, outputs as i64, &mut rng)?;
         Ok(DeepHashNet {
+            kind,
             backbone,
             head,
             weights,
+            mode: BackboneMode::default(),
+            is_frozen: false,
         })
     }
 
-    /// Code logits N x K of normalized pictures N x channels x side x side. `train` chooses batch
-    /// statistics over running ones.
+    /// Copies published weights into the backbone.
+    ///
+    /// # Errors
+    /// `Io`, `Corrupt`, as [`TrainOptions::weights`](crate::deep::TrainOptions::weights) says.
+    pub fn load_backbone(&mut self, path: &Path) -> Result<WeightsRecord> {
+        backbone::load_weights(self.kind, &self.weights, path)
+    }
+
+    /// Takes the backbone out of training. From now on inputs are its features.
+    pub fn freeze_backbone(&mut self) {
+        backbone::freeze(&mut self.weights);
+        self.is_frozen = true;
+    }
+
+    /// How the backbone computes from now on.
+    pub fn set_backbone_mode(&mut self, mode: BackboneMode) {
+        self.mode = mode;
+    }
+
+    /// Folds the backbone's normalization into its convolutions. For inference only.
+    ///
+    /// # Errors
+    /// `Torch`.
+    pub fn fold(&mut self) -> Result<()> {
+        self.backbone.fold()
+    }
+
+    /// Code logits N x K of what the network reads: normalized pictures N x channels x side x side, or
+    /// vectors N x q. `train` chooses batch statistics over running ones.
     ///
     /// # Errors
     /// `Torch`, also for pictures of another shape.
     pub fn forward(&self, pictures: &Tensor, train: bool) -> Result<Tensor> {
-        let features = self.backbone.forward(pictures, train)?;
-        self.head.forward(&features, train)
+        match self.is_frozen {
+            true => self.forward_features(pictures, train),
+            false => self.forward_features(&self.features(pictures, train)?, train),
+        }
+    }
+
+    /// Features N x q, float32, of what the network reads.
+    ///
+    /// # Errors
+    /// `Torch`, also for pictures of another shape.
+    pub fn features(&self, inputs: &Tensor, train: bool) -> Result<Tensor> {
+        let train = train && !self.mode.running_statistics;
+        if !self.mode.half {
+            return self.backbone.forward(inputs, train);
+        }
+        let features = self
+            .backbone
+            .forward(&inputs.f_to_kind(Kind::BFloat16)?, train)?;
+        Ok(features.f_to_kind(Kind::Float)?)
+    }
+
+    /// Code logits N x K of features N x q.
+    ///
+    /// # Errors
+    /// `Torch`, also for features of another length.
+    pub fn forward_features(&self, features: &Tensor, train: bool) -> Result<Tensor> {
+        self.head.forward(features, train)
+    }
+
+    /// q, the number of features.
+    pub fn n_features(&self) -> i64 {
+        self.backbone.features()
     }
 
     /// Measures the head's normalization anew on a target database: see [`HashHead::adapt`]. `pictures`

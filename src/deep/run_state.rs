@@ -164,9 +164,12 @@ fn same_run(found: &ModelConfig, expected: &ModelConfig, path: &Path) -> Result<
     if found.class_names != expected.class_names {
         return differs("classes", &found.class_names, &expected.class_names);
     }
-    if found.normalization != expected.normalization {
-        let (was, is) = (&found.normalization, &expected.normalization);
-        return differs("picture statistics", was, is);
+    if found.input != expected.input {
+        return differs("inputs or their statistics", &found.input, &expected.input);
+    }
+    if found.backbone_weights != expected.backbone_weights {
+        let (was, is) = (&found.backbone_weights, &expected.backbone_weights);
+        return differs("backbone weights", was, is);
     }
     if found.library != expected.library {
         return differs("library version", &found.library, &expected.library);

@@ -6,8 +6,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
+use rand::RngCore;
 use rand::seq::SliceRandom;
 use serde::Serialize;
 use tch::Tensor;
@@ -15,12 +17,13 @@ use tch::Tensor;
 use crate::centers::{ClassDistances, ClassSimilarity, Codebook};
 use crate::code::CodeLen;
 use crate::data::Dataset;
-use crate::deep::augment::{Augment, Batches, Normalization};
+use crate::deep::augment::{Augment, Batches};
 use crate::deep::backbone::BackboneKind;
-use crate::deep::checkpoint::{Checkpoint, MODEL_FORMAT, ModelConfig, state_path};
+use crate::deep::checkpoint::{Checkpoint, InputSpec, MODEL_FORMAT, ModelConfig, state_path};
 use crate::deep::device::{self, Device, Stream};
+use crate::deep::features::FeatureExtractor;
 use crate::deep::method::{BuildContext, Method, MethodConfig, StepInfo, TargetKind, shc};
-use crate::deep::network::DeepHashNet;
+use crate::deep::network::{BackboneMode, DeepHashNet};
 use crate::deep::optimizer::{Optimizer, OptimizerKind};
 use crate::deep::run_log::{Log, TrainProgress};
 use crate::deep::run_state::{Best, RunState};
@@ -51,6 +54,20 @@ pub struct TrainOptions {
     pub code_len: CodeLen,
     /// The feature network.
     pub backbone: BackboneKind,
+    /// A `.safetensors` file with published weights for it; `None` trains it from nothing.
+    ///
+    /// Names, shapes and types must be exactly the backbone's; a classifier is passed over.
+    #[serde(skip)]
+    pub weights: Option<PathBuf>,
+    /// Leaves the backbone as its weights are, and trains the head alone, on features that are computed
+    /// once. Needs `weights`; pictures are not augmented.
+    pub freeze: bool,
+    /// The folder of those features, kept for the next run; without it they lie beside `out`, in a
+    /// folder with `.features` added to its name.
+    #[serde(skip)]
+    pub feature_cache: Option<PathBuf>,
+    /// How the backbone computes.
+    pub backbone_mode: BackboneMode,
     /// Passes over the train split.
     pub epochs: usize,
     /// Pictures a step, at least 2. The rest of a pass that fills no batch is left out, so that batch
@@ -112,6 +129,10 @@ impl TrainOptions {
             method,
             code_len,
             backbone: BackboneKind::ConvSmall,
+            weights: None,
+            freeze: false,
+            feature_cache: None,
+            backbone_mode: BackboneMode::default(),
             epochs: 12,
             batch: 256,
             lr: 3e-3,
@@ -157,6 +178,12 @@ impl TrainOptions {
             if !value.is_finite() || value < 0.0 {
                 return refuse(format!("{name} is a number from 0, got {value}"));
             }
+        }
+        self.augment.check()?;
+        if self.freeze && self.weights.is_none() {
+            return refuse(
+                "a backbone that is left as it is needs weights; name their file".into(),
+            );
         }
         self.optimizer.check()?;
         self.selection.check()?;
@@ -299,26 +326,44 @@ pub fn train(
     if let Some(n_threads) = options.threads {
         device::set_threads(n_threads);
     }
-    let pictures = &dataset.train;
-    let labels: Vec<i64> = pictures
+    let input = options.backbone.input(&dataset.train)?;
+    let config = describe(dataset, options, input.clone())?;
+    // A frozen backbone is run once; from here on the data set is of its features.
+    let features;
+    let (dataset, input, augment) = match options.freeze {
+        false => (dataset, input, options.augment),
+        true => {
+            features = frozen_features(dataset, options)?;
+            let input = BackboneKind::Identity.input(&features.train)?;
+            (&features, input, Augment::NONE)
+        }
+    };
+    let labels: Vec<i64> = dataset
+        .train
         .labels
         .iter()
         .map(|&label| i64::from(label))
         .collect();
     let (rows, held_back) = split(&labels, &dataset.class_names, options)?;
-    let normalization = Normalization::measure(pictures);
-    let config = describe(dataset, options, normalization.clone())?;
+    let batches = |augment| {
+        let train = Arc::clone(&dataset.train);
+        Batches::new(train, input.clone(), augment, device).map(Arc::new)
+    };
+    let augmented = batches(augment)?;
+    let plain = match augment == Augment::NONE {
+        true => Arc::clone(&augmented),
+        false => batches(Augment::NONE)?,
+    };
     let mut run = Run {
         options,
         device,
         n_classes: dataset.class_names.len(),
         steps_per_epoch: rows.len() / options.batch,
-        batches: Batches::new(pictures, options.augment, normalization.clone(), device)?,
-        plain: Batches::new(pictures, Augment::NONE, normalization.clone(), device)?,
+        batches: augmented,
+        plain,
         labels,
         rows,
         config,
-        shape: pictures.shape,
         start: Instant::now(),
         progress,
     };
@@ -361,7 +406,7 @@ pub fn train(
         codebook: codebook.as_ref(),
         distances: options.given.distances.as_ref(),
     })?;
-    let validation = Validation::new(dataset, options, &held_back, &normalization, device)?;
+    let validation = Validation::new(dataset, options, &held_back, &input, device)?;
     let mut fit = Fit {
         name: "hashing",
         model: run.checkpoint(options.code_len.bits(), options.method.head())?,
@@ -444,15 +489,14 @@ pub(crate) struct Run<'a> {
     pub n_classes: usize,
     pub steps_per_epoch: usize,
     /// Augmented pictures of the train split.
-    pub batches: Batches,
+    pub batches: Arc<Batches>,
     /// The same as they are.
-    pub plain: Batches,
+    pub plain: Arc<Batches>,
     /// The class of each picture of the train split.
     pub labels: Vec<i64>,
     /// The pictures that are learned from: all but those held back for validation.
     pub rows: Vec<i64>,
     pub config: ModelConfig,
-    pub shape: crate::data::PictureShape,
     pub start: Instant,
     pub progress: &'a mut dyn FnMut(&TrainProgress),
 }
@@ -494,11 +538,19 @@ impl Run<'_> {
         outputs: usize,
         head: crate::deep::hash_head::HeadKind,
     ) -> Result<Checkpoint> {
-        let (backbone, seed) = (self.options.backbone, self.options.seed);
-        Ok(Checkpoint {
-            config: self.config.clone(),
-            network: DeepHashNet::new(backbone, self.shape, outputs, head, seed, self.device)?,
-        })
+        let options = self.options;
+        let mut config = self.config.clone();
+        let (input, seed) = (&config.input, options.seed);
+        let mut network =
+            DeepHashNet::new(options.backbone, input, outputs, head, seed, self.device)?;
+        network.set_backbone_mode(options.backbone_mode);
+        if let Some(path) = &options.weights {
+            config.backbone_weights = Some(network.load_backbone(path)?);
+        }
+        if options.freeze {
+            network.freeze_backbone();
+        }
+        Ok(Checkpoint { config, network })
     }
 
     /// The loop.
@@ -525,6 +577,8 @@ impl Run<'_> {
                 break;
             }
             let mut rng = device::rng(options.seed, (fit.stream)(epoch));
+            // Dropout alone reads libtorch's generator.
+            tch::manual_seed(rng.clone().next_u64() as i64);
             // From the same start every time, so that the order is a function of the seed and the epoch.
             order.sort_unstable();
             order.shuffle(&mut rng);
@@ -641,12 +695,25 @@ fn remove_if_there(path: &Path) -> Result<()> {
     }
 }
 
+/// The data set with its pictures replaced by features of the frozen backbone, from the cache where they
+/// are there.
+fn frozen_features(dataset: &Dataset, options: &TrainOptions) -> Result<Dataset> {
+    let weights = options.weights.as_deref().unwrap_or(Path::new(""));
+    let extractor = FeatureExtractor::open(options.backbone, weights, options.device)?;
+    let beside = features_path(&options.out);
+    let cache = options.feature_cache.as_deref().unwrap_or(&beside);
+    extractor.dataset(dataset, cache, &mut |_, _| {})
+}
+
+/// The folder of features beside the model that is trained on them.
+fn features_path(out: &Path) -> PathBuf {
+    let mut name = out.as_os_str().to_owned();
+    name.push(".features");
+    PathBuf::from(name)
+}
+
 /// The description of the model to be.
-fn describe(
-    dataset: &Dataset,
-    options: &TrainOptions,
-    normalization: Normalization,
-) -> Result<ModelConfig> {
+fn describe(dataset: &Dataset, options: &TrainOptions, input: InputSpec) -> Result<ModelConfig> {
     let training = serde_json::to_value(options)
         .map_err(|error| Error::invalid(format!("options: {error}")))?;
     Ok(ModelConfig {
@@ -656,9 +723,8 @@ fn describe(
         method: options.method.clone(),
         code_len_bits: options.code_len.bits(),
         backbone: options.backbone,
-        picture_side: dataset.train.shape.side,
-        picture_channels: dataset.train.shape.channels,
-        normalization,
+        backbone_weights: None,
+        input,
         class_names: dataset.class_names.clone(),
         dataset: dataset.name.clone(),
         protocol: dataset.protocol.clone(),

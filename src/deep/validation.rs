@@ -4,14 +4,17 @@
 //! Held-back pictures are drawn by the seed, the same share of every class. Half of them are queries to
 //! the other half. Selecting on the test queries flatters a result; a model says so in its record.
 
+use std::sync::Arc;
+
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::code::{CodeLen, Codes, binarize};
-use crate::data::{Dataset, PictureSet};
-use crate::deep::augment::{Augment, Batches, Normalization};
+use crate::data::{Dataset, ExampleSet};
+use crate::deep::augment::{Augment, Batches};
+use crate::deep::checkpoint::InputSpec;
 use crate::deep::device::{self, Stream};
 use crate::deep::method::StepInfo;
 use crate::deep::network::DeepHashNet;
@@ -174,13 +177,13 @@ struct Pictures {
 impl Pictures {
     /// The pictures `rows` of `set`.
     fn new(
-        set: &PictureSet,
+        set: &Arc<ExampleSet>,
         rows: Vec<i64>,
-        normalization: &Normalization,
+        input: &InputSpec,
         device: tch::Device,
     ) -> Result<Pictures> {
         Ok(Pictures {
-            batches: Batches::new(set, Augment::NONE, normalization.clone(), device)?,
+            batches: Batches::new(Arc::clone(set), input.clone(), Augment::NONE, device)?,
             labels: rows.iter().map(|&row| set.labels[row as usize]).collect(),
             rows,
         })
@@ -220,16 +223,16 @@ impl Validation {
         dataset: &Dataset,
         options: &TrainOptions,
         held_back: &[i64],
-        normalization: &Normalization,
+        input: &InputSpec,
         device: tch::Device,
     ) -> Result<Option<Validation>> {
         let selection = &options.selection;
         if !selection.is_on() {
             return Ok(None);
         }
-        let all = |set: &PictureSet| (0..set.labels.len() as i64).collect();
+        let all = |set: &ExampleSet| (0..set.labels.len() as i64).collect();
         let every_other = |first| held_back.iter().copied().skip(first).step_by(2).collect();
-        let pictures = |set, rows| Pictures::new(set, rows, normalization, device);
+        let pictures = |set, rows| Pictures::new(set, rows, input, device);
         let (query, database, on) = match selection.paper_protocol {
             true => (
                 pictures(&dataset.query, all(&dataset.query))?,

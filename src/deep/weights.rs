@@ -63,6 +63,16 @@ impl Weights {
         self.device
     }
 
+    /// Takes the parameters of a group out of training.
+    pub fn freeze(&mut self, group: Group) {
+        for entry in &mut self.entries {
+            if entry.trained == Some(group) {
+                entry.trained = None;
+                entry.tensor = entry.tensor.set_requires_grad(false);
+            }
+        }
+    }
+
     /// Adds a trained parameter and returns a second handle of it.
     pub fn parameter(
         &mut self,

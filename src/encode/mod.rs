@@ -145,7 +145,7 @@ impl Payload {
     }
 
     /// The vector, or the reason why there is none of `dim` finite numbers.
-    fn finite_vector(&self, dim: usize) -> Result<&[f32], EncodeError> {
+    pub(crate) fn finite_vector(&self, dim: usize) -> Result<&[f32], EncodeError> {
         let failed = |reason| EncodeError {
             stage: EncodeStage::Preprocess,
             reason,

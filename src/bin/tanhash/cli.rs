@@ -30,6 +30,7 @@ pub enum Command {
     Centers(cmd::centers::Args),
     Eval(cmd::eval::Args),
     Fit(cmd::fit::Args),
+    Features(cmd::features::Args),
     Encode(cmd::encode::Args),
     Index(cmd::index::Args),
     Merge(cmd::merge::Args),

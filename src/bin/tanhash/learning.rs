@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
 use tanhash::centers::CentersKind;
-use tanhash::data::{self, Dataset, DatasetSpec, PictureSet, PictureShape};
+use tanhash::data::{self, Dataset, DatasetSpec, ExampleSet, PictureShape};
 use tanhash::deep::method::shc;
 use tanhash::deep::{
-    Device, MethodConfig, Recipe, TorchEncoder, TrainOptions, TrainProgress, TrainSummary,
+    Augment, BackboneKind, Device, MethodConfig, Recipe, TorchEncoder, TrainOptions, TrainProgress,
+    TrainSummary,
 };
 use tanhash::eval::{Protocol, Report};
 use tanhash::{CodeLen, Codes};
@@ -17,17 +17,8 @@ use crate::cmd::centers::{read_codebook, read_distances, read_similarity};
 use crate::cmd::train::Args;
 use crate::output;
 
-/// A data set in its own shape.
-pub fn load(name: &str, seed: u64) -> Result<Dataset> {
-    load_shaped(name, None, seed)
-}
-
-/// A data set in the shape a model reads.
-pub fn load_for(name: &str, shape: PictureShape, seed: u64) -> Result<Dataset> {
-    load_shaped(name, Some(shape), seed)
-}
-
-fn load_shaped(name: &str, shape: Option<PictureShape>, seed: u64) -> Result<Dataset> {
+/// A data set for a network that reads pictures of this shape, or of the data set's own.
+pub fn load(name: &str, shape: Option<PictureShape>, seed: u64) -> Result<Dataset> {
     let spec: DatasetSpec = name.parse()?;
     let dataset = data::load(&spec, shape, seed)?;
     for (path, reason) in dataset.skipped.iter().take(10) {
@@ -192,13 +183,24 @@ fn set_given(options: &mut TrainOptions, args: &Args) -> Result<()> {
 }
 
 /// Everything the command line says of a run.
-fn train_options(args: &Args, seed: u64) -> Result<TrainOptions> {
+fn train_options(dataset: &Dataset, args: &Args, seed: u64) -> Result<TrainOptions> {
     let mut options = TrainOptions::new(method(args)?, CodeLen::new(args.bits)?, &args.out);
     options.set_recipe(args.recipe.parse::<Recipe>()?)?;
     set_method(&mut options.method, args)?;
     set_given(&mut options, args)?;
-    options.backbone = serde_json::from_value(Value::String(args.backbone.clone()))
-        .with_context(|| format!("expected the backbone conv-small, got {:?}", args.backbone))?;
+    options.backbone = backbone(args, dataset)?;
+    options.weights = args.weights.clone();
+    options.freeze = args.freeze;
+    options.feature_cache = args.feature_cache.clone();
+    options.backbone_mode.half = args.half;
+    options.backbone_mode.running_statistics = args.running_statistics;
+    if let Some(name) = &args.augment {
+        options.augment = Augment::from_name(name)?;
+    }
+    if args.weights.is_some() {
+        // OrthoHash's share for pretrained backbones.
+        options.backbone_lr_scale = 0.1;
+    }
     options.epochs = args.epochs.unwrap_or(options.epochs);
     options.batch = args.batch.unwrap_or(options.batch);
     options.lr = args.lr.unwrap_or(options.lr);
@@ -228,7 +230,7 @@ fn train_options(args: &Args, seed: u64) -> Result<TrainOptions> {
 
 /// Trains as the command line says.
 pub fn train(dataset: &Dataset, args: &Args, seed: u64) -> Result<TrainSummary> {
-    let options = train_options(args, seed)?;
+    let options = train_options(dataset, args, seed)?;
     let bar = output::progress(0, "training");
     let summary = tanhash::deep::train(dataset, &options, &mut |progress: &TrainProgress| {
         bar.set_length(progress.steps as u64);
@@ -250,10 +252,19 @@ pub fn train(dataset: &Dataset, args: &Args, seed: u64) -> Result<TrainSummary> 
     Ok(summary?)
 }
 
-/// Codes of a set of pictures.
-pub fn encode(encoder: &TorchEncoder, set: &PictureSet) -> Result<Codes> {
+/// The backbone asked for; without a word, none for vectors and the small one for pictures.
+fn backbone(args: &Args, dataset: &Dataset) -> Result<BackboneKind> {
+    Ok(match (&args.backbone, dataset.train.n_features()) {
+        (Some(name), _) => name.parse()?,
+        (None, Some(_)) => BackboneKind::Identity,
+        (None, None) => BackboneKind::ConvSmall,
+    })
+}
+
+/// Codes of a set of examples.
+pub fn encode(encoder: &TorchEncoder, set: &ExampleSet) -> Result<Codes> {
     let bar = output::progress(set.len() as u64, "encoding");
-    let codes = encoder.encode_pixels(set, &mut |done| bar.set_position(done as u64))?;
+    let codes = encoder.encode_set(set, &mut |done| bar.set_position(done as u64))?;
     bar.finish_and_clear();
     Ok(codes)
 }

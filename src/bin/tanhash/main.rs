@@ -33,6 +33,7 @@ fn let_threads_sleep(command: &cli::Command) {
         command,
         cli::Command::Train(_)
             | cli::Command::Eval(_)
+            | cli::Command::Features(_)
             | cli::Command::Encode(_)
             | cli::Command::Demo(_)
             | cli::Command::Index(_)

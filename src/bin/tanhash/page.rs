@@ -9,7 +9,7 @@ use base64::Engine;
 #[cfg(feature = "torch")]
 use base64::engine::general_purpose::STANDARD;
 #[cfg(feature = "torch")]
-use tanhash::data::PictureSet;
+use tanhash::data::ExampleSet;
 
 /// A page of searches.
 #[cfg(feature = "torch")]
@@ -103,20 +103,30 @@ pub fn row(title: &str, note: &str, query: Option<&Tile>, tiles: &[Tile]) -> Str
     )
 }
 
-/// Picture `row` of a set as a PNG file.
+/// Picture `row` of a set as a PNG file: as it is stored, that of a file in a small square.
 #[cfg(feature = "torch")]
-pub fn png(set: &PictureSet, row: usize) -> Result<Vec<u8>> {
+pub fn png(set: &ExampleSet, row: usize) -> Result<Vec<u8>> {
     use image::{ExtendedColorType, ImageEncoder};
+    use tanhash::data::PictureShape;
+    use tanhash::media::Resize;
 
-    let side = set.shape.side as u32;
-    let color = if set.shape.channels == 1 {
+    const THUMBNAIL: PictureShape = PictureShape {
+        side: 96,
+        channels: 3,
+    };
+    let (shape, pixels) = match (set.stored_shape(), set.stored_picture(row)) {
+        (Some(shape), Some(pixels)) => (shape, pixels.to_vec()),
+        _ => (THUMBNAIL, set.pixels(&[row], THUMBNAIL, Resize::default())?),
+    };
+    let side = shape.side as u32;
+    let color = if shape.channels == 1 {
         ExtendedColorType::L8
     } else {
         ExtendedColorType::Rgb8
     };
     let mut bytes = Vec::new();
     let encoder = image::codecs::png::PngEncoder::new(&mut bytes);
-    encoder.write_image(set.picture(row), side, side, color)?;
+    encoder.write_image(&pixels, side, side, color)?;
     Ok(bytes)
 }
 

@@ -44,7 +44,7 @@ pub fn run(args: Args, common: Common) -> Result<()> {
 
     let device = args.device.parse::<Device>()?;
     let shape = TorchEncoder::open(&args.model, device)?.picture_shape();
-    let dataset = learning::load_for(&args.data, shape, common.seed)?;
+    let dataset = learning::load(&args.data, shape, common.seed)?;
     let model_id = adapt(&args.model, &dataset.database, &args.out, device)?;
     if common.json {
         return output::json(&serde_json::json!({

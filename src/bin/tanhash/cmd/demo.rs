@@ -83,7 +83,7 @@ mod journey {
 
         let data = data_folder(args.data.as_deref(), out)?;
         let name = format!("fashion-mnist:{}", data.display());
-        let dataset = learning::load(&name, common.seed)?;
+        let dataset = learning::load(&name, None, common.seed)?;
         say(format!(
             "data: {} train pictures, {} queries, from {}",
             dataset.train.len(),
@@ -354,7 +354,7 @@ mod journey {
         let iter = (0..set.len()).map(move |row| {
             let label = set.labels[row];
             let name = names.get(label as usize).cloned().unwrap_or_default();
-            let text = describe(&name, label, set.picture(row));
+            let text = describe(&name, label, set.stored_picture(row).unwrap_or_default());
             let body = Body::Payload(Payload::Image(png(&set, row)?.into()));
             Ok(Entry::Record(Box::new(Record {
                 key: row.to_string(),
@@ -569,7 +569,13 @@ mod journey {
                 recipe: "default".to_owned(),
                 data,
                 bits,
-                backbone: "conv-small".to_owned(),
+                backbone: None,
+                weights: None,
+                freeze: false,
+                feature_cache: None,
+                augment: None,
+                half: false,
+                running_statistics: false,
                 out,
                 device: "auto".to_owned(),
                 log: Some(log),

@@ -61,6 +61,9 @@ pub struct Args {
     /// Search the queries among themselves, each left out of its own ranking
     #[arg(long)]
     leave_one_out: bool,
+    /// Where `train --freeze` kept the features of the pictures
+    #[arg(long)]
+    feature_cache: Option<PathBuf>,
     /// Write report.html and report.json into this directory
     #[arg(long)]
     report: Option<PathBuf>,
@@ -247,8 +250,8 @@ mod pictures {
     use anyhow::{Context, Result};
     use rand_chacha::ChaCha8Rng;
     use rand_chacha::rand_core::{RngCore, SeedableRng};
-    use tanhash::data::{Dataset, PictureSet};
-    use tanhash::deep::{Device, TorchEncoder};
+    use tanhash::data::{Dataset, ExampleSet};
+    use tanhash::deep::{Device, TorchEncoder, features};
     use tanhash::eval::{Evaluation, Protocol, Report};
     use tanhash::hamming::Kernel;
     use tanhash::{Codes, HashCode};
@@ -275,7 +278,7 @@ mod pictures {
             .data
             .as_deref()
             .context("expected --data beside --model")?;
-        let dataset = learning::load_for(data, encoder.picture_shape(), common.seed)?;
+        let dataset = learning::load(data, encoder.picture_shape(), common.seed)?;
         let config = encoder.config();
         if config.dataset == dataset.name && config.protocol != dataset.protocol {
             output::note(format!(
@@ -288,10 +291,26 @@ mod pictures {
             None => None,
             Some(path) => Some(similarities(path, &dataset.class_names)?),
         };
-        let query = learning::encode(&encoder, &dataset.query)?;
+        let read = match &args.feature_cache {
+            None => None,
+            Some(cache) => {
+                let read = features::cached(config, &dataset, cache)?;
+                if read.is_none() {
+                    output::note(format!(
+                        "no features of these pictures for this model in {}; the pictures are encoded",
+                        cache.display()
+                    ));
+                }
+                read
+            }
+        };
+        let read = read.as_ref().unwrap_or(&dataset);
+        let mut protocol = protocol.clone();
+        protocol.leave_one_out |= dataset.leave_one_out;
+        let query = learning::encode(&encoder, &read.query)?;
         let searched = match protocol.leave_one_out {
             true => None,
-            false => Some(learning::encode(&encoder, &dataset.database)?),
+            false => Some(learning::encode(&encoder, &read.database)?),
         };
         let (database, database_set) = match &searched {
             Some(codes) => (codes, &dataset.database),
@@ -306,7 +325,7 @@ mod pictures {
         if let Some(similarities) = &similarities {
             evaluation = evaluation.similarities(similarities)?;
         }
-        let mut report = evaluation.run(protocol)?;
+        let mut report = evaluation.run(&protocol)?;
         report.notes.extend(learning::notes(&encoder, &dataset));
         report
             .notes
@@ -317,6 +336,8 @@ mod pictures {
                 .insert("hierarchy".to_owned(), path.display().to_string());
         }
         let examples = match args.report {
+            // Vectors have no picture to show.
+            _ if dataset.query.n_features().is_some() => String::new(),
             None => String::new(),
             Some(_) => examples(
                 &report,
@@ -340,7 +361,7 @@ mod pictures {
         dataset: &Dataset,
         query: &Codes,
         database: &Codes,
-        database_set: &PictureSet,
+        database_set: &ExampleSet,
         seed: u64,
     ) -> Result<String> {
         let ap = &report.ap_per_query;

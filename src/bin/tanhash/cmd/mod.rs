@@ -7,6 +7,7 @@ pub mod dedup;
 pub mod demo;
 pub mod encode;
 pub mod eval;
+pub mod features;
 pub mod fit;
 pub mod index;
 pub mod inspect;
@@ -40,6 +41,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Centers(args) => centers::run(args, common),
         Command::Eval(args) => eval::run(args, common),
         Command::Fit(args) => fit::run(args, common),
+        Command::Features(args) => features::run(args, common),
         Command::Encode(args) => encode::run(args, common),
         Command::Index(args) => index::run(args, common),
         Command::Merge(args) => merge::run(args, common),

@@ -17,15 +17,35 @@ pub struct Args {
     /// Whose options: default (ours) or paper (the published ones, for a pretrained backbone)
     #[arg(long, default_value = "default")]
     pub recipe: String,
-    /// fashion-mnist[:DIR], cifar10:DIR, cifar100:DIR or folder:DIR
+    /// fashion-mnist[:DIR], cifar10:DIR, cifar100:DIR, folder:DIR or features:F.npy,labels:L.npy; a split
+    /// other than its own is written as in cifar100@shc:DIR
     #[arg(long)]
     pub data: String,
     /// Bits of each code: a multiple of 8 from 16 to 1024
     #[arg(long, default_value_t = 64)]
     pub bits: usize,
-    /// The feature network: conv-small
-    #[arg(long, default_value = "conv-small")]
-    pub backbone: String,
+    /// The feature network: conv-small, resnet-18-cifar, efficientnet-lite0, resnet-18, resnet-34,
+    /// resnet-50 or alexnet for pictures, identity for features; the first or the last if not given
+    #[arg(long)]
+    pub backbone: Option<String>,
+    /// A .safetensors file with weights of the feature network
+    #[arg(long)]
+    pub weights: Option<PathBuf>,
+    /// Leave the feature network as it is and train the hash head on its features
+    #[arg(long, requires = "weights")]
+    pub freeze: bool,
+    /// Keep those features in this directory, for other runs
+    #[arg(long, requires = "freeze")]
+    pub feature_cache: Option<PathBuf>,
+    /// What happens to pictures: none, flip, shift, pad-crop, jitter or resized-crop
+    #[arg(long)]
+    pub augment: Option<String>,
+    /// Compute the feature network in bfloat16
+    #[arg(long)]
+    pub half: bool,
+    /// Leave the running statistics of the feature network's batch normalization as they are
+    #[arg(long, requires = "weights")]
+    pub running_statistics: bool,
     /// The model file to write, after every epoch
     #[arg(long)]
     pub out: PathBuf,
@@ -140,10 +160,18 @@ pub fn run(args: Args, _common: Common) -> Result<()> {
 
 #[cfg(feature = "torch")]
 pub fn run(args: Args, common: Common) -> Result<()> {
+    use tanhash::deep::BackboneKind;
+
     use crate::learning;
     use crate::output;
 
-    let dataset = learning::load(&args.data, common.seed)?;
+    let backbone = args
+        .backbone
+        .as_deref()
+        .map(str::parse::<BackboneKind>)
+        .transpose()?;
+    let shape = backbone.and_then(BackboneKind::picture_shape);
+    let dataset = learning::load(&args.data, shape, common.seed)?;
     let summary = learning::train(&dataset, &args, common.seed)?;
     if common.json {
         return output::json(&summary);

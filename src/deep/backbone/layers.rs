@@ -1,0 +1,207 @@
+//! What backbones are made of: convolution with batch normalization and activation, and folding the one
+//! into the other for inference.
+
+use rand_chacha::ChaCha8Rng;
+use tch::Tensor;
+
+use crate::deep::weights::{Group, Init, Weights};
+use crate::error::Result;
+
+/// What follows a normalized convolution.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Activation {
+    None,
+    Relu,
+    /// ReLU cut at 6.
+    Relu6,
+}
+
+impl Activation {
+    /// In place.
+    fn apply(self, mut xs: Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Activation::None => xs,
+            Activation::Relu => xs.f_relu_()?,
+            Activation::Relu6 => xs.f_relu6_()?,
+        })
+    }
+}
+
+/// How the edge is filled up with zeros.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Padding {
+    /// As many on each side, as torchvision's networks have it.
+    Both(i64),
+    /// TensorFlow's `SAME`: as many as the output size `ceil(input / stride)` needs, the odd one at the
+    /// right and bottom.
+    Same,
+}
+
+/// The sizes of a convolution with square kernel and without bias.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ConvSpec {
+    pub inputs: i64,
+    pub outputs: i64,
+    pub kernel: i64,
+    pub stride: i64,
+    pub padding: Padding,
+    /// 1, or `inputs` for a depthwise convolution.
+    pub groups: i64,
+}
+
+/// The constants of batch normalization.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NormSpec {
+    /// Momentum of the running statistics, as torch counts it: the share of the new ones.
+    pub momentum: f64,
+    /// Added to the variance.
+    pub eps: f64,
+}
+
+/// torch's defaults.
+pub(super) const TORCH_NORM: NormSpec = NormSpec {
+    momentum: 0.1,
+    eps: 1e-5,
+};
+
+/// Convolution, batch normalization, activation.
+pub(super) struct ConvNorm {
+    spec: ConvSpec,
+    norm: NormSpec,
+    activation: Activation,
+    weight: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    /// Kernel and bias with the normalization by running statistics in them.
+    folded: Option<(Tensor, Tensor)>,
+}
+
+impl ConvNorm {
+    /// The convolution's kernel is called `{conv}.weight`, the normalization's tensors
+    /// `{norm_name}.weight`, `.bias`, `.running_mean` and `.running_var`. The kernel is drawn with
+    /// `deviation`.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "two names, two specs, and where values come from"
+    )]
+    pub fn new(
+        weights: &mut Weights,
+        conv: &str,
+        norm_name: &str,
+        spec: ConvSpec,
+        norm: NormSpec,
+        activation: Activation,
+        deviation: f64,
+        rng: &mut ChaCha8Rng,
+    ) -> Result<ConvNorm> {
+        let shape = [
+            spec.outputs,
+            spec.inputs / spec.groups,
+            spec.kernel,
+            spec.kernel,
+        ];
+        let init = Init::Normal(deviation);
+        let name = |what: &str| format!("backbone.{norm_name}.{what}");
+        let channels = [spec.outputs];
+        let weight = format!("backbone.{conv}.weight");
+        let mut parameter = |name: String, shape: &[i64], init: Init| {
+            weights.parameter(name, Group::Backbone, shape, init, rng)
+        };
+        let weight = parameter(weight, &shape, init)?;
+        let gamma = parameter(name("weight"), &channels, Init::Const(1.0))?;
+        let beta = parameter(name("bias"), &channels, Init::Const(0.0))?;
+        Ok(ConvNorm {
+            spec,
+            norm,
+            activation,
+            weight,
+            gamma,
+            beta,
+            running_mean: weights.buffer(name("running_mean"), &channels, 0.0)?,
+            running_var: weights.buffer(name("running_var"), &channels, 1.0)?,
+            folded: None,
+        })
+    }
+
+    /// `train` chooses batch statistics over running ones. Computes in the type of `xs`.
+    pub fn forward(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        if let (Some((kernel, bias)), false) = (&self.folded, train) {
+            return self
+                .activation
+                .apply(self.convolve(xs, kernel, Some(bias))?);
+        }
+        let outputs = self.convolve(xs, &self.weight, None)?;
+        let normalized = outputs.f_batch_norm(
+            Some(&self.gamma),
+            Some(&self.beta),
+            Some(&self.running_mean),
+            Some(&self.running_var),
+            train,
+            self.norm.momentum,
+            self.norm.eps,
+            true,
+        )?;
+        self.activation.apply(normalized)
+    }
+
+    fn convolve(&self, xs: &Tensor, kernel: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        let ConvSpec {
+            kernel: size,
+            stride,
+            groups,
+            ..
+        } = self.spec;
+        let kernel = in_kind_of(kernel, xs)?;
+        let bias = bias.map(|bias| in_kind_of(bias, xs)).transpose()?;
+        let padding = match self.spec.padding {
+            Padding::Both(padding) => padding,
+            // With an odd kernel and stride 1, `SAME` is symmetric.
+            Padding::Same if stride == 1 => (size - 1) / 2,
+            Padding::Same => {
+                let (_, _, height, width) = xs.size4()?;
+                let missing = |length: i64| {
+                    ((length + stride - 1) / stride * stride - stride + size - length).max(0)
+                };
+                let (down, across) = (missing(height), missing(width));
+                let pad = [across / 2, across - across / 2, down / 2, down - down / 2];
+                let padded = xs.f_constant_pad_nd(pad)?;
+                return Ok(padded.f_conv2d(&kernel, bias, [stride; 2], [0; 2], [1; 2], groups)?);
+            }
+        };
+        Ok(xs.f_conv2d(&kernel, bias, [stride; 2], [padding; 2], [1; 2], groups)?)
+    }
+
+    /// Puts the normalization by running statistics into kernel and bias. From then on a pass that does
+    /// not train uses those, so training must not go on.
+    pub fn fold(&mut self) -> Result<()> {
+        let _no_grad = tch::no_grad_guard();
+        let deviation = self.running_var.f_add_scalar(self.norm.eps)?.f_sqrt()?;
+        let scale = self.gamma.f_div(&deviation)?;
+        let kernel = self.weight.f_mul(&scale.f_view([-1, 1, 1, 1])?)?;
+        let bias = self.beta.f_sub(&self.running_mean.f_mul(&scale)?)?;
+        self.folded = Some((kernel, bias));
+        Ok(())
+    }
+}
+
+/// A weight in the type of the activations: float32, or bfloat16 in mixed precision.
+pub(super) fn in_kind_of(weight: &Tensor, xs: &Tensor) -> Result<Tensor> {
+    let kind = xs.f_kind()?;
+    Ok(match weight.f_kind()? == kind {
+        true => weight.shallow_clone(),
+        false => weight.f_to_kind(kind)?,
+    })
+}
+
+/// The mean over the plane: N x C x H x W to N x C.
+pub(super) fn plane_mean(xs: &Tensor) -> Result<Tensor> {
+    Ok(xs.f_mean_dim([2i64, 3].as_slice(), false, None)?)
+}
+
+/// He et al. 2015: the deviation that keeps the variance through a ReLU, by the inputs or outputs of a
+/// layer that one number meets.
+pub(super) fn he(fan: i64) -> f64 {
+    (2.0 / fan as f64).sqrt()
+}

@@ -1,0 +1,437 @@
+//! Backbones against the networks whose weights they load: features equal to those of the PyTorch packages,
+//! folding that changes nothing but speed, weights of another network refused by name, and a head trained
+//! on frozen features that becomes a model of pictures.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use safetensors::tensor::{Dtype, TensorView};
+use tanhash::data::npy::{NpyType, NpyWriter, write_integers};
+use tanhash::data::{Dataset, DatasetSpec, ExampleSet, PictureShape, load};
+use tanhash::deep::{
+    Augment, BackboneKind, DeepHashNet, Device, FeatureExtractor, InputSpec, MethodConfig,
+    Normalization, PictureInput, TorchEncoder, TrainOptions, features, train,
+};
+use tanhash::media::Resize;
+use tanhash::{CodeLen, Encoder, ErrorKind, Payload};
+use tch::Tensor;
+
+const SIDE: usize = 96;
+const PICTURES: usize = 3;
+
+/// Number `i` of the sequence called `name`, from 0 to 1, as `fixtures/backbones/make.py` has it.
+fn uniform(name: &str, i: usize) -> f64 {
+    let step = (i as u32 + 1).wrapping_mul(2_654_435_761);
+    let mut x = crc32fast::hash(name.as_bytes()).wrapping_add(step);
+    for _ in 0..2 {
+        x = (x ^ (x >> 16)).wrapping_mul(0x45d_9f3b);
+    }
+    f64::from(x ^ (x >> 16)) / f64::from(1u32 << 16).powi(2)
+}
+
+fn values(name: &str, shape: &[usize]) -> Vec<f32> {
+    let fan_in: usize = shape[1..].iter().product();
+    let value = |u: f64| match name {
+        _ if name.ends_with("running_var") => 0.5 + u,
+        _ if name.ends_with("running_mean") || name.ends_with("bias") => 0.2 * (u - 0.5),
+        _ if shape.len() == 1 => 0.75 + 0.5 * u,
+        _ => (u - 0.5) * (12.0 / fan_in as f64).sqrt(),
+    };
+    let n_values: usize = shape.iter().product();
+    (0..n_values)
+        .map(|i| value(uniform(name, i)) as f32)
+        .collect()
+}
+
+fn input(kind: BackboneKind) -> PictureInput {
+    let (mean, std) = match kind {
+        BackboneKind::EfficientNetLite0 => ([127.0 / 255.0; 3], [128.0 / 255.0; 3]),
+        _ => ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    };
+    PictureInput {
+        picture_side: match kind {
+            BackboneKind::ResNet18Cifar => 32,
+            _ => SIDE,
+        },
+        picture_channels: 3,
+        normalization: Normalization {
+            mean: mean.to_vec(),
+            std: std.to_vec(),
+        },
+        resize: Resize::default(),
+    }
+}
+
+fn network(kind: BackboneKind) -> DeepHashNet {
+    let input = InputSpec::Pictures(input(kind));
+    let bits = CodeLen::new(16).unwrap();
+    DeepHashNet::new(kind, &input, bits, 0, tch::Device::Cpu).unwrap()
+}
+
+/// Writes the weights by formula of a backbone, as published ones come: with a classifier, without prefix.
+fn write_weights(kind: BackboneKind, path: &Path) {
+    let network = network(kind);
+    let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+    let bytes = |values: Vec<f32>| values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    for entry in network.weights().entries() {
+        if let Some(name) = entry.name.strip_prefix("backbone.") {
+            let shape: Vec<usize> = entry.tensor.size().iter().map(|&n| n as usize).collect();
+            let values = bytes(values(name, &shape));
+            tensors.push((name.to_owned(), shape, values));
+        }
+    }
+    tensors.push(("fc.bias".to_owned(), vec![2], bytes(vec![0.0; 2])));
+    let views = tensors.iter().map(|(name, shape, data)| {
+        (
+            name.clone(),
+            TensorView::new(Dtype::F32, shape.clone(), data).unwrap(),
+        )
+    });
+    std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
+/// The three pictures, normalized.
+fn pictures(kind: BackboneKind) -> Tensor {
+    let input = input(kind);
+    let side = input.picture_side;
+    let mut normalized = Vec::new();
+    for picture in 0..PICTURES {
+        for channel in 0..3 {
+            for y in 0..side {
+                for x in 0..side {
+                    let at = ((picture * SIDE + y) * SIDE + x) * 3 + channel;
+                    let byte = (uniform("pictures", at) * 256.0).floor() as f32;
+                    let Normalization { mean, std } = &input.normalization;
+                    normalized.push((byte / 255.0 - mean[channel]) / std[channel]);
+                }
+            }
+        }
+    }
+    Tensor::from_slice(&normalized).view([PICTURES as i64, 3, side as i64, side as i64])
+}
+
+fn rows(features: &Tensor) -> Vec<Vec<f64>> {
+    Vec::try_from(features.to_kind(tch::Kind::Double)).unwrap()
+}
+
+#[test]
+fn features_are_those_of_the_published_networks() {
+    let text = std::fs::read_to_string(
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/backbones/reference.json"),
+    );
+    let reference: serde_json::Value = serde_json::from_str(&text.unwrap()).unwrap();
+    let reference = reference.as_object().unwrap();
+    assert_eq!(reference.len(), 6);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("weights.safetensors");
+    let _no_grad = tch::no_grad_guard();
+    for (name, expected) in reference {
+        let kind: BackboneKind = name.parse().unwrap();
+        write_weights(kind, &path);
+        let mut network = network(kind);
+        network.load_backbone(&path).unwrap();
+        let pictures = pictures(kind);
+        let features = network.features(&pictures, false).unwrap();
+        assert_eq!(
+            serde_json::json!(features.size()),
+            expected["shape"],
+            "{name}"
+        );
+        network.fold().unwrap();
+        let folded = network.features(&pictures, false).unwrap();
+        for (what, features) in [("plain", features), ("folded", folded)] {
+            for (row, values) in rows(&features).iter().enumerate() {
+                let norm = expected["norms"][row].as_f64().unwrap();
+                let close = |found: f64, expected: &serde_json::Value, tolerance: f64| {
+                    let expected = expected.as_f64().unwrap();
+                    assert!(
+                        (found - expected).abs() < tolerance * norm,
+                        "{name} {what}, picture {row}: {found} against {expected}"
+                    );
+                };
+                close(
+                    values.iter().map(|x| x * x).sum::<f64>().sqrt(),
+                    &expected["norms"][row],
+                    1e-5,
+                );
+                close(values.iter().sum(), &expected["sums"][row], 1e-4);
+                for (column, value) in values.iter().take(8).enumerate() {
+                    close(*value, &expected["first"][row][column], 1e-5);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_of_another_network_are_refused_in_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("weights.safetensors");
+    write_weights(BackboneKind::ResNet18, &path);
+    let refused = |kind: BackboneKind| {
+        let error = network(kind).load_backbone(&path).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Corrupt { .. }), "{error}");
+        let text = error.to_string();
+        assert!(
+            !text.contains('\n') && text.contains("weights.safetensors"),
+            "{text}"
+        );
+        text
+    };
+    let text = refused(BackboneKind::EfficientNetLite0);
+    assert!(
+        text.contains("expected the tensor _conv_stem.weight of efficientnet-lite0")
+            && text.contains("use --backbone resnet-18"),
+        "{text}"
+    );
+    assert!(refused(BackboneKind::ResNet34).contains("use --backbone resnet-18"));
+    assert!(refused(BackboneKind::ResNet50).contains("of resnet-50"));
+    // The same names, another shape.
+    let text = refused(BackboneKind::ResNet18Cifar);
+    assert!(
+        text.contains("conv1.weight: expected F32 [64, 3, 3, 3], found F32 [64, 3, 7, 7]"),
+        "{text}"
+    );
+    // A tensor that no part of the network knows.
+    write_weights(BackboneKind::ResNet34, &path);
+    assert!(refused(BackboneKind::ResNet18).contains("more, among them layer1.2"));
+    let record = {
+        let mut network = network(BackboneKind::ResNet34);
+        network.load_backbone(&path).unwrap()
+    };
+    assert_eq!(
+        (record.file.as_str(), record.sha256.len()),
+        ("weights.safetensors", 12)
+    );
+}
+
+/// 48 coloured pictures of 3 classes.
+fn coloured() -> Dataset {
+    let shape = PictureShape {
+        side: 8,
+        channels: 3,
+    };
+    let mut pixels = Vec::new();
+    for picture in 0..48 {
+        for i in 0..64 {
+            let noise = (uniform("noise", picture * 64 + i) * 40.0) as u8;
+            let mut pixel = [noise; 3];
+            pixel[picture % 3] += 180;
+            pixels.extend_from_slice(&pixel);
+        }
+    }
+    let labels = (0..48).map(|picture| picture % 3).collect();
+    let all = ExampleSet::from_pixels(shape, pixels, labels).unwrap();
+    let train = Arc::new(all.subset(&(0..36).collect::<Vec<_>>()));
+    Dataset {
+        name: "colours".into(),
+        protocol: "the last 12 of 48 are queries".into(),
+        class_names: ["red", "green", "blue"].map(String::from).into(),
+        leave_one_out: false,
+        database: train.clone(),
+        train,
+        query: Arc::new(all.subset(&(36..48).collect::<Vec<_>>())),
+        skipped: Vec::new(),
+    }
+}
+
+fn options(out: PathBuf) -> TrainOptions {
+    let method = MethodConfig::from_name("orthohash").unwrap();
+    TrainOptions {
+        epochs: 6,
+        batch: 12,
+        device: Device::Cpu,
+        augment: Augment::NONE,
+        ..TrainOptions::new(method, CodeLen::new(16).unwrap(), out)
+    }
+}
+
+#[test]
+fn a_head_on_frozen_features_makes_a_model_of_pictures() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    write_weights(BackboneKind::ResNet18, &at("weights.safetensors"));
+    let dataset = coloured();
+    let mut frozen = options(at("model.safetensors"));
+    frozen.backbone = BackboneKind::ResNet18;
+    frozen.weights = Some(at("weights.safetensors"));
+    frozen.freeze = true;
+    frozen.feature_cache = Some(at("cache"));
+    let summary = train(&dataset, &frozen, &mut |_| {}).unwrap();
+    // One file with the features of every picture, the queries' too; the second run reads it.
+    let cached: Vec<_> = std::fs::read_dir(at("cache")).unwrap().collect();
+    assert_eq!(cached.len(), 1);
+    let name = cached[0]
+        .as_ref()
+        .unwrap()
+        .file_name()
+        .into_string()
+        .unwrap();
+    assert!(
+        name.starts_with("resnet-18-") && name.ends_with(".npy"),
+        "{name}"
+    );
+    let again = train(&dataset, &frozen, &mut |_| {}).unwrap();
+    assert_eq!(again.model_id, summary.model_id);
+
+    let encoder = TorchEncoder::open(&frozen.out, Device::Cpu).unwrap();
+    let record = encoder.config().backbone_weights.clone().unwrap();
+    assert_eq!(record.file, "weights.safetensors");
+    // The backbone is as it was: pictures and their cached features get the same codes.
+    let extractor = FeatureExtractor::open(
+        BackboneKind::ResNet18,
+        &at("weights.safetensors"),
+        Device::Cpu,
+    );
+    let extractor = extractor.unwrap();
+    assert_eq!(extractor.weights(), &record);
+    let features = extractor
+        .dataset(&dataset, &at("cache"), &mut |_, _| {})
+        .unwrap();
+    let of_pictures = encoder.encode_set(&dataset.query, &mut |_| {}).unwrap();
+    let of_features = encoder.encode_set(&of_backbone.query, &mut |_| {}).unwrap();
+    let differ: u32 = (0..12)
+        .map(|i| of_pictures.get(i).distance(&of_features.get(i)).unwrap())
+        .sum();
+    assert!(differ <= 1, "{differ} of 192 bits differ");
+
+    let cached = features::cached(encoder.config(), &dataset, &at("cache"))
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        cached.query.features(&[3]).unwrap(),
+        of_backbone.query.features(&[3]).unwrap()
+    );
+    assert!(
+        features::cached(encoder.config(), &dataset, dir.path())
+            .unwrap()
+            .is_none()
+    );
+
+    frozen.weights = None;
+    let error = train(&dataset, &frozen, &mut |_| {}).unwrap_err();
+    assert!(error.to_string().contains("needs weights"), "{error}");
+}
+
+#[test]
+fn a_model_of_features_encodes_vectors() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let (n, dim) = (60, 8);
+    let mut values = Vec::new();
+    for row in 0..n {
+        for column in 0..dim {
+            let own = if column % 3 == row % 3 { 2.0 } else { 0.0 };
+            values.push((own + uniform("features", row * dim + column)) as f32);
+        }
+    }
+    let mut writer = NpyWriter::resume(at("features.npy"), n, dim).unwrap();
+    writer.append(&values).unwrap();
+    writer.finish().unwrap();
+    let labels: Vec<i64> = (0..n as i64).map(|row| row % 3).collect();
+    write_integers(at("labels.npy"), &labels, NpyType::I64).unwrap();
+    let spec: DatasetSpec = format!(
+        "features:{},labels:{}",
+        at("features.npy").display(),
+        at("labels.npy").display()
+    )
+    .parse()
+    .unwrap();
+    let dataset = load(&spec, None, 1).unwrap();
+    let mut options = options(at("model.safetensors"));
+    options.epochs = 20;
+    let error = train(&dataset, &options, &mut |_| {}).unwrap_err();
+    assert!(
+        error.to_string().contains("use --backbone identity"),
+        "{error}"
+    );
+    options.backbone = BackboneKind::Identity;
+    let summary = train(&dataset, &options, &mut |_| {}).unwrap();
+    assert!(summary.model_id.starts_with("orthohash-16-"));
+
+    let encoder = TorchEncoder::open(&options.out, Device::Cpu).unwrap();
+    assert_eq!(encoder.picture_shape(), None);
+    let codes = encoder.encode_set(&dataset.query, &mut |_| {}).unwrap();
+    let database = encoder.encode_set(&dataset.database, &mut |_| {}).unwrap();
+    for query in 0..dataset.query.len() {
+        let nearest = (0..database.n_codes())
+            .min_by_key(|&row| codes.get(query).distance(&database.get(row)).unwrap());
+        let found = dataset.database.labels[nearest.unwrap()];
+        assert_eq!(found, dataset.query.labels[query], "query {query}");
+    }
+    // As payloads, one wrong in each way.
+    let vector = |i: usize| Payload::Vector(dataset.query.features(&[i]).unwrap().into());
+    let mut batch = vec![vector(0), vector(1), vector(2), vector(3)];
+    batch[1] = Payload::Vector([0.0; 7][..].into());
+    batch[2] = Payload::Image(b"GIF89a"[..].into());
+    let encoded = encoder.encode(&batch).unwrap();
+    assert_eq!(encoded[0].as_ref().unwrap(), &codes.get(0));
+    assert_eq!(encoded[3].as_ref().unwrap(), &codes.get(3));
+    assert!(
+        encoded[1]
+            .as_ref()
+            .unwrap_err()
+            .reason
+            .contains("a vector of 8 numbers, got 7")
+    );
+    assert!(
+        encoded[2]
+            .as_ref()
+            .unwrap_err()
+            .reason
+            .contains("got a picture")
+    );
+    let error = encoder
+        .encode_set(&coloured().query, &mut |_| {})
+        .unwrap_err();
+    assert!(
+        error.to_string().ends_with("the set has pictures"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_killed_extraction_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    write_weights(BackboneKind::ResNet18, &at("weights.safetensors"));
+    let extractor = FeatureExtractor::open(
+        BackboneKind::ResNet18,
+        &at("weights.safetensors"),
+        Device::Cpu,
+    );
+    let extractor = extractor.unwrap();
+    let set = coloured().query.clone();
+    extractor
+        .write(&set, &at("whole.npy"), &mut |_| {})
+        .unwrap();
+    let mut part = NpyWriter::resume(at("parts.npy"), set.len(), 512).unwrap();
+    part.append(&extractor.features(&set, &[0, 1, 2]).unwrap())
+        .unwrap();
+    drop(part);
+    let mut done = Vec::new();
+    extractor
+        .write(&set, &at("parts.npy"), &mut |n| done.push(n))
+        .unwrap();
+    assert_eq!(done, [3, 12]);
+    let values = |name: &str| {
+        let file = tanhash::data::npy::NpyFile::open(at(name)).unwrap();
+        let mut row = vec![0.0; 512];
+        (0..12)
+            .flat_map(|i| {
+                file.copy_row(i, &mut row).unwrap();
+                row.clone()
+            })
+            .collect::<Vec<f32>>()
+    };
+    for (a, b) in values("whole.npy").iter().zip(values("parts.npy")) {
+        assert!((a - b).abs() < 1e-4, "{a} {b}");
+    }
+    let error = extractor
+        .write(&coloured().train, &at("whole.npy"), &mut |_| {})
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("expected 36 x 512 numbers"),
+        "{error}"
+    );
+}
