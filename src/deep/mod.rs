@@ -17,7 +17,7 @@
 //! |---|---|
 //! | pictures to batches | `augment` |
 //! | batches to code logits | [`network`] = [`backbone`] + [`hash_head`] |
-//! | targets and loss | [`centers`](crate::centers), [`method`] |
+//! | targets and loss | [`centers`], [`method`] |
 //! | the loop | [`train`](mod@train), with [`optimizer`], [`schedule`], [`recipe`] and [`validation`] |
 //! | SHC's first stages | `stages` |
 //! | what a run leaves | `run_state`, [`run_log`], `curves` |

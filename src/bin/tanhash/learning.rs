@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use tanhash::centers::CentersKind;
+use tanhash::centers::{CentersKind, ClassDistances, Codebook, npy};
 use tanhash::data::{self, Dataset, DatasetSpec, ExampleSet, PictureShape};
 use tanhash::deep::method::shc;
 use tanhash::deep::{
@@ -13,7 +13,7 @@ use tanhash::deep::{
 use tanhash::eval::{Protocol, Report};
 use tanhash::{CodeLen, Codes};
 
-use crate::cmd::centers::{read_codebook, read_distances, read_similarity};
+use crate::cmd::centers::{read_similarity, square};
 use crate::cmd::train::Args;
 use crate::output;
 
@@ -180,6 +180,21 @@ fn set_given(options: &mut TrainOptions, args: &Args) -> Result<()> {
         bail!("expected the method shc or --centers shc with its options, got neither");
     }
     Ok(())
+}
+
+/// Distances of a `.npy` file.
+fn read_distances(path: &Path) -> Result<ClassDistances> {
+    let (rows, columns, entries) = npy::read(path)?;
+    square(path, rows, columns)?;
+    let entries = entries.into_iter().map(|entry| entry as f32).collect();
+    ClassDistances::new(rows, entries).with_context(|| path.display().to_string())
+}
+
+/// Centers of a `.npy` file.
+fn read_codebook(path: &Path) -> Result<Codebook> {
+    let (_, bits, entries) = npy::read(path)?;
+    let entries = entries.into_iter().map(|entry| entry as f32).collect();
+    Codebook::from_entries(bits, entries).with_context(|| path.display().to_string())
 }
 
 /// Everything the command line says of a run.

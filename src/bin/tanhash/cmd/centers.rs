@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::json;
 use tanhash::centers::semantic::{SemanticOptions, Variant, s_loss, semantic_centers};
 use tanhash::centers::separation::gilbert_varshamov;
-use tanhash::centers::{CentersKind, ClassDistances, ClassSimilarity, Codebook, npy};
+use tanhash::centers::{CentersKind, ClassSimilarity, Codebook, npy};
 
 use crate::cmd::Common;
 use crate::output;
@@ -138,22 +138,8 @@ pub fn read_similarity(path: &Path) -> Result<ClassSimilarity> {
     ClassSimilarity::new(rows, entries).with_context(|| path.display().to_string())
 }
 
-/// Distances of a `.npy` file.
-pub fn read_distances(path: &Path) -> Result<ClassDistances> {
-    let (rows, columns, entries) = npy::read(path)?;
-    square(path, rows, columns)?;
-    let entries = entries.into_iter().map(|entry| entry as f32).collect();
-    ClassDistances::new(rows, entries).with_context(|| path.display().to_string())
-}
-
-/// Centers of a `.npy` file.
-pub fn read_codebook(path: &Path) -> Result<Codebook> {
-    let (_, bits, entries) = npy::read(path)?;
-    let entries = entries.into_iter().map(|entry| entry as f32).collect();
-    Codebook::from_entries(bits, entries).with_context(|| path.display().to_string())
-}
-
-fn square(path: &Path, rows: usize, columns: usize) -> Result<()> {
+/// `Ok` if a matrix is square.
+pub fn square(path: &Path, rows: usize, columns: usize) -> Result<()> {
     if rows != columns {
         bail!(
             "{}: expected as many rows as columns, found {rows} x {columns}",
