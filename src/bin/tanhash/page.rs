@@ -59,7 +59,7 @@ figure.query { margin-right: 1rem; } figure.query img { border-color: #0969da; }
 svg { width: 100%; height: auto; } svg text { font: 11px system-ui, sans-serif; fill: currentColor; }
 svg .title { font-size: 13px; font-weight: 600; } svg .grid { stroke: var(--line); stroke-width: .6; }
 svg .axis { stroke: currentColor; fill: none; } svg .mark { stroke: currentColor; stroke-dasharray: 4 3; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .4rem 0 1rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .4rem 3rem 1rem 0; }
 td, th { padding: .15rem .9rem .15rem 0; text-align: left; } code { overflow-wrap: anywhere; }
 ";
 

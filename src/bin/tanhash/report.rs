@@ -191,7 +191,7 @@ fn tables(report: &Report) -> String {
         })
         .collect();
     format!(
-        "<table>\n{rows}</table>\n<table>\n<tr><th>k</th><th>precision</th><th>recall</th><th>nDCG</th>{}</tr>\n{at_k}</table>\n",
+        "<div class=\"row\">\n<table>\n{rows}</table>\n<table>\n<tr><th>k</th><th>precision</th><th>recall</th><th>nDCG</th>{}</tr>\n{at_k}</table>\n</div>\n",
         if graded {
             "<th>hierarchical precision</th>"
         } else {

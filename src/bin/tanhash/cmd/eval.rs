@@ -52,7 +52,7 @@ pub struct Args {
     #[arg(long, default_value = "all")]
     r: String,
     /// Break ties by so many random orders of the database, drawn from --seed. Without it: the expectation over
-    /// all orders for `--r all`, 5 orders for a number
+    /// all orders, or 5 orders for a number R with `literature`, which has no closed form
     #[arg(long)]
     orders: Option<usize>,
     /// A tree of the classes, as lines `parent child` or indented names: adds mAHP@250 and graded nDCG
@@ -91,14 +91,18 @@ pub fn run(args: Args, common: Common) -> Result<()> {
         protocol.denominator = Denominator::MinRelevantR;
     }
     protocol.leave_one_out = args.leave_one_out;
-    let n_orders = match protocol.cutoff {
-        Cutoff::All => args.orders,
-        Cutoff::At(_) => args.orders.or(Some(5)),
+    // The expectation where it has a closed form.
+    let n_orders = match (protocol.cutoff, args.protocol) {
+        (Cutoff::At(_), ProtocolKind::Literature) => args.orders.or(Some(5)),
+        (Cutoff::All, _) | (_, ProtocolKind::MinRelevantR) => args.orders,
     };
-    if let Some(n_orders) = n_orders {
-        let seed = common.seed;
-        protocol.ties = Ties::Permutations { n_orders, seed };
-    }
+    protocol.ties = match n_orders {
+        None => Ties::Expected,
+        Some(n_orders) => Ties::Permutations {
+            n_orders,
+            seed: common.seed,
+        },
+    };
     if args.report.is_some() {
         // Enough of them for a line.
         protocol.ks = vec![1, 2, 5, 10, 20, 50, 100, 200, 500, 1000];
