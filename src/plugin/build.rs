@@ -398,6 +398,10 @@ impl IndexBuilder {
         if !self.progress.finished {
             self.commit()?;
             self.merge_to_target()?;
+            if let (Some(path), 0) = (&self.options.quarantine, self.progress.quarantine_bytes) {
+                // Nobody was refused. A file that cannot be removed is empty and does no harm.
+                let _ = std::fs::remove_file(path);
+            }
             self.progress.finished = true;
             let payload = self.progress.to_payload()?;
             self.writer.commit_with_payload(&payload)?;

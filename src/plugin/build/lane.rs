@@ -116,6 +116,7 @@ fn add_batch(
             });
         }
     }
+    done.sort_by_key(|done| done.position);
     Ok(done)
 }
 

@@ -239,18 +239,17 @@ pub fn run(args: Args, common: Common) -> Result<()> {
     };
     let exists = args.index.join("meta.json").is_file();
     let made_dir = !args.index.exists();
-    let catalog = match (exists, args.append, args.resume) {
+    let (catalog, records) = match (exists, args.append, args.resume) {
         (true, false, false) | (false, false, _) => {
             let spec = spec.context(
                 "expected a source of codes: give --model F, --encoder phash, --encoder lsh, or --codes F --bits B",
             )?;
             // The input first: a wrong path leaves no directory behind.
-            open_records(&args, schema.as_ref().unwrap_or(&SchemaFile::default()), 0)?;
-            Catalog::create(
-                &args.index,
-                Layout::new(spec, schema.unwrap_or_default()),
-                args.resume,
-            )?
+            let schema = schema.unwrap_or_default();
+            let records = open_records(&args, &schema, 0)?;
+            let layout = Layout::new(spec, schema);
+            let catalog = Catalog::create(&args.index, layout, args.resume)?;
+            (catalog, records)
         }
         (false, true, _) => bail!(
             "expected an index in {} to append to, found none",
@@ -259,11 +258,12 @@ pub fn run(args: Args, common: Common) -> Result<()> {
         (true, _, _) => {
             let catalog = Catalog::open(&args.index, Use::Encode, None, CODE_FIELD)?;
             check_same(&catalog, spec.as_ref(), schema.as_ref())?;
-            catalog
+            let records = open_records(&args, &catalog.layout.schema, 0)?;
+            (catalog, records)
         }
     };
     let started = Instant::now();
-    let built = fill_from(&args, &catalog, exists);
+    let built = fill_from(&args, &catalog, records, exists);
     let mut summary = match built {
         Ok(summary) => summary,
         Err(error) => return Err(keep_or_remove(error, &catalog, &args.index, made_dir)),
@@ -323,10 +323,9 @@ fn check_same(
     Ok(())
 }
 
-fn fill_from(args: &Args, catalog: &Catalog, exists: bool) -> Result<Summary> {
+fn fill_from(args: &Args, catalog: &Catalog, records: Records, exists: bool) -> Result<Summary> {
     let schema = &catalog.layout.schema;
     let found = BuildProgress::of(&catalog.index)?;
-    let records = open_records(args, schema, 0)?;
     let is_same = |found: &BuildProgress| found.source == records.source;
     let mode = match (exists, &found) {
         (false, _) => BuildMode::Start,
@@ -338,7 +337,7 @@ fn fill_from(args: &Args, catalog: &Catalog, exists: bool) -> Result<Summary> {
         (true, _) => BuildMode::Append,
     };
     let records = match (mode, &found) {
-        (BuildMode::Resume, Some(found)) if is_same(found) => {
+        (BuildMode::Resume, Some(found)) if found.position > 0 && is_same(found) => {
             open_records(args, schema, found.position)?
         }
         _ => records,

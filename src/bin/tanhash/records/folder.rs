@@ -10,9 +10,9 @@ use super::{Entry, PICTURES, Record, Skip, is_picture, read_picture, words};
 use crate::output;
 
 /// Every picture below a folder, by path. Symbolic links to folders are not followed, so a loop cannot trap
-/// the walk; they are counted and named. A folder that cannot be read is listed itself, so that it is counted
+/// the walk; they are returned as well. A folder that cannot be read is listed itself, so that it is counted
 /// and named too.
-pub fn walk(dir: &Path) -> Result<Vec<PathBuf>> {
+pub fn walk(dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     let mut paths = Vec::new();
     let mut links: Vec<PathBuf> = Vec::new();
     let mut folders = vec![dir.to_path_buf()];
@@ -50,15 +50,20 @@ pub fn walk(dir: &Path) -> Result<Vec<PathBuf>> {
             PICTURES.join(", ")
         );
     }
-    if let Some(first) = links.iter().min() {
+    paths.sort();
+    links.sort();
+    Ok((paths, links))
+}
+
+/// Says which links were not followed.
+pub fn note_links(links: &[PathBuf]) {
+    if let Some(first) = links.first() {
         output::note(format!(
             "{} links to folders are not followed, the first: {}; name their targets as inputs to read them",
             links.len(),
             first.display()
         ));
     }
-    paths.sort();
-    Ok(paths)
 }
 
 /// The path below the folder is the key and, cut into words, the text; the last folder of it is the label.

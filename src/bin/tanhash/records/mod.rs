@@ -135,9 +135,14 @@ const EXPECTED: &str =
     "expected a folder, a list .txt, a manifest .jsonl or .csv, a table .parquet, or shards .tar";
 
 impl Source {
-    fn of(path: &Path) -> Result<Source> {
+    /// `is_first`: not opened before to learn where to go on.
+    fn of(path: &Path, is_first: bool) -> Result<Source> {
         if path.is_dir() {
-            return Ok(Source::Folder(path.to_path_buf(), folder::walk(path)?));
+            let (paths, links) = folder::walk(path)?;
+            if is_first {
+                folder::note_links(&links);
+            }
+            return Ok(Source::Folder(path.to_path_buf(), paths));
         }
         if !path.exists() {
             bail!("{}: no such file or directory", path.display());
@@ -231,7 +236,7 @@ impl Records {
         ensure!(!inputs.is_empty(), "{EXPECTED}, got nothing");
         let sources: Vec<Source> = inputs
             .iter()
-            .map(|path| Source::of(path))
+            .map(|path| Source::of(path, skip == 0))
             .collect::<Result<_>>()?;
         let names: Vec<String> = sources
             .iter()
