@@ -4,7 +4,8 @@
 //! `cargo bench --bench ingest -- decode|pipeline|codes|million|memory ...`. Pictures come from the folder
 //! tree `TANHASH_BENCH_PICTURES`, or are made. `TANHASH_BENCH_PYTHON`, an interpreter with Pillow, adds its
 //! turns to `decode`. Rivals take turns round by round; ratios are medians over rounds, so that a busy
-//! machine disturbs both alike. Leaves out networks: the encoder of `pipeline` is a stand-in of known cost.
+//! machine disturbs both alike. Beside the clock, each way's processor time is counted, where Linux tells:
+//! what a machine without anything else to do would come to. Leaves out networks: the encoder of `pipeline` is a stand-in of known cost.
 
 use std::hint::black_box;
 use std::io::{BufRead, BufReader, Write};
@@ -180,8 +181,10 @@ fn decode() {
         ..ServiceOptions::default()
     };
     let service = EncoderService::new(Arc::new(Null::FREE), service_options()).unwrap();
+    let mut cpu_rates = vec![Vec::new(); names.len()];
     let rates = turns(names.len(), |way| {
         let start = Instant::now();
+        let cpu_start = cpu_seconds();
         match way {
             0 => {
                 let payloads = files.iter().map(|file| Payload::Image(file.clone()));
@@ -189,12 +192,23 @@ fn decode() {
                 assert!(codes.iter().all(std::result::Result::is_ok));
             }
             1 => libraries(&files),
-            _ => return pillow.as_mut().unwrap().run(files.len()),
+            _ => {
+                let (rate, cpu_rate) = pillow.as_mut().unwrap().run(files.len());
+                cpu_rates[way].push(cpu_rate);
+                return rate;
+            }
         }
+        cpu_rates[way].push(files.len() as f64 / (cpu_seconds() - cpu_start));
         files.len() as f64 / start.elapsed().as_secs_f64()
     });
     let mean_bytes = bytes as f64 / files.len() as f64;
     report("decode", "pictures/s", &names, &rates);
+    report(
+        "decode",
+        "pictures a second of processor time",
+        &names,
+        &cpu_rates,
+    );
     println!("decode: {:.1} MB/s", median(&rates[0]) * mean_bytes / 1e6);
 }
 
@@ -262,15 +276,16 @@ impl Pillow {
         })
     }
 
-    fn run(&mut self, n_files: usize) -> f64 {
+    /// Pictures a second, and a second of processor time.
+    fn run(&mut self, n_files: usize) -> (f64, f64) {
         writeln!(self.input, "go").unwrap();
         let mut line = String::new();
         self.output.read_line(&mut line).unwrap();
         let mut numbers = line.split_whitespace();
         let mut next = || numbers.next().unwrap().parse::<f64>().unwrap();
-        let (n, seconds) = (next(), next());
+        let (n, seconds, cpu_seconds) = (next(), next(), next());
         assert_eq!(n as usize, n_files, "Pillow decodes the same files");
-        n / seconds
+        (n / seconds, n / cpu_seconds)
     }
 }
 
@@ -344,17 +359,21 @@ fn documents(
     })
 }
 
-/// The whole pipeline with an encoder that is slower than the decoders, next to that encoder alone.
+/// The whole pipeline, with an encoder that the decoders can keep up with, next to that encoder alone.
 fn pipeline() {
     let files = pictures();
-    let encoder = || Null {
-        call: Duration::from_millis(2),
-        picture: Duration::from_millis(3),
-    };
+    let start = Instant::now();
     let shaped: Vec<Prepared> = files[..64]
         .iter()
-        .map(|file| encoder().prepare(&Payload::Image(file.clone())).unwrap())
+        .map(|file| Null::FREE.prepare(&Payload::Image(file.clone())).unwrap())
         .collect();
+    // A picture takes the encoder one and a half times what it takes a decoder, of which there are two.
+    let picture = start.elapsed() * 3 / 2 / shaped.len() as u32;
+    println!("pipeline: an encoder of {picture:?} a picture");
+    let encoder = || Null {
+        call: Duration::from_millis(2),
+        picture,
+    };
     let n = files.len();
     let names = ["add_stream to commit", "encoder alone"];
     let rates = turns(2, |way| {
@@ -411,6 +430,19 @@ fn memory() {
         (status_bytes("VmHWM:") - before) / 1e6,
         before / 1e6,
     );
+}
+
+/// User and system time of this process, from hundredths of a second; NaN where the system does not tell.
+fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The name in parentheses may hold spaces; after it come 11 fields, then the two.
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let ticks = fields.split_whitespace().skip(11).take(2);
+    let ticks: Vec<f64> = ticks.filter_map(|ticks| ticks.parse().ok()).collect();
+    match ticks[..] {
+        [user, system] => (user + system) / 100.0,
+        _ => f64::NAN,
+    }
 }
 
 fn status_bytes(name: &str) -> f64 {

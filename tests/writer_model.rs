@@ -364,6 +364,7 @@ fn a_commit_that_returned_survives_a_loss_of_power() {
                 check_against_model(&index, &fields, &committed, &query, &what);
                 assert!(index.verify().unwrap().is_ok(), "{what}");
             }
+            writer.rollback().unwrap();
         }
     }
 }

@@ -513,7 +513,7 @@ fn large_jpegs_are_decoded_smaller() {
                 .map(|(a, b)| u64::from(a.abs_diff(*b)))
                 .sum();
             let mean = off as f64 / full.len() as f64;
-            assert!(mean < 1.0, "side {side}, grey {grey}: {mean} levels off");
+            assert!(mean < 2.0, "side {side}, grey {grey}: {mean} levels off");
         }
     }
     // Small ones are decoded whole, to the very bytes that `decode` and `to_shape` give.

@@ -598,6 +598,7 @@ fn a_lost_device_stops_at_once_or_is_replaced() {
         let encoder = Arc::clone(&device) as Arc<dyn Encoder>;
         let service = EncoderService::new(encoder, ServiceOptions::default()).unwrap();
         assert!(service.submit(payloads(0..5)).unwrap().wait()[0].is_ok());
+        let n_calls = device.calls.lock().len();
         device.lost.store(true, Ordering::SeqCst);
         let answers = service.submit(payloads(0..500)).unwrap().wait();
         let stages: BTreeSet<String> = answers
@@ -605,7 +606,7 @@ fn a_lost_device_stops_at_once_or_is_replaced() {
             .map(|answer| answer.as_ref().unwrap_err().stage.to_string())
             .collect();
         assert_eq!(stages, ["stopped".to_owned()].into());
-        assert_eq!(device.calls.lock().len(), 2, "no second try");
+        assert_eq!(device.calls.lock().len(), n_calls + 1, "no second try");
         let error = service.submit(payloads(0..1)).err().unwrap().to_string();
         assert!(error.contains("illegal memory access"), "{error}");
 
@@ -622,7 +623,7 @@ fn a_lost_device_stops_at_once_or_is_replaced() {
         assert!(both.is_lost());
         assert_eq!(
             device.calls.lock().len(),
-            3,
+            n_calls + 2,
             "the first device is left alone"
         );
 
