@@ -8,6 +8,7 @@ use std::sync::Arc;
 use safetensors::tensor::{Dtype, TensorView};
 use tanhash::data::npy::{NpyType, NpyWriter, write_integers};
 use tanhash::data::{Dataset, DatasetSpec, ExampleSet, PictureShape, load};
+use tanhash::deep::hash_head::HeadKind;
 use tanhash::deep::{
     Augment, BackboneKind, DeepHashNet, Device, FeatureExtractor, InputSpec, MethodConfig,
     Normalization, PictureInput, TorchEncoder, TrainOptions, features, train,
@@ -64,8 +65,7 @@ fn input(kind: BackboneKind) -> PictureInput {
 
 fn network(kind: BackboneKind) -> DeepHashNet {
     let input = InputSpec::Pictures(input(kind));
-    let bits = CodeLen::new(16).unwrap();
-    DeepHashNet::new(kind, &input, bits, 0, tch::Device::Cpu).unwrap()
+    DeepHashNet::new(kind, &input, 16, HeadKind::NORM, 0, tch::Device::Cpu).unwrap()
 }
 
 /// Writes the weights by formula of a backbone, as published ones come: with a classifier, without prefix.
@@ -285,7 +285,7 @@ fn a_head_on_frozen_features_makes_a_model_of_pictures() {
     );
     let extractor = extractor.unwrap();
     assert_eq!(extractor.weights(), &record);
-    let features = extractor
+    let of_backbone = extractor
         .dataset(&dataset, &at("cache"), &mut |_, _| {})
         .unwrap();
     let of_pictures = encoder.encode_set(&dataset.query, &mut |_| {}).unwrap();
