@@ -14,6 +14,7 @@ use tanhash::deep::{
 };
 use tanhash::encode::EncodeStage;
 use tanhash::eval::{Cutoff, Protocol, evaluate};
+use tanhash::media::Resize;
 use tanhash::{CodeLen, Codes, Encoder, ErrorKind, Payload};
 
 const SIDE: usize = 28;
@@ -448,8 +449,13 @@ fn classes_that_cannot_be_learned_are_refused() {
 fn a_model_adapts_to_another_database() {
     let (dir, path) = trained();
     // The same stripes, but darker: without adapting, few bits tell them apart.
-    let mut darker = pictures(200, 3);
-    darker.pixels.iter_mut().for_each(|pixel| *pixel /= 3);
+    let bright = pictures(200, 3);
+    let shape = bright.stored_shape().unwrap();
+    let all: Vec<usize> = (0..bright.len()).collect();
+    let mut pixels = bright.pixels(&all, shape, Resize::default()).unwrap();
+    pixels.iter_mut().for_each(|pixel| *pixel /= 3);
+    let darker = ExampleSet::from_pixels(shape, pixels, bright.labels.clone());
+    let darker = Arc::new(darker.unwrap());
     let out = dir.path().join("adapted");
     let model_id = adapt(&path, &darker, &out, Device::Cpu).unwrap();
     assert_ne!(model_id, encoder(&path).model_id());
