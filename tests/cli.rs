@@ -1094,4 +1094,59 @@ fn vectors_are_fitted_encoded_and_measured() {
         ],
         "corrupt ITQ file",
     );
+
+#[test]
+fn centers_are_made_and_judged() {
+    let dir = tempfile::tempdir().unwrap();
+    let (similarity, out) = (dir.path().join("s.npy"), dir.path().join("centers.npy"));
+    // Two groups of four classes.
+    let entries = (0..64).map(|at| match (at / 8, at % 8) {
+        (a, b) if a == b => 1.0,
+        (a, b) if a / 4 == b / 4 => 0.5,
+        _ => 0.0,
+    });
+    let bytes = tanhash::centers::npy::float_bytes(8, &entries.collect::<Vec<f64>>());
+    std::fs::write(&similarity, bytes).unwrap();
+    let args = [
+        "--json",
+        "centers",
+        "--similarity",
+        text(&similarity),
+        "--bits",
+        "16",
+        "--out",
+        text(&out),
+    ];
+    let report = &json_lines(&succeed(&args))[0];
+    assert_eq!(report["gv_distance"], 7);
+    assert!(report["d_min"].as_u64().unwrap() >= 7, "{report}");
+    let loss = |name: &str| report[name].as_f64().unwrap();
+    assert!(loss("s_loss") <= loss("s_loss_before_refine"), "{report}");
+    assert!(
+        loss("s_loss_before_refine") <= loss("s_loss_start"),
+        "{report}"
+    );
+    let (rows, columns, centers) = tanhash::centers::npy::read(&out).unwrap();
+    assert_eq!((rows, columns), (8, 16));
+    assert!(centers.iter().all(|entry| entry.abs() == 1.0));
+
+    let mut more = args.to_vec();
+    more.extend(["--min-distance", "12"]);
+    refuse(&more, "use more bits");
+    let distances = ["centers", "--similarity", text(&out), "--bits", "16"];
+    refuse(&distances, "expected as many rows as columns, found 8 x 16");
+    refuse(
+        &["centers", "--bits", "16"],
+        "--similarity FILE or --classes N",
+    );
+    let plain = [
+        "centers",
+        "--classes",
+        "10",
+        "--bits",
+        "64",
+        "--method",
+        "max-hd",
+    ];
+    assert!(succeed(&plain).contains("10 centers of 64 bits by max-hd"));
 }

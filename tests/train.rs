@@ -425,12 +425,14 @@ fn classes_that_cannot_be_learned_are_refused() {
         text.contains("cannot be learned from and held back"),
         "{text}"
     );
+    // Before stage 1 is trained: nothing is left of a run.
     let text = refused("shc", &all, &|o| {
         if let MethodConfig::Shc(config) = &mut o.method {
             config.centers.min_distance = Some(31);
         }
     });
     assert!(text.contains("use more bits"), "{text}");
+    assert!(!dir.path().join("model.classifier.state").exists());
     let book = |classes| Codebook::seeded(CentersKind::MaxHd, classes, 32, 0).unwrap();
     let text = refused("csq", &all, &|o| o.given.centers = Some(book(5)));
     assert!(

@@ -133,6 +133,12 @@ impl Default for SemanticOptions {
 }
 
 impl SemanticOptions {
+    /// d for `n_classes` centers of `bits` bits.
+    pub fn min_distance(&self, n_classes: usize, bits: usize) -> usize {
+        self.min_distance
+            .unwrap_or_else(|| gilbert_varshamov(n_classes, bits))
+    }
+
     /// Settings, checked.
     ///
     /// # Errors
@@ -208,7 +214,7 @@ pub fn semantic_centers(
     let started = Instant::now();
     let n_classes = similarity.n_classes();
     let gv_distance = gilbert_varshamov(n_classes, bits);
-    let min_distance = options.min_distance.unwrap_or(gv_distance);
+    let min_distance = options.min_distance(n_classes, bits);
 
     let tried = (0..options.restarts).into_par_iter().map(|restart| {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -251,12 +257,16 @@ pub fn s_loss(similarity: &ClassSimilarity, codebook: &Codebook) -> f64 {
     let mut sum = 0.0;
     for i in 0..n {
         for j in 0..n {
-            let pairs = codebook.center(i).iter().zip(codebook.center(j));
-            let product: f32 = pairs.map(|(a, b)| a * b).sum();
-            sum += (similarity.get(i, j) - f64::from(product) / k).powi(2);
+            let product = product(codebook.center(i), codebook.center(j));
+            sum += (similarity.get(i, j) - product / k).powi(2);
         }
     }
     sum / (n * n) as f64
+}
+
+/// h_i^T h_j of two centers.
+fn product(a: &[f32], b: &[f32]) -> f64 {
+    f64::from(a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>())
 }
 
 /// The state of the augmented Lagrangian. Matrices K x C are kept column by column: row i of `h` is h_i.
@@ -274,6 +284,8 @@ struct Solver<'a> {
     alpha: Vec<f64>,
     /// C x C, Z.
     slack: Vec<f64>,
+    /// C x C, H^T H as it is now.
+    gram: Vec<f64>,
 }
 
 impl<'a> Solver<'a> {
@@ -299,6 +311,9 @@ impl<'a> Solver<'a> {
             lambda: vec![options.lambda; n * bits],
             alpha: vec![0.0; n * n],
             slack: vec![0.0; n * n],
+            gram: (0..n * n)
+                .map(|at| product(start.center(at / n), start.center(at % n)))
+                .collect(),
         }
     }
 
@@ -330,6 +345,7 @@ impl<'a> Solver<'a> {
             // The program looks at the distances after the steps of a column.
             if released && !self.keeps_distance(i) {
                 self.h[i * self.bits..][..self.bits].copy_from_slice(&before);
+                self.update_gram(i);
             }
             self.update_multipliers(i);
             let judged = !released || i + 1 == self.n;
@@ -352,7 +368,16 @@ impl<'a> Solver<'a> {
     }
 
     fn product(&self, i: usize, j: usize) -> f64 {
-        dot(self.column(i), self.column(j))
+        self.gram[i * self.n + j]
+    }
+
+    /// After a change of column i.
+    fn update_gram(&mut self, i: usize) {
+        for j in 0..self.n {
+            let product = dot(self.column(i), self.column(j));
+            self.gram[i * self.n + j] = product;
+            self.gram[j * self.n + i] = product;
+        }
     }
 
     fn keeps_distance(&self, i: usize) -> bool {
@@ -443,6 +468,7 @@ impl<'a> Solver<'a> {
                 self.h[at] = moved.signum();
             }
         }
+        self.update_gram(i);
     }
 
     /// Eq. 37 and 38.

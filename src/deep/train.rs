@@ -14,6 +14,7 @@ use rand::seq::SliceRandom;
 use serde::Serialize;
 use tch::Tensor;
 
+use crate::centers::separation::separated;
 use crate::centers::{ClassDistances, ClassSimilarity, Codebook};
 use crate::code::CodeLen;
 use crate::data::Dataset;
@@ -460,6 +461,11 @@ fn codebook(
     ) {
         (Some(codebook), _, _) => codebook.clone(),
         (None, Some(config), _) => {
+            // What stage 2 would refuse is refused before hours of stage 1.
+            config.centers.check()?;
+            let min_distance = config.centers.min_distance(n_classes, bits);
+            let mut rng = device::rng(options.seed, Stream::Centers);
+            separated(n_classes, bits, min_distance, &mut rng)?;
             let similarity = match &options.given.similarity {
                 Some(similarity) => similarity.clone(),
                 None => {
