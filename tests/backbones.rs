@@ -285,7 +285,7 @@ fn a_head_on_frozen_features_makes_a_model_of_pictures() {
     );
     let extractor = extractor.unwrap();
     assert_eq!(extractor.weights(), &record);
-    let features = extractor
+    let of_backbone = extractor
         .dataset(&dataset, &at("cache"), &mut |_, _| {})
         .unwrap();
     let of_pictures = encoder.encode_set(&dataset.query, &mut |_| {}).unwrap();
