@@ -151,7 +151,6 @@ fn a_killed_build_resumes_to_the_same_index() {
         args.extend([text(index), "--commit-every", "64", "--resume"]);
         args.into_iter().map(str::to_owned).collect::<Vec<_>>()
     };
-    let to_str = |args: &Vec<String>| -> Vec<String> { args.clone() };
     let straight = at("straight");
     let args = build(&straight);
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
@@ -162,7 +161,7 @@ fn a_killed_build_resumes_to_the_same_index() {
     let mut n_kills = 0;
     for round in 0..rounds {
         let index = at(&format!("killed-{round}"));
-        let args = to_str(&build(&index));
+        let args = build(&index);
         for _ in 0..3 {
             let mut child = Command::new(env!("CARGO_BIN_EXE_tanhash"))
                 .args(&args)
@@ -879,7 +878,6 @@ fn a_full_disk_loses_nothing_that_was_committed() {
             "--commit-every",
             "100",
             "--resume",
-            "--json",
             "--input",
         ];
         let mut args: Vec<String> = args.iter().map(|arg| arg.to_string()).collect();

@@ -438,6 +438,10 @@ impl IndexBuilder {
             return Ok(());
         }
         if lane.jobs.send(items).is_err() {
+            // The lane has said why before it ended.
+            while let Ok(result) = self.results.try_recv() {
+                self.take(result)?;
+            }
             return Err(ErrorKind::Tantivy("a thread that adds documents has ended".into()).into());
         }
         self.in_flight += 1;
