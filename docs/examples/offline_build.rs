@@ -10,14 +10,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tanhash::Encoder;
 use tanhash::encode::PerceptualHash;
 use tanhash::plugin::{
     HammingQuery, HashDocumentExt, HashFieldOptions, HashIndex, HashPlugin, SchemaBuilderExt,
     WriterOptions,
 };
+use tanhash::{Encoder, Payload};
+use tantivy::TantivyDocument;
 use tantivy::schema::{STORED, STRING, Schema, Value};
-use tantivy::{DocAddress, TantivyDocument};
 
 type AnyResult<T> = Result<T, Box<dyn std::error::Error>>;
 
@@ -89,10 +89,11 @@ fn build(pictures: &Path, out: &Path) -> AnyResult<Built> {
 
     let searcher = index.searcher()?;
     let mut like_first = Vec::new();
-    let first = DocAddress::new(0, 0);
-    if searcher.num_docs() > 0
-        && let Some(code) = index.code(&searcher, image, first)?
-    {
+    let first = files.iter().find_map(|file| {
+        let picture = Payload::Image(fs::read(file).ok()?.into());
+        index.encode(image, picture).ok()
+    });
+    if let Some(code) = first {
         for hit in HammingQuery::new(image, code, 6)
             .search(&searcher, None)?
             .hits

@@ -596,11 +596,20 @@ fn a_lost_device_stops_at_once_or_is_replaced() {
     within_seconds(60, || {
         let device = Device::new(1000);
         let encoder = Arc::clone(&device) as Arc<dyn Encoder>;
-        let service = EncoderService::new(encoder, ServiceOptions::default()).unwrap();
-        assert!(service.submit(payloads(0..5)).unwrap().wait()[0].is_ok());
+        // One batch, whatever the machine is busy with: nothing is sent before it is flushed.
+        let options = ServiceOptions {
+            max_delay: Duration::from_secs(3600),
+            ..ServiceOptions::default()
+        };
+        let service = EncoderService::new(encoder, options).unwrap();
+        let ticket = service.submit(payloads(0..5)).unwrap();
+        service.flush();
+        assert!(ticket.wait()[0].is_ok());
         let n_calls = device.calls.lock().len();
         device.lost.store(true, Ordering::SeqCst);
-        let answers = service.submit(payloads(0..500)).unwrap().wait();
+        let ticket = service.submit(payloads(0..40)).unwrap();
+        service.flush();
+        let answers = ticket.wait();
         let stages: BTreeSet<String> = answers
             .iter()
             .map(|answer| answer.as_ref().unwrap_err().stage.to_string())
