@@ -1094,6 +1094,7 @@ fn vectors_are_fitted_encoded_and_measured() {
         ],
         "corrupt ITQ file",
     );
+}
 
 #[test]
 fn centers_are_made_and_judged() {
