@@ -20,7 +20,12 @@ demo: build
 
 ## test: every test that needs no GPU, with and without libtorch
 test: test-pure libtorch
-	LD_LIBRARY_PATH="$(LIBTORCH_LIBS):$$LD_LIBRARY_PATH" $(CARGO) test --profile $(TEST_PROFILE) $(FULL)
+	LD_LIBRARY_PATH="$(LIBTORCH_LIBS):$$LD_LIBRARY_PATH" $(CARGO) test --profile $(TEST_PROFILE) $(FULL) \
+		--lib --bins $(addprefix --test ,$(FULL_TESTS))
+	LD_LIBRARY_PATH="$(LIBTORCH_LIBS):$$LD_LIBRARY_PATH" $(CARGO) test --profile $(TEST_PROFILE) $(FULL) --doc
+
+# The tests that need a feature. All others are the same with and without, and run once.
+FULL_TESTS := backbones cli methods offline train
 
 ## test-pure: the library alone, as an application without libtorch and C++ builds it
 test-pure:

@@ -577,3 +577,21 @@ fn the_reader_of_sources_sees_code_only() {
         "65536"
     );
 }
+
+#[test]
+fn make_runs_every_test_that_needs_a_feature() {
+    let manifest = read("Cargo.toml");
+    let mut needing: Vec<&str> = manifest
+        .split("[[test]]")
+        .skip(1)
+        .filter(|section| !section.contains("cuda-tests"))
+        .filter_map(|section| section.split('"').nth(1))
+        .collect();
+    needing.sort_unstable();
+    let makefile = read("Makefile");
+    let listed = makefile
+        .lines()
+        .find_map(|line| line.strip_prefix("FULL_TESTS := "))
+        .expect("the Makefile lists the tests that need a feature");
+    assert_eq!(listed.split(' ').collect::<Vec<_>>(), needing);
+}

@@ -37,7 +37,7 @@ fn headers_as_numpy_writes_them() {
         parsed("{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), }   \n").unwrap();
     assert_eq!(
         (found.dtype, found.shape, start),
-        (NpyType::F32, vec![3, 4], 72)
+        (NpyType::F32, vec![3, 4], 73)
     );
     // Any order of keys, either quote, no blanks; a vector may be in "Fortran order".
     let (found, _) = parsed("{\"shape\":(7,),\"descr\":\"|u1\",\"fortran_order\":True}").unwrap();
