@@ -21,14 +21,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::Parser;
 
-/// libtorch's threads spin while they wait for each other unless `OMP_WAIT_POLICY` says otherwise, and it is
-/// read before `main`. So commands that compute with libtorch start once more with the policy that does not
-/// stall on a busy machine; a policy that the user has set stays.
-#[cfg(all(feature = "torch", unix))]
-fn let_threads_sleep(command: &cli::Command) {
+/// What commands that compute need in their environment, because it is read before `main`; a value that the
+/// user has set stays. libtorch's threads spin while they wait for each other unless told not to, which
+/// stalls a busy machine. glibc's allocator comes to keep the large blocks of every thread unless the size
+/// from which it asks the system for them is fixed, and stated bounds of memory would not hold.
+#[cfg(unix)]
+const ENVIRONMENT: [(&str, &str); 2] = [
+    ("OMP_WAIT_POLICY", "passive"),
+    ("MALLOC_MMAP_THRESHOLD_", "1048576"),
+];
+
+/// Starts the program once more with [`ENVIRONMENT`], if this command needs it.
+#[cfg(unix)]
+fn with_environment(command: &cli::Command) {
     use std::os::unix::process::CommandExt;
 
-    const POLICY: &str = "OMP_WAIT_POLICY";
     let computes = matches!(
         command,
         cli::Command::Train(_)
@@ -40,22 +47,26 @@ fn let_threads_sleep(command: &cli::Command) {
             | cli::Command::Rehash(_)
             | cli::Command::Search(_)
     );
-    if !computes || std::env::var_os(POLICY).is_some() {
+    let missing = ENVIRONMENT
+        .into_iter()
+        .filter(|(name, _)| std::env::var_os(name).is_none());
+    let missing: Vec<_> = missing.collect();
+    if !computes || missing.is_empty() {
         return;
     }
     if let Ok(program) = std::env::current_exe() {
         // Returns only if it failed, and then this process does the work as it is.
         let _ = std::process::Command::new(program)
             .args(std::env::args_os().skip(1))
-            .env(POLICY, "passive")
+            .envs(missing)
             .exec();
     }
 }
 
 fn main() -> ExitCode {
     let arguments = cli::Arguments::parse();
-    #[cfg(all(feature = "torch", unix))]
-    let_threads_sleep(&arguments.command);
+    #[cfg(unix)]
+    with_environment(&arguments.command);
     // A panic is a defect of ours or of a library below. The library contains those it expects; for any
     // other the user gets one line and exit code 1.
     let place: Arc<Mutex<String>> = Arc::default();
