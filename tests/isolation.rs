@@ -287,12 +287,14 @@ fn the_merge_policy_outlives_a_rollback() {
     }
 }
 
+/// Writes to let through before the one to stop, what to say then and what to wait for.
+type Stop = (usize, Sender<()>, Receiver<()>);
+
 /// A directory that stops a write of `meta.json`.
 #[derive(Clone, Debug)]
 struct Gate {
     inner: RamDirectory,
-    /// Writes to let through before the one to stop, what to say then and what to wait for.
-    stop: Arc<Mutex<Option<(usize, Sender<()>, Receiver<()>)>>>,
+    stop: Arc<Mutex<Option<Stop>>>,
 }
 
 impl Directory for Gate {
