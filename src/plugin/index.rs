@@ -17,6 +17,7 @@ use tantivy::{Directory, DocAddress, IndexReader, Searcher};
 use crate::code::HashCode;
 use crate::encode::Payload;
 use crate::error::{Error, Result};
+use crate::plugin::directory::HashDirectory;
 use crate::plugin::field::HashFieldOptions;
 use crate::plugin::index_writer::{HashIndexWriter, WriterOptions};
 use crate::plugin::{HashPlugin, OpenColumn, contained, in_file, plugin_of};
@@ -100,7 +101,7 @@ impl HashIndex {
         let builder = Index::builder().schema(schema).settings(settings);
         let index = builder
             .register_plugin(plugin.segment_plugin())
-            .open_or_create(directory)?;
+            .open_or_create(HashDirectory::new(directory))?;
         Ok(HashIndex { index, plugin })
     }
 
@@ -127,7 +128,9 @@ impl HashIndex {
     pub fn open(directory: impl Into<Box<dyn Directory>>, plugin: HashPlugin) -> Result<HashIndex> {
         let directory: Box<dyn Directory> = directory.into();
         let raw = directory.box_clone();
-        let index = contained("meta.json", || Ok(Index::open(directory)?))?;
+        let index = contained("meta.json", || {
+            Ok(Index::open(HashDirectory::new(directory))?)
+        })?;
         {
             let _lock = lock_files(&index)?;
             check_lengths(&index, &*raw)?;
@@ -135,7 +138,7 @@ impl HashIndex {
         HashIndex::from_index(index, plugin)
     }
 
-    /// Registers the plugin with an index that was opened by tantivy.
+    /// Registers the plugin with an index that was opened by tantivy, best in a [`HashDirectory`].
     ///
     /// # Errors
     /// As [`open_in_dir`](Self::open_in_dir).

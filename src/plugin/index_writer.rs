@@ -126,6 +126,8 @@ pub struct HashIndexWriter {
     /// two threads between those steps could delete what was added after. One call at a time keeps the
     /// order of stamps and queue the same.
     order: Mutex<()>,
+    /// tantivy forgets it in a rollback.
+    merge_policy: Mutex<Arc<dyn MergePolicy>>,
     schema: Schema,
     plugin: HashPlugin,
     fields: Vec<(Field, HashFieldOptions)>,
@@ -190,7 +192,9 @@ impl HashIndexWriter {
             .memory_budget_bytes
             .min(num_threads.saturating_mul((4 << 30) - (2 << 20)));
         let writer: IndexWriter = index.writer_with_num_threads(num_threads, budget)?;
+        pass_last_stamp(&writer)?;
         Ok(HashIndexWriter {
+            merge_policy: Mutex::new(writer.get_merge_policy()),
             state: RwLock::new(State::Open(writer)),
             order: Mutex::new(()),
             schema,
@@ -747,13 +751,13 @@ impl HashIndexWriter {
                 }
                 Err(error) => {
                     let reason = error.to_string();
-                    Self::roll_back(&mut state, &reason)?;
+                    self.roll_back(&mut state, &reason)?;
                     Err(Error::from(error))
                 }
             },
             State::Failed(_, reason) => {
                 let reason = reason.clone();
-                Self::roll_back(&mut state, &reason)?;
+                self.roll_back(&mut state, &reason)?;
                 let message = format!(
                     "{reason}; everything since the last commit was rolled back, add it again"
                 );
@@ -763,15 +767,16 @@ impl HashIndexWriter {
         }
     }
 
-    /// Forgets everything since the last commit.
+    /// Forgets everything since the last commit. Waits for merges in the background; what they have merged
+    /// stays merged.
     ///
     /// # Errors
     /// `Tantivy`, after which the writer is closed.
     pub fn rollback(&self) -> Result<Opstamp> {
-        Self::roll_back(&mut self.state.write(), "rolled back")
+        self.roll_back(&mut self.state.write(), "rolled back")
     }
 
-    fn roll_back(state: &mut State, reason: &str) -> Result<Opstamp> {
+    fn roll_back(&self, state: &mut State, reason: &str) -> Result<Opstamp> {
         let taken = std::mem::replace(state, State::Closed(reason.to_owned()));
         let (State::Open(mut writer) | State::Failed(mut writer, _)) = taken else {
             let State::Closed(reason) = taken else {
@@ -782,8 +787,10 @@ impl HashIndexWriter {
             return Err(error);
         };
         // A failed rollback has dropped tantivy's lock, and a second one would panic.
-        match writer.rollback() {
+        match roll_back_and_settle(&mut writer) {
             Ok(opstamp) => {
+                let policy = SharedPolicy(self.merge_policy.lock().clone());
+                writer.set_merge_policy(Box::new(policy));
                 *state = State::Open(writer);
                 Ok(opstamp)
             }
@@ -794,13 +801,16 @@ impl HashIndexWriter {
         }
     }
 
-    /// Replaces tantivy's policy of which segments to merge in the background.
+    /// Replaces tantivy's policy of which segments to merge in the background, for as long as the writer
+    /// lives, rollbacks included.
     ///
     /// # Errors
     /// `Tantivy` if the writer must be rolled back first.
     pub fn set_merge_policy(&self, policy: Box<dyn MergePolicy>) -> Result<()> {
+        let policy: Arc<dyn MergePolicy> = Arc::from(policy);
         self.with_writer(|writer| {
-            writer.set_merge_policy(policy);
+            *self.merge_policy.lock() = policy.clone();
+            writer.set_merge_policy(Box::new(SharedPolicy(policy)));
             Ok(())
         })
     }
@@ -813,10 +823,10 @@ impl HashIndexWriter {
         let mut state = self.state.write();
         match &mut *state {
             State::Open(writer) => {
-                let policy = writer.get_merge_policy();
                 writer.set_merge_policy(Box::new(NoMergePolicy));
                 let merged = Self::merge_into_one(writer);
-                writer.set_merge_policy(Box::new(SharedPolicy(policy)));
+                let policy = SharedPolicy(self.merge_policy.lock().clone());
+                writer.set_merge_policy(Box::new(policy));
                 merged?;
                 writer.garbage_collect_files().wait()?;
                 let directory = writer.index().directory();
@@ -892,6 +902,36 @@ impl HashIndexWriter {
             State::Closed(_) => Ok(()),
         }
     }
+}
+
+/// tantivy 0.27 gives the first operation of a writer, new or rolled back, the stamp of the last commit once
+/// more. A merge of committed segments applies deletions up to that stamp, and takes those segments for done
+/// that had deletions in that commit: there the deletion would be lost, elsewhere it would come before its
+/// commit. So nothing gets that stamp.
+fn pass_last_stamp(writer: &IndexWriter) -> tantivy::Result<()> {
+    writer.run(Vec::<UserOperation>::new())?;
+    Ok(())
+}
+
+/// Rolls tantivy's writer back to what `meta.json` says when nothing changes it any more.
+///
+/// tantivy 0.27 neither ends nor awaits the merges of the writer it replaces. One that is about to end may
+/// put its result into `meta.json` after the new writer has read it; the new one then takes the result's
+/// files for garbage, and the index for made of files that are gone.
+fn roll_back_and_settle(writer: &mut IndexWriter) -> tantivy::Result<Opstamp> {
+    // Nothing merges any more once the old policy is dropped, as the threads that merge share it.
+    writer.set_merge_policy(Box::new(NoMergePolicy));
+    let merging = Arc::downgrade(&writer.get_merge_policy());
+    let before = writer.index().searchable_segment_ids()?;
+    let mut opstamp = writer.rollback()?;
+    while merging.strong_count() > 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    if writer.index().searchable_segment_ids()? != before {
+        opstamp = writer.rollback()?;
+    }
+    pass_last_stamp(writer)?;
+    Ok(opstamp)
 }
 
 /// Objects nested deeper than this are refused.

@@ -8,6 +8,7 @@ mod build;
 mod checksums;
 mod convert;
 mod dedup;
+mod directory;
 mod doc_order;
 mod field;
 mod hybrid;
@@ -23,6 +24,7 @@ pub use build::{
 };
 pub use checksums::{CHECKSUMS_FILE, verify_checksums, write_checksums};
 pub use dedup::{Dedup, DedupCounts, DedupProgress, Groups, Member, Pair};
+pub use directory::HashDirectory;
 pub use field::{FIELD_TYPE, HashFieldOptions, SchemaBuilderExt};
 pub use hybrid::{
     Fused, Fusion, HybridHit, HybridResult, HybridSearch, Leg, LegHit, LegReport, Missing,
@@ -43,6 +45,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use tantivy::SegmentPlugin;
+use tantivy::directory::error::OpenReadError;
 use tantivy::index::{Index, SegmentComponent, SegmentId, SegmentReader};
 use tantivy::schema::{Field, Schema};
 
@@ -191,7 +194,8 @@ impl HashPlugin {
     }
 
     /// What plain tantivy users register: `Index::builder().register_plugin(..)` before creating an index,
-    /// `index.register_plugin(..)` after opening one.
+    /// `index.register_plugin(..)` after opening one. In a [`HashDirectory`], or searchers may lose the codes
+    /// of segments that are merged away.
     pub fn segment_plugin(&self) -> Arc<dyn SegmentPlugin> {
         self.0.clone()
     }
@@ -322,8 +326,17 @@ impl PluginState {
 fn open_segment(reader: &SegmentReader, integrity: Integrity) -> Result<HashSegment> {
     let component = SegmentComponent::Custom(EXTENSION.to_owned());
     let name = format!("{}.{EXTENSION}", reader.segment_id().uuid_string());
-    let file = contained(&name, || Ok(reader.open_read(component)))?
-        .map_err(|error| Error::corrupt(name.clone(), error.to_string()))?;
+    let file = contained(&name, || Ok(reader.open_read(component)))?.map_err(|error| {
+        let reason = match &error {
+            OpenReadError::FileDoesNotExist(_) => {
+                "expected the file, found none; if the segment was merged meanwhile, make a new searcher, and \
+                 open the index in a HashDirectory"
+                    .to_owned()
+            }
+            _ => error.to_string(),
+        };
+        Error::corrupt(name.clone(), reason)
+    })?;
     let bytes = file.read_bytes().map_err(|error| Error::io(&name, error))?;
     HashSegment::open(Arc::new(bytes), reader.max_doc(), integrity)
         .map_err(|error| in_file(&name, error))
