@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use safetensors::tensor::{Dtype, TensorView};
-use tanhash::data::npy::{NpyType, NpyWriter, write_integers};
 use tanhash::data::{Dataset, DatasetSpec, ExampleSet, PictureShape, load};
 use tanhash::deep::hash_head::HeadKind;
 use tanhash::deep::{
@@ -14,6 +13,7 @@ use tanhash::deep::{
     Normalization, PictureInput, TorchEncoder, TrainOptions, features, train,
 };
 use tanhash::media::Resize;
+use tanhash::npy::{NpyType, NpyWriter, write_integers};
 use tanhash::{CodeLen, Encoder, ErrorKind, Payload};
 use tch::Tensor;
 
@@ -415,7 +415,7 @@ fn a_killed_extraction_goes_on() {
         .unwrap();
     assert_eq!(done, [3, 12]);
     let values = |name: &str| {
-        let file = tanhash::data::npy::NpyFile::open(at(name)).unwrap();
+        let file = tanhash::npy::NpyFile::open(at(name)).unwrap();
         let mut row = vec![0.0; 512];
         (0..12)
             .flat_map(|i| {

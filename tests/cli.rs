@@ -1106,7 +1106,7 @@ fn centers_are_made_and_judged() {
         (a, b) if a / 4 == b / 4 => 0.5,
         _ => 0.0,
     });
-    let bytes = tanhash::centers::npy::float_bytes(8, &entries.collect::<Vec<f64>>());
+    let bytes = tanhash::npy::float_bytes(8, &entries.collect::<Vec<f64>>());
     std::fs::write(&similarity, bytes).unwrap();
     let args = [
         "--json",
@@ -1127,7 +1127,7 @@ fn centers_are_made_and_judged() {
         loss("s_loss_before_refine") <= loss("s_loss_start"),
         "{report}"
     );
-    let (rows, columns, centers) = tanhash::centers::npy::read(&out).unwrap();
+    let (rows, columns, centers) = tanhash::npy::read_matrix(&out).unwrap();
     assert_eq!((rows, columns), (8, 16));
     assert!(centers.iter().all(|entry| entry.abs() == 1.0));
 

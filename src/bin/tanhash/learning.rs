@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use tanhash::centers::{CentersKind, ClassDistances, Codebook, npy};
+use tanhash::centers::{CentersKind, ClassDistances, Codebook};
 use tanhash::data::{self, Dataset, DatasetSpec, ExampleSet, PictureShape};
 use tanhash::deep::method::shc;
 use tanhash::deep::{
@@ -11,6 +11,7 @@ use tanhash::deep::{
     TrainSummary,
 };
 use tanhash::eval::{Protocol, Report};
+use tanhash::npy::read_matrix;
 use tanhash::{CodeLen, Codes};
 
 use crate::cmd::centers::{read_similarity, square};
@@ -158,7 +159,7 @@ fn set_given(options: &mut TrainOptions, args: &Args) -> Result<()> {
         }
         Some("shc") | None => {}
         Some(name) if name.ends_with(".npy") => {
-            options.given.centers = Some(read_codebook(Path::new(name))?);
+            options.given.centers = Some(Codebook::read_npy(name)?);
         }
         Some(name) => {
             name.parse::<CentersKind>()
@@ -184,17 +185,10 @@ fn set_given(options: &mut TrainOptions, args: &Args) -> Result<()> {
 
 /// Distances of a `.npy` file.
 fn read_distances(path: &Path) -> Result<ClassDistances> {
-    let (rows, columns, entries) = npy::read(path)?;
+    let (rows, columns, entries) = read_matrix(path)?;
     square(path, rows, columns)?;
     let entries = entries.into_iter().map(|entry| entry as f32).collect();
     ClassDistances::new(rows, entries).with_context(|| path.display().to_string())
-}
-
-/// Centers of a `.npy` file.
-fn read_codebook(path: &Path) -> Result<Codebook> {
-    let (_, bits, entries) = npy::read(path)?;
-    let entries = entries.into_iter().map(|entry| entry as f32).collect();
-    Codebook::from_entries(bits, entries).with_context(|| path.display().to_string())
 }
 
 /// Everything the command line says of a run.

@@ -7,7 +7,8 @@ use anyhow::{Context, Result, bail};
 use serde_json::json;
 use tanhash::centers::semantic::{SemanticOptions, Variant, s_loss, semantic_centers};
 use tanhash::centers::separation::gilbert_varshamov;
-use tanhash::centers::{CentersKind, ClassSimilarity, Codebook, npy};
+use tanhash::centers::{CentersKind, ClassSimilarity, Codebook};
+use tanhash::npy::read_matrix;
 
 use crate::cmd::Common;
 use crate::output;
@@ -88,8 +89,7 @@ pub fn run(args: Args, common: Common) -> Result<()> {
         )
     };
     if let Some(out) = &args.out {
-        std::fs::write(out, npy::codebook_bytes(&codebook))
-            .with_context(|| out.display().to_string())?;
+        std::fs::write(out, codebook.to_npy()).with_context(|| out.display().to_string())?;
     }
     let seconds = started.elapsed().as_secs_f64();
     let loss = similarity
@@ -133,7 +133,7 @@ pub fn run(args: Args, common: Common) -> Result<()> {
 
 /// S of a `.npy` file.
 pub fn read_similarity(path: &Path) -> Result<ClassSimilarity> {
-    let (rows, columns, entries) = npy::read(path)?;
+    let (rows, columns, entries) = read_matrix(path)?;
     square(path, rows, columns)?;
     ClassSimilarity::new(rows, entries).with_context(|| path.display().to_string())
 }

@@ -8,8 +8,9 @@ use tanhash::eval::{
     ClassSimilarities, Cutoff, Denominator, Evaluation, Hierarchy, Protocol, Report, Ties,
     quantization_error,
 };
+use tanhash::npy::read_vectors;
 
-use crate::arrays::{Array, LabelFile, read_codes};
+use crate::arrays::{LabelFile, read_codes};
 use crate::cmd::Common;
 use crate::output;
 use crate::report::{self, class_name, figures, headline};
@@ -204,7 +205,7 @@ fn from_codes(query_codes: &Path, args: &Args, protocol: &Protocol) -> Result<Me
     let mut report = evaluation.run(protocol)?;
     if let Some(path) = &args.database_logits {
         let about = || path.display().to_string();
-        let (logits, dim) = Array::read(path)?.into_vectors().with_context(about)?;
+        let (logits, dim) = read_vectors(path)?;
         ensure!(
             dim == bits && logits.len() / dim == database.0.n_codes(),
             "{}: expected {} rows of {bits} logits, got {} rows of {dim}",
