@@ -32,6 +32,7 @@ fn let_threads_sleep(command: &cli::Command) {
     let computes = matches!(
         command,
         cli::Command::Train(_)
+            | cli::Command::Adapt(_)
             | cli::Command::Eval(_)
             | cli::Command::Features(_)
             | cli::Command::Encode(_)

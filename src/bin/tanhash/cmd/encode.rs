@@ -11,7 +11,7 @@ use tanhash::encode::{Encoder, Itq, SignLsh};
 use tanhash::npy::read_vectors;
 use tanhash::{CodeLen, Codes, Payload};
 
-use crate::catalog::open_model;
+use crate::catalog::{open_itq, open_model};
 use crate::cmd::Common;
 use crate::output;
 use crate::records::{Body, Entry, Records};
@@ -173,7 +173,7 @@ fn encode_vectors(args: &Args, common: Common) -> Result<()> {
         }
         (Some(VectorEncoder::Lsh), _, None) => Box::new(SignLsh::new(len()?, dim, common.seed)?),
         (None, Some(file), _) => {
-            let itq = Itq::open(file).with_context(|| file.display().to_string())?;
+            let itq = open_itq(file)?;
             if let Some(bits) = args.bits.filter(|bits| *bits != itq.code_len().bits()) {
                 bail!(
                     "{}: expected codes of {bits} bits, it makes {}",
