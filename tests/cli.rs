@@ -1263,32 +1263,17 @@ fn centers_are_made_and_judged() {
         apart(0, 2) < apart(0, 1) && apart(0, 2) < apart(1, 2),
         "{centers:?}"
     );
-    let (named, from_tree) = (tree.with_extension("named"), dir.path().join("numbers.npy"));
-    let numbers = [
-        "centers",
-        "--hierarchy",
-        text(&tree),
-        "--bits",
-        "16",
-        "--out",
-        text(&from_tree),
-    ];
-    refuse(&numbers, "class 0 \"0\" is not in it; it has leaves");
-    let pairs = "10 0\n10 1\n10 2\n10 3\n11 4\n11 5\n11 6\n11 7\n12 10\n12 11\n";
-    std::fs::write(&named, pairs).unwrap();
-    succeed(&[
-        "centers",
-        "--hierarchy",
-        text(&named),
-        "--bits",
-        "16",
-        "--out",
-        text(&from_tree),
-    ]);
+    // Leaves that are named by numbers need no other names.
+    let numbers = ["centers", "--hierarchy", text(&tree), "--bits", "16"];
+    succeed(&[&numbers[..], &["--out", text(&from_tree)]].concat());
     assert_eq!(
         std::fs::read(&from_tree).unwrap(),
         std::fs::read(&out).unwrap()
     );
+    std::fs::write(&tree, "r\n- cat\n- dog\n").unwrap();
+    refuse(&numbers, "give names with --class-names");
+    refuse(&numbers, "class 0 \"0\" is not in it; it has leaves");
+
     let plain = [
         "centers",
         "--classes",
