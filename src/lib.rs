@@ -60,6 +60,7 @@ pub mod error;
 
 pub mod code;
 pub mod media;
+pub mod npy;
 mod random;
 
 pub mod centers;

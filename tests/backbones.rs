@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use safetensors::tensor::{Dtype, TensorView};
-use tanhash::data::npy::{NpyType, NpyWriter, write_integers};
 use tanhash::data::{Dataset, DatasetSpec, ExampleSet, PictureShape, load};
 use tanhash::deep::hash_head::HeadKind;
 use tanhash::deep::{
@@ -14,6 +13,7 @@ use tanhash::deep::{
     Normalization, PictureInput, TorchEncoder, TrainOptions, features, train,
 };
 use tanhash::media::Resize;
+use tanhash::npy::{NpyType, NpyWriter, write_integers};
 use tanhash::{CodeLen, Encoder, ErrorKind, Payload};
 use tch::Tensor;
 
@@ -415,7 +415,7 @@ fn a_killed_extraction_goes_on() {
         .unwrap();
     assert_eq!(done, [3, 12]);
     let values = |name: &str| {
-        let file = tanhash::data::npy::NpyFile::open(at(name)).unwrap();
+        let file = tanhash::npy::NpyFile::open(at(name)).unwrap();
         let mut row = vec![0.0; 512];
         (0..12)
             .flat_map(|i| {
@@ -434,4 +434,114 @@ fn a_killed_extraction_goes_on() {
         error.to_string().contains("expected 36 x 512 numbers"),
         "{error}"
     );
+}
+
+#[cfg(feature = "cli")]
+#[test]
+fn the_program_reads_kept_features_and_leaves_queries_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    write_weights(
+        BackboneKind::ResNet18,
+        Path::new(&at("weights.safetensors")),
+    );
+    for (split, n) in [("train", 6), ("test", 3)] {
+        for (channel, class) in ["red", "green", "blue"].iter().enumerate() {
+            let folder = dir.path().join("data").join(split).join(class);
+            std::fs::create_dir_all(&folder).unwrap();
+            for picture in 0..n {
+                let mut pixel = [(10 * picture + 20 * channel) as u8; 3];
+                pixel[channel] += 150;
+                let picture_file = folder.join(format!("{picture}.png"));
+                let image = image::RgbImage::from_pixel(12, 12, image::Rgb(pixel));
+                image.save(picture_file).unwrap();
+            }
+        }
+    }
+    let run = |args: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tanhash"));
+        let output = command.args(args).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        (output.status.success(), output.stdout, stderr)
+    };
+    let report = |args: &[&str]| -> (serde_json::Value, String) {
+        let (success, stdout, stderr) = run(args);
+        assert!(success, "{args:?}: {stderr}");
+        (serde_json::from_slice(&stdout).unwrap(), stderr)
+    };
+    let tree = at("tree.txt");
+    std::fs::write(&tree, "colour\n- warm\n-- red\n-- green\n- blue\n").unwrap();
+    let data = format!("folder@leave-one-out:{}", at("data"));
+    let (model, cache, weights) = (
+        at("model.safetensors"),
+        at("cache"),
+        at("weights.safetensors"),
+    );
+    let mut train = vec![
+        "train", "--method", "shrewd", "--data", &data, "--out", &model,
+    ];
+    train.extend([
+        "--bits", "16", "--epochs", "3", "--batch", "6", "--device", "cpu",
+    ]);
+    train.extend(["--backbone", "resnet-18", "--freeze", "--weights", &weights]);
+    train.extend(["--feature-cache", &cache, "--json"]);
+    train.extend(["--hierarchy", &tree]);
+    let (summary, stderr) = report(&train);
+    assert_eq!(summary["epochs_done"], 3);
+    assert!(
+        stderr.contains("features of 27 pictures, 0 are there already"),
+        "{stderr}"
+    );
+    // The features are there now; nothing is said of making them.
+    let (_, stderr) = report(&train);
+    assert!(!stderr.contains("features of"), "{stderr}");
+    std::fs::write(&tree, "colour\n- red\n- green\n").unwrap();
+    let (success, _, stderr) = run(&train);
+    assert!(
+        !success && stderr.contains("\"blue\" is not in it"),
+        "{stderr}"
+    );
+    let csq: Vec<&str> = train
+        .iter()
+        .map(|arg| if *arg == "shrewd" { "csq" } else { arg })
+        .collect();
+    let (success, _, stderr) = run(&csq);
+    assert!(
+        !success && stderr.contains("the method csq has no option --hierarchy"),
+        "{stderr}"
+    );
+
+    let eval = ["eval", "--model", &model, "--data", &data, "--json"];
+    let with = |cache: &str| report(&[&eval[..], &["--feature-cache", cache]].concat());
+    let (of_pictures, stderr) = report(&eval);
+    assert!(!stderr.contains("no features"), "{stderr}");
+    let (of_features, stderr) = with(&cache);
+    assert!(!stderr.contains("no features"), "{stderr}");
+    let (_, stderr) = with(&at("elsewhere"));
+    assert!(stderr.contains("no features of these pictures"), "{stderr}");
+    for found in [&of_pictures, &of_features] {
+        assert_eq!(found["protocol"]["leave_one_out"], true);
+        assert_eq!(
+            (&found["n_queries"], &found["n_database"]),
+            (&9.into(), &9.into())
+        );
+        let error = &found["quantization"];
+        assert!(error["squared"].as_f64().unwrap() > 0.0, "{error}");
+    }
+    let cosine = |found: &serde_json::Value| found["quantization"]["cosine"].as_f64().unwrap();
+    let (a, b) = (cosine(&of_pictures), cosine(&of_features));
+    assert!((a - b).abs() < 1e-4 && a > 0.0 && a < 1.0, "{a} {b}");
+
+    // The figure is that of the logits themselves.
+    let spec: DatasetSpec = data.parse().unwrap();
+    let encoder = TorchEncoder::open(&model, Device::Cpu).unwrap();
+    let dataset = load(&spec, encoder.picture_shape(), 42).unwrap();
+    let logits = encoder.logits_of(&dataset.query, &mut |_| {}).unwrap();
+    let error = tanhash::eval::quantization_error(encoder.code_len(), &logits).unwrap();
+    assert!((error.cosine - a).abs() < 1e-9, "{} {a}", error.cosine);
+    let codes = encoder.encode_set(&dataset.query, &mut |_| {}).unwrap();
+    for (row, logits) in logits.chunks_exact(16).enumerate() {
+        let expected = tanhash::code::binarize(encoder.code_len(), logits).unwrap();
+        assert_eq!(codes.get(row), expected);
+    }
 }

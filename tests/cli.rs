@@ -940,6 +940,28 @@ fn eval_measures_files_of_codes() {
         "--database-logits",
         "expected a .npy file",
     );
+    // Two codes alike, the relevant one second: 1/2 in this order, 1 in the other.
+    let (tie, tie_labels) = (at("tie.bin", &[0, 0, 0, 0]), at("tie.txt", b"0\n1\n"));
+    for (option, expected) in [(None, 0.75), (Some("--database-order"), 0.5)] {
+        let mut args = vec![
+            "eval",
+            "--query-codes",
+            &q,
+            "--query-labels",
+            &ql,
+            "--bits",
+            "16",
+        ];
+        args.extend([
+            "--database-codes",
+            &tie,
+            "--database-labels",
+            &tie_labels,
+            "--json",
+        ]);
+        args.extend(option);
+        near(&json_lines(&succeed(&args))[0]["map"], expected);
+    }
     refuse(&refs(&codes(&["--r", "0"])), "R is");
     refuse(&refs(&codes(&["--orders", "0"])), "at least 1 permutation");
     refuse(
@@ -1063,6 +1085,73 @@ fn vectors_are_fitted_encoded_and_measured() {
         // By chance it is a quarter.
         assert!(map > 0.9, "{codes}: {map}");
     }
+    // The same encoder in an index, which keeps a copy of it.
+    let (index, copy) = (at("index"), at("copy.bin"));
+    std::fs::copy(&itq, &copy).unwrap();
+    let build = [
+        "index",
+        "--encoder",
+        "itq",
+        "--vectors",
+        &vectors,
+        "--index",
+        &index,
+    ];
+    refuse(&build, "expected --encoder-file beside --encoder itq");
+    let mut wrong = build.to_vec();
+    wrong.extend(["--encoder-file", &copy, "--bits", "32"]);
+    refuse(&wrong, "expected codes of 32 bits, it makes 16");
+    wrong = vec![
+        "index",
+        "--encoder-file",
+        &copy,
+        "--dim",
+        "9",
+        "--index",
+        &index,
+    ];
+    wrong.extend(["--input", &labels_file]);
+    refuse(&wrong, "it reads vectors of 24 numbers, got 9");
+    let mut build = build.to_vec();
+    build.extend(["--encoder-file", &copy, "--json"]);
+    assert_eq!(json_lines(&succeed(&build))[0]["codes"], n);
+    std::fs::remove_file(&copy).unwrap();
+    let packed = std::fs::read(&by_file).unwrap();
+    let wanted = packed
+        .chunks(2)
+        .filter(|code| *code == &packed[..2])
+        .count();
+    let code: String = packed[..2]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let find = [
+        "search", "--index", &index, "--code", &code, "--radius", "0", "--json",
+    ];
+    assert_eq!(json_lines(&succeed(&find))[0]["total"], wanted);
+    // Added to without the file, by the copy: each code is there once more.
+    let rows: String = (0..n)
+        .map(|row| format!("{{\"key\":\"more-{row}\"}}\n"))
+        .collect();
+    let keys = at("keys.jsonl");
+    std::fs::write(&keys, rows).unwrap();
+    let append = [
+        "index",
+        "--append",
+        "--vectors",
+        &vectors,
+        "--input",
+        &keys,
+        "--index",
+        &index,
+    ];
+    succeed(&append);
+    assert_eq!(json_lines(&succeed(&find))[0]["total"], 2 * wanted);
+    // By key, so a row that was there before takes the place of itself.
+    let merged = at("merged");
+    succeed(&["merge", "--input", &index, "--index", &merged]);
+    assert!(Path::new(&merged).join("itq.bin").is_file());
+
     refuse(
         &["fit", "--vectors", &vectors, "--bits", "32", "--out", &itq],
         "at most as many bits",
@@ -1106,7 +1195,7 @@ fn centers_are_made_and_judged() {
         (a, b) if a / 4 == b / 4 => 0.5,
         _ => 0.0,
     });
-    let bytes = tanhash::centers::npy::float_bytes(8, &entries.collect::<Vec<f64>>());
+    let bytes = tanhash::npy::float_bytes(8, &entries.collect::<Vec<f64>>());
     std::fs::write(&similarity, bytes).unwrap();
     let args = [
         "--json",
@@ -1127,7 +1216,7 @@ fn centers_are_made_and_judged() {
         loss("s_loss_before_refine") <= loss("s_loss_start"),
         "{report}"
     );
-    let (rows, columns, centers) = tanhash::centers::npy::read(&out).unwrap();
+    let (rows, columns, centers) = tanhash::npy::read_matrix(&out).unwrap();
     assert_eq!((rows, columns), (8, 16));
     assert!(centers.iter().all(|entry| entry.abs() == 1.0));
 
@@ -1138,8 +1227,55 @@ fn centers_are_made_and_judged() {
     refuse(&distances, "expected as many rows as columns, found 8 x 16");
     refuse(
         &["centers", "--bits", "16"],
-        "--similarity FILE or --classes N",
+        "--similarity FILE, --hierarchy FILE or --classes N",
     );
+
+    // The same two groups as a tree: a half within a group, nothing across. So the same centers.
+    let tree = dir.path().join("tree.txt");
+    std::fs::write(
+        &tree,
+        "r\n- a\n-- 0\n-- 1\n-- 2\n-- 3\n- b\n-- 4\n-- 5\n-- 6\n-- 7\n",
+    )
+    .unwrap();
+    let names = dir.path().join("names.txt");
+    std::fs::write(&names, "3\n7\n0\n").unwrap();
+    let from_tree = dir.path().join("of-tree.npy");
+    let mut of_tree = vec![
+        "--json",
+        "centers",
+        "--hierarchy",
+        text(&tree),
+        "--bits",
+        "16",
+    ];
+    of_tree.extend(["--class-names", text(&names), "--out", text(&from_tree)]);
+    // The Gilbert-Varshamov distance of three centers would leave the tree little to say.
+    of_tree.extend(["--min-distance", "4"]);
+    let report = &json_lines(&succeed(&of_tree))[0];
+    assert_eq!(report["n_classes"], 3);
+    let (rows, columns, centers) = tanhash::npy::read_matrix(&from_tree).unwrap();
+    assert_eq!((rows, columns), (3, 16));
+    let apart = |a: usize, b: usize| {
+        (0..16)
+            .filter(|i| centers[a * 16 + i] != centers[b * 16 + i])
+            .count()
+    };
+    // 3 and 0 are in one group, 7 is not.
+    assert!(
+        apart(0, 2) < apart(0, 1) && apart(0, 2) < apart(1, 2),
+        "{centers:?}"
+    );
+    // Leaves that are named by numbers need no other names.
+    let numbers = ["centers", "--hierarchy", text(&tree), "--bits", "16"];
+    succeed(&[&numbers[..], &["--out", text(&from_tree)]].concat());
+    assert_eq!(
+        std::fs::read(&from_tree).unwrap(),
+        std::fs::read(&out).unwrap()
+    );
+    std::fs::write(&tree, "r\n- cat\n- dog\n").unwrap();
+    refuse(&numbers, "give names with --class-names");
+    refuse(&numbers, "class 0 \"0\" is not in it; it has leaves");
+
     let plain = [
         "centers",
         "--classes",
@@ -1150,4 +1286,67 @@ fn centers_are_made_and_judged() {
         "max-hd",
     ];
     assert!(succeed(&plain).contains("10 centers of 64 bits by max-hd"));
+}
+
+/// The section of `docs/guide/cli.md` about a command.
+fn section<'a>(page: &'a str, command: &str) -> &'a str {
+    let section = page.split_once(&format!("\n## {command}\n"));
+    let section = section
+        .unwrap_or_else(|| panic!("cli.md: no section {command}"))
+        .1;
+    section.split("\n## ").next().unwrap()
+}
+
+#[test]
+fn the_page_of_the_program_names_every_option() {
+    let page = include_str!("../docs/guide/cli.md");
+    let options = |help: &str| -> Vec<String> {
+        let lines = help.lines().map(str::trim_start);
+        let lines = lines.filter(|line| line.starts_with("--") || line.starts_with("-h"));
+        let words = lines.flat_map(|line| line.split([' ', ',', '=', '[', '<']));
+        words
+            .filter(|word| word.starts_with("--"))
+            .map(str::to_owned)
+            .collect()
+    };
+    let help = succeed(&["--help"]);
+    let (_, commands) = help.split_once("Commands:\n").unwrap();
+    let commands = commands.split_once("\n\n").unwrap().0.lines();
+    // A line of a command is indented by two; its description may go on below, deeper.
+    let commands = commands.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+    let commands = commands.map(|line| line.split_whitespace().next().unwrap());
+    let mut problems = Vec::new();
+    let mut of_all = vec!["--features".to_owned(), "--path".to_owned()];
+    for command in commands.filter(|command| *command != "help") {
+        let own = section(page, command);
+        // `rehash` builds as `index` does, and says so.
+        let text = match command {
+            "rehash" => own.to_owned() + section(page, "index"),
+            _ => own.to_owned(),
+        };
+        let named = |option: &str| {
+            text.match_indices(option).any(|(at, _)| {
+                let next = text[at + option.len()..].chars().next();
+                !next.is_some_and(|next| next.is_ascii_alphanumeric() || next == '-')
+            })
+        };
+        let known = options(&succeed(&[command, "--help"]));
+        assert!(known.contains(&"--help".to_owned()), "{command}: {known:?}");
+        for option in &known {
+            let global = ["--help", "--json", "--seed"].contains(&option.as_str());
+            if !global && !named(option) {
+                problems.push(format!("cli.md, {command}: nothing about {option}"));
+            }
+        }
+        of_all.extend(known);
+    }
+    assert!(of_all.len() > 150, "{} options were found", of_all.len());
+    for word in page.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-')) {
+        let name = word.strip_prefix("--").unwrap_or_default();
+        let is_option = name.starts_with(|c: char| c.is_ascii_lowercase());
+        if is_option && !of_all.iter().any(|known| known == word) {
+            problems.push(format!("cli.md: no command has the option {word}"));
+        }
+    }
+    assert!(problems.is_empty(), "\n{}", problems.join("\n"));
 }

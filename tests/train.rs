@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use tanhash::centers::{CentersKind, ClassSimilarity, Codebook, npy};
+use tanhash::centers::{CentersKind, ClassSimilarity, Codebook};
 use tanhash::data::{Dataset, ExampleSet, PictureShape};
 use tanhash::deep::checkpoint::state_path;
 use tanhash::deep::{
@@ -15,6 +15,7 @@ use tanhash::deep::{
 use tanhash::encode::EncodeStage;
 use tanhash::eval::{Cutoff, Protocol, evaluate};
 use tanhash::media::Resize;
+use tanhash::npy;
 use tanhash::{CodeLen, Codes, Encoder, ErrorKind, Payload};
 
 const SIDE: usize = 28;
@@ -298,7 +299,8 @@ fn shc_leaves_its_similarity_and_centers_and_takes_them_back() {
     let expected = (1..=16).map(|step| (stage(step).to_owned(), step));
     assert!(entries.eq(expected));
 
-    let matrix = |ending: &str| npy::read(&dir.path().join(format!("model.{ending}.npy"))).unwrap();
+    let matrix =
+        |ending: &str| npy::read_matrix(dir.path().join(format!("model.{ending}.npy"))).unwrap();
     let (rows, columns, similarity) = matrix("similarity");
     assert_eq!((rows, columns), (N_CLASSES, N_CLASSES));
     let (rows, bits, centers) = matrix("centers");
@@ -309,7 +311,7 @@ fn shc_leaves_its_similarity_and_centers_and_takes_them_back() {
     options.given.similarity = Some(ClassSimilarity::new(N_CLASSES, similarity).unwrap());
     options.out = dir.path().join("again");
     assert_eq!(run(&options).steps, 8);
-    let again = npy::read(&dir.path().join("again.centers.npy")).unwrap();
+    let again = npy::read_matrix(dir.path().join("again.centers.npy")).unwrap();
     assert_eq!(again.2, centers);
     // Another similarity is another run.
     options.resume = true;

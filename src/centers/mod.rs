@@ -7,12 +7,12 @@
 //! no tensor, so centers can be made and judged without libtorch.
 
 pub mod matrix;
-pub mod npy;
 pub mod refine;
 pub mod semantic;
 pub mod separation;
 
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 use rand::seq::SliceRandom;
@@ -24,6 +24,7 @@ pub use matrix::{ClassDistances, ClassSimilarity};
 pub use semantic::{SemanticCenters, SemanticOptions};
 
 use crate::error::{Error, Result};
+use crate::npy;
 
 /// How a codebook is made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,6 +133,24 @@ impl Codebook {
             bits,
             entries,
         })
+    }
+
+    /// The codebook of a `.npy` file, C x K of -1 and 1 in numbers of any type.
+    ///
+    /// # Errors
+    /// As [`read_matrix`](npy::read_matrix); `Corrupt` for any other entry.
+    pub fn read_npy(path: impl AsRef<Path>) -> Result<Codebook> {
+        let path = path.as_ref();
+        let (_, bits, entries) = npy::read_matrix(path)?;
+        let entries = entries.into_iter().map(|entry| entry as f32).collect();
+        Codebook::from_entries(bits, entries)
+            .map_err(|error| Error::corrupt(path.display().to_string(), error.to_string()))
+    }
+
+    /// The bytes of a `.npy` file with this codebook, int8.
+    pub fn to_npy(&self) -> Vec<u8> {
+        let entries: Vec<i8> = self.entries.iter().map(|&entry| entry as i8).collect();
+        npy::i8_bytes(self.bits, &entries)
     }
 
     /// C, the number of centers.

@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::npy::NpyFile;
 use crate::error::{Error, ErrorKind, Result};
 use crate::media::{Limits, Picture, PictureShape, Resize, decode_to_shape, resize_to_shape};
+use crate::npy::NpyFile;
 
 /// Where the examples of a data set are.
 #[derive(Debug)]

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 
 use super::Pool;
 use super::examples::Source;
-use super::npy::NpyFile;
 use super::split::{DATABASE, QUERY, TRAIN};
 use crate::error::{Error, Result};
+use crate::npy::NpyFile;
 
 /// More classes than this are taken for a mistake, such as ids in place of labels.
 const CLASSES_MAX: usize = 1 << 20;
@@ -187,8 +187,8 @@ fn flags(file: &NpyFile, n_rows: usize) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::npy::{NpyType, NpyWriter, write_integers};
     use crate::data::{DatasetSpec, load};
+    use crate::npy::{NpyType, NpyWriter, write_integers};
 
     fn write(dir: &Path, n: usize, dim: usize) {
         let mut writer = NpyWriter::resume(dir.join("features.npy"), n, dim).unwrap();

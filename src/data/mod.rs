@@ -8,8 +8,6 @@ mod examples;
 mod features;
 mod folder;
 mod idx;
-mod map;
-pub mod npy;
 pub mod split;
 
 use std::fmt;

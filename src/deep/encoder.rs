@@ -125,42 +125,12 @@ impl TorchEncoder {
     /// number of examples done, after every batch.
     ///
     /// # Errors
-    /// `InvalidArgument` for pictures where the model reads vectors, or vectors of another length;
-    /// `Payload` for a picture file that can no longer be read; `Encoder` for an example whose logits are
-    /// not finite (the text names it), or if the model failed.
+    /// As [`TorchEncoder::logits_of`]; `Encoder` for an example whose logits are not finite (the text
+    /// names it).
     pub fn encode_set(&self, set: &ExampleSet, progress: &mut dyn FnMut(usize)) -> Result<Codes> {
-        let fetch: Box<dyn Fn(&[usize]) -> Result<Batch>> =
-            match (&self.config.input, set.n_features()) {
-                (_, Some(found)) => {
-                    if found != self.n_features {
-                        return Err(Error::invalid(format!(
-                            "the model {} reads vectors of {} numbers, the set has {found}",
-                            self.config.model_id, self.n_features
-                        )));
-                    }
-                    Box::new(|rows| Ok(Batch::Features(set.features(rows)?)))
-                }
-                (InputSpec::Pictures(input), None) => {
-                    let (shape, resize) = (input.shape(), input.resize);
-                    Box::new(move |rows| Ok(Batch::Pixels(set.pixels(rows, shape, resize)?)))
-                }
-                (input, None) => {
-                    return Err(Error::invalid(format!(
-                        "the model {} reads {input}, the set has pictures",
-                        self.config.model_id
-                    )));
-                }
-            };
-        let rows: Vec<usize> = (0..set.len()).collect();
         let mut codes = Codes::with_capacity(self.code_len, set.len());
-        let mut chunks = rows.chunks(self.batch);
-        // One batch ahead: the network works on it while the next is decoded and the last one packed.
-        let mut next = || chunks.next().map(|rows| self.send(fetch(rows)?));
-        let mut waiting = next();
-        while let Some(reply) = waiting.take() {
-            let reply = reply?;
-            waiting = next();
-            for code in self.receive(&reply)? {
+        self.each_batch(set, &mut |logits| {
+            for code in self.binarized(&logits) {
                 let code = code.map_err(|error| {
                     let example = codes.n_codes();
                     Error::new(ErrorKind::Encoder(format!("example {example}: {error}")))
@@ -168,8 +138,65 @@ impl TorchEncoder {
                 codes.push(&code)?;
             }
             progress(codes.n_codes());
-        }
+            Ok(())
+        })?;
         Ok(codes)
+    }
+
+    /// The code logits of a whole set, N x K and row-major, before they are binarized: what
+    /// [`quantization_error`](crate::eval::quantization_error) reads. They may be infinite or NaN.
+    /// `progress` gets the number of examples done, after every batch.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for pictures where the model reads vectors, or vectors of another length;
+    /// `Payload` for a picture file that can no longer be read; `Encoder` if the model failed.
+    pub fn logits_of(&self, set: &ExampleSet, progress: &mut dyn FnMut(usize)) -> Result<Vec<f32>> {
+        let bits = self.code_len.bits();
+        let mut all = Vec::with_capacity(set.len() * bits);
+        self.each_batch(set, &mut |logits| {
+            all.extend_from_slice(&logits);
+            progress(all.len() / bits);
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// Hands on the logits of a set, batch by batch and in order.
+    fn each_batch(
+        &self,
+        set: &ExampleSet,
+        use_logits: &mut dyn FnMut(Vec<f32>) -> Result<()>,
+    ) -> Result<()> {
+        let rows: Vec<usize> = (0..set.len()).collect();
+        let mut chunks = rows.chunks(self.batch);
+        // One batch ahead: the network works on it while the next is decoded and the last one used.
+        let mut next = || chunks.next().map(|rows| self.send(self.fetch(set, rows)?));
+        let mut waiting = next();
+        while let Some(reply) = waiting.take() {
+            let reply = reply?;
+            waiting = next();
+            use_logits(receive(&reply)?)?;
+        }
+        Ok(())
+    }
+
+    /// What the network reads of the examples `rows`.
+    fn fetch(&self, set: &ExampleSet, rows: &[usize]) -> Result<Batch> {
+        let model = &self.config.model_id;
+        match (&self.config.input, set.n_features()) {
+            (_, Some(found)) if found != self.n_features => Err(Error::invalid(format!(
+                "the model {model} reads vectors of {} numbers, the set has {found}",
+                self.n_features
+            ))),
+            (_, Some(_)) => Ok(Batch::Features(set.features(rows)?)),
+            (InputSpec::Pictures(input), None) => {
+                let pixels = set.pixels(rows, input.shape(), input.resize)?;
+                Ok(Batch::Pixels(pixels))
+            }
+            (input, None) => Err(Error::invalid(format!(
+                "the model {model} reads {input}, the set has pictures"
+            ))),
+        }
     }
 
     /// What the network reads of one payload.
@@ -227,7 +254,7 @@ impl TorchEncoder {
                 }
             }
         }
-        self.receive(&self.send(batch)?)
+        Ok(self.binarized(&receive(&self.send(batch)?)?))
     }
 
     /// Hands a batch to the model's thread.
@@ -240,20 +267,21 @@ impl TorchEncoder {
         Ok(receiver)
     }
 
-    /// Waits for the logits and packs them.
-    fn receive(
-        &self,
-        reply: &Receiver<Result<Vec<f32>>>,
-    ) -> Result<Vec<Result<HashCode, EncodeError>>> {
-        let logits = reply.recv().map_err(|_| stopped())??;
+    /// The codes of N x K logits.
+    fn binarized(&self, logits: &[f32]) -> Vec<Result<HashCode, EncodeError>> {
         let codes = logits.chunks_exact(self.code_len.bits()).map(|logits| {
             binarize(self.code_len, logits).map_err(|error| EncodeError {
                 stage: EncodeStage::Encode,
                 reason: error.to_string(),
             })
         });
-        Ok(codes.collect())
+        codes.collect()
     }
+}
+
+/// Waits for the logits.
+fn receive(reply: &Receiver<Result<Vec<f32>>>) -> Result<Vec<f32>> {
+    reply.recv().map_err(|_| stopped())?
 }
 
 impl Encoder for TorchEncoder {

@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use crate::data::npy::{NpyFile, NpyWriter};
 use crate::data::{Dataset, ExampleSet, Source};
 use crate::deep::augment::bytes_tensor;
 use crate::deep::backbone::{self, Backbone, BackboneKind, WeightsRecord};
@@ -17,6 +16,7 @@ use crate::deep::checkpoint::{InputSpec, ModelConfig, PictureInput, short_hex};
 use crate::deep::device::{self, Device, Stream};
 use crate::deep::weights::Weights;
 use crate::error::{Error, Result};
+use crate::npy::{NpyFile, NpyWriter};
 
 /// Pictures that the network sees at once.
 const BATCH: usize = 64;

@@ -63,7 +63,7 @@ pub use optimizer::{Optimizer, OptimizerKind};
 pub use recipe::Recipe;
 pub use run_log::TrainProgress;
 pub use schedule::Schedule;
-pub use train::{Given, TrainOptions, TrainSummary, train};
+pub use train::{Given, TrainOptions, TrainSummary, prepare_features, train};
 pub use validation::{SelectBy, Selection};
 
 use crate::error::{Error, ErrorKind};

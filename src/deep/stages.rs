@@ -10,7 +10,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::centers::semantic::semantic_centers;
-use crate::centers::{ClassSimilarity, Codebook, npy};
+use crate::centers::{ClassSimilarity, Codebook};
 use crate::deep::checkpoint::write_atomically;
 use crate::deep::device::Stream;
 use crate::deep::hash_head::HeadKind;
@@ -19,6 +19,7 @@ use crate::deep::method::shc::{self, SimilarityBuilder};
 use crate::deep::run_log::Log;
 use crate::deep::train::{Fit, Run, TrainOptions};
 use crate::error::Result;
+use crate::npy;
 
 /// Pictures that the classifier sees at once when it is asked.
 const BATCH_PICTURES: usize = 256;
@@ -36,7 +37,7 @@ pub(crate) fn classifier_state(out: &Path) -> PathBuf {
 
 /// Writes the centers beside the model.
 pub(crate) fn save_codebook(codebook: &Codebook, out: &Path) -> Result<()> {
-    write_atomically(&beside(out, ".centers.npy"), &npy::codebook_bytes(codebook))
+    write_atomically(&beside(out, ".centers.npy"), &codebook.to_npy())
 }
 
 /// Stage 1: S, or `None` if the run was stopped before.

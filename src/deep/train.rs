@@ -311,7 +311,8 @@ pub struct TrainSummary {
     pub device: String,
 }
 
-/// Trains a model and writes it to `options.out` after every epoch.
+/// Trains a model and writes it to `options.out` after every epoch. `progress` gets every logged step; the
+/// features of a frozen backbone are computed before the first, see [`prepare_features`].
 ///
 /// # Errors
 /// `InvalidArgument` for options that do not fit the data set or the run to resume; `Io` where a file
@@ -334,7 +335,7 @@ pub fn train(
     let (dataset, input, augment) = match options.freeze {
         false => (dataset, input, options.augment),
         true => {
-            features = frozen_features(dataset, options)?;
+            features = frozen_features(dataset, options, &mut |_, _| {})?;
             let input = BackboneKind::Identity.input(&features.train)?;
             (&features, input, Augment::NONE)
         }
@@ -701,21 +702,38 @@ fn remove_if_there(path: &Path) -> Result<()> {
     }
 }
 
-/// The data set with its pictures replaced by features of the frozen backbone, from the cache where they
-/// are there.
-fn frozen_features(dataset: &Dataset, options: &TrainOptions) -> Result<Dataset> {
-    let weights = options.weights.as_deref().unwrap_or(Path::new(""));
-    let extractor = FeatureExtractor::open(options.backbone, weights, options.device)?;
-    let beside = features_path(&options.out);
-    let cache = options.feature_cache.as_deref().unwrap_or(&beside);
-    extractor.dataset(dataset, cache, &mut |_, _| {})
+/// What [`train`] does first with [`TrainOptions::freeze`], alone, because it can take hours: computes the
+/// features of all pictures of the data set and keeps them where `train` then finds them. Goes on where a
+/// killed run stopped. `progress` gets the rows done and all of them. Does nothing without `freeze`.
+///
+/// # Errors
+/// As [`train`].
+pub fn prepare_features(
+    dataset: &Dataset,
+    options: &TrainOptions,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<()> {
+    options.check(dataset)?;
+    if options.freeze {
+        frozen_features(dataset, options, progress)?;
+    }
+    Ok(())
 }
 
-/// The folder of features beside the model that is trained on them.
-fn features_path(out: &Path) -> PathBuf {
-    let mut name = out.as_os_str().to_owned();
-    name.push(".features");
-    PathBuf::from(name)
+/// The data set with its pictures replaced by features of the frozen backbone, from the cache where they
+/// are there.
+fn frozen_features(
+    dataset: &Dataset,
+    options: &TrainOptions,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Dataset> {
+    let weights = options.weights.as_deref().unwrap_or(Path::new(""));
+    let extractor = FeatureExtractor::open(options.backbone, weights, options.device)?;
+    let mut beside = options.out.as_os_str().to_owned();
+    beside.push(".features");
+    let beside = PathBuf::from(beside);
+    let cache = options.feature_cache.as_deref().unwrap_or(&beside);
+    extractor.dataset(dataset, cache, progress)
 }
 
 /// The description of the model to be.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
-use tanhash::encode::{EncodeError, Encoder, PerceptualHash, SignLsh};
+use tanhash::encode::{EncodeError, Encoder, Itq, PerceptualHash, SignLsh};
 use tanhash::plugin::{HashFieldOptions, HashIndex, HashPlugin, SchemaBuilderExt};
 use tanhash::{CodeLen, ErrorKind, HashCode, Payload};
 use tantivy::query::{Query, QueryParser};
@@ -25,7 +25,6 @@ use tantivy::{DocAddress, Searcher, TantivyDocument};
 use crate::schema::{SchemaFile, date_text};
 
 const MANIFEST: &str = "tanhash.json";
-const MODEL_FILE: &str = "model.safetensors";
 
 /// Where the codes of a field come from. An encoder joins here, in [`EncoderSpec::open`], and among the values
 /// of `--encoder` in `cmd/index.rs`.
@@ -40,20 +39,54 @@ pub enum EncoderSpec {
     Phash { bits: usize },
     /// From float vectors by random hyperplanes.
     Lsh { bits: usize, dim: usize, seed: u64 },
+    /// From float vectors by iterative quantization that was learned before, kept beside the index.
+    Itq { file: PathBuf, model_id: String },
 }
 
 impl EncoderSpec {
+    /// The file that the encoder is read from, if there is one.
+    pub fn file(&self) -> Option<&PathBuf> {
+        match self {
+            EncoderSpec::Model { file, .. } | EncoderSpec::Itq { file, .. } => Some(file),
+            EncoderSpec::None { .. } | EncoderSpec::Phash { .. } | EncoderSpec::Lsh { .. } => None,
+        }
+    }
+
+    /// As [`EncoderSpec::file`], to be changed.
+    pub fn file_mut(&mut self) -> Option<&mut PathBuf> {
+        match self {
+            EncoderSpec::Model { file, .. } | EncoderSpec::Itq { file, .. } => Some(file),
+            EncoderSpec::None { .. } | EncoderSpec::Phash { .. } | EncoderSpec::Lsh { .. } => None,
+        }
+    }
+
+    /// The name of that file in an index, for the codes of `field`.
+    fn file_name(&self, field: &str) -> String {
+        let (stem, extension) = match self {
+            EncoderSpec::Itq { .. } => ("itq", "bin"),
+            _ => ("model", "safetensors"),
+        };
+        match field {
+            CODE_FIELD => format!("{stem}.{extension}"),
+            field => format!("{stem}-{field}.{extension}"),
+        }
+    }
+
     /// The encoder, or `None` for ready codes. `dir` is the index that a model file lies in.
     pub fn open(&self, dir: &Path) -> Result<Option<Arc<dyn Encoder>>> {
         Ok(match self {
             EncoderSpec::None { .. } => None,
-            EncoderSpec::Model { file, model_id } => {
-                let encoder = open_model(&dir.join(file))?;
+            EncoderSpec::Model { file, model_id } | EncoderSpec::Itq { file, model_id } => {
+                let path = dir.join(file);
+                let encoder = match self {
+                    EncoderSpec::Itq { .. } => Arc::new(open_itq(&path)?),
+                    _ => open_model(&path)?,
+                };
                 if encoder.model_id() != model_id {
                     let found = encoder.model_id();
                     bail!(
                         "{}: expected model {model_id}, found {found}",
-                        dir.join(file).display()
+                        path.display()
                     );
                 }
                 Some(encoder)
@@ -66,6 +99,11 @@ impl EncoderSpec {
             }
         })
     }
+}
+
+/// Opens a file that `tanhash fit` wrote.
+pub fn open_itq(path: &Path) -> Result<Itq> {
+    Itq::open(path).with_context(|| path.display().to_string())
 }
 
 /// Opens a trained model as an encoder.
@@ -226,7 +264,8 @@ fn copy_model(from: &Path, to: &Path, replace: bool) -> Result<()> {
             );
         }
     }
-    let temporary = to.with_extension("safetensors.part");
+    let mut temporary = to.as_os_str().to_owned();
+    temporary.push(".part");
     fs::copy(from, &temporary)
         .and_then(|_| fs::rename(&temporary, to))
         .with_context(about)
@@ -316,11 +355,8 @@ impl Catalog {
         }
         fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
         for (field, spec) in &mut layout.codes {
-            if let EncoderSpec::Model { file, .. } = spec {
-                let name = match field.as_str() {
-                    CODE_FIELD => MODEL_FILE.to_owned(),
-                    field => format!("model-{field}.safetensors"),
-                };
+            let name = spec.file_name(field);
+            if let Some(file) = spec.file_mut() {
                 copy_model(file, &dir.join(&name), resume)?;
                 *file = name.into();
             }

@@ -3,15 +3,17 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use tanhash::centers::{CentersKind, ClassDistances, Codebook, npy};
+use tanhash::centers::{CentersKind, ClassDistances, Codebook};
+use tanhash::code::binarize;
 use tanhash::data::{self, Dataset, DatasetSpec, ExampleSet, PictureShape};
 use tanhash::deep::method::shc;
 use tanhash::deep::{
     Augment, BackboneKind, Device, MethodConfig, Recipe, TorchEncoder, TrainOptions, TrainProgress,
     TrainSummary,
 };
-use tanhash::eval::{Protocol, Report};
-use tanhash::{CodeLen, Codes};
+use tanhash::eval::{Hierarchy, Protocol, QuantizationError, Report, quantization_error};
+use tanhash::npy::read_matrix;
+use tanhash::{CodeLen, Codes, Encoder};
 
 use crate::cmd::centers::{read_similarity, square};
 use crate::cmd::train::Args;
@@ -138,13 +140,26 @@ fn set_stages(config: &mut shc::Config, args: &Args) {
     config.centers.refine &= !args.no_refine;
 }
 
-/// Sets the matrices and centers that the command line names.
-fn set_given(options: &mut TrainOptions, args: &Args) -> Result<()> {
+/// Sets the matrices and centers that the command line names. Classes have the names of the data set.
+fn set_given(options: &mut TrainOptions, args: &Args, class_names: &[String]) -> Result<()> {
     if let Some(path) = &args.similarity {
         options.given.similarity = Some(read_similarity(path)?);
     }
     if let Some(path) = &args.distances {
         options.given.distances = Some(read_distances(path)?);
+    }
+    if let Some(path) = &args.hierarchy {
+        if !options.method.has_distances() {
+            bail!(
+                "the method {} has no option --hierarchy, shrewd does; for a method with hash centers make them \
+                 with `tanhash centers --hierarchy` and give them as --centers FILE.npy",
+                options.method.name()
+            );
+        }
+        let classes = Hierarchy::read(path)?.classes(class_names);
+        let classes = classes.with_context(|| path.display().to_string())?;
+        let distances = ClassDistances::new(classes.n_classes(), classes.distances());
+        options.given.distances = Some(distances.with_context(|| path.display().to_string())?);
     }
     let is_shc = matches!(options.method, MethodConfig::Shc(_));
     match args.centers.as_deref() {
@@ -158,7 +173,7 @@ fn set_given(options: &mut TrainOptions, args: &Args) -> Result<()> {
         }
         Some("shc") | None => {}
         Some(name) if name.ends_with(".npy") => {
-            options.given.centers = Some(read_codebook(Path::new(name))?);
+            options.given.centers = Some(Codebook::read_npy(name)?);
         }
         Some(name) => {
             name.parse::<CentersKind>()
@@ -184,17 +199,10 @@ fn set_given(options: &mut TrainOptions, args: &Args) -> Result<()> {
 
 /// Distances of a `.npy` file.
 fn read_distances(path: &Path) -> Result<ClassDistances> {
-    let (rows, columns, entries) = npy::read(path)?;
+    let (rows, columns, entries) = read_matrix(path)?;
     square(path, rows, columns)?;
     let entries = entries.into_iter().map(|entry| entry as f32).collect();
     ClassDistances::new(rows, entries).with_context(|| path.display().to_string())
-}
-
-/// Centers of a `.npy` file.
-fn read_codebook(path: &Path) -> Result<Codebook> {
-    let (_, bits, entries) = npy::read(path)?;
-    let entries = entries.into_iter().map(|entry| entry as f32).collect();
-    Codebook::from_entries(bits, entries).with_context(|| path.display().to_string())
 }
 
 /// Everything the command line says of a run.
@@ -202,7 +210,7 @@ fn train_options(dataset: &Dataset, args: &Args, seed: u64) -> Result<TrainOptio
     let mut options = TrainOptions::new(method(args)?, CodeLen::new(args.bits)?, &args.out);
     options.set_recipe(args.recipe.parse::<Recipe>()?)?;
     set_method(&mut options.method, args)?;
-    set_given(&mut options, args)?;
+    set_given(&mut options, args, &dataset.class_names)?;
     options.backbone = backbone(args, dataset)?;
     options.weights = args.weights.clone();
     options.freeze = args.freeze;
@@ -246,6 +254,23 @@ fn train_options(dataset: &Dataset, args: &Args, seed: u64) -> Result<TrainOptio
 /// Trains as the command line says.
 pub fn train(dataset: &Dataset, args: &Args, seed: u64) -> Result<TrainSummary> {
     let options = train_options(dataset, args, seed)?;
+    if options.freeze {
+        let bar = output::progress(0, "features");
+        let mut first = None;
+        tanhash::deep::prepare_features(dataset, &options, &mut |done, all| {
+            let first = *first.get_or_insert(done);
+            if first < all && done == first {
+                bar.suspend(|| {
+                    output::note(format!(
+                        "features of {all} pictures, {done} are there already"
+                    ));
+                });
+            }
+            bar.set_length(all as u64);
+            bar.set_position(done as u64);
+        })?;
+        bar.finish_and_clear();
+    }
     let bar = output::progress(0, "training");
     let summary = tanhash::deep::train(dataset, &options, &mut |progress: &TrainProgress| {
         bar.set_length(progress.steps as u64);
@@ -282,6 +307,23 @@ pub fn encode(encoder: &TorchEncoder, set: &ExampleSet) -> Result<Codes> {
     let codes = encoder.encode_set(set, &mut |done| bar.set_position(done as u64))?;
     bar.finish_and_clear();
     Ok(codes)
+}
+
+/// Codes of a set of examples, and what binarizing their logits lost.
+pub fn encode_measured(
+    encoder: &TorchEncoder,
+    set: &ExampleSet,
+) -> Result<(Codes, QuantizationError)> {
+    let bar = output::progress(set.len() as u64, "encoding");
+    let logits = encoder.logits_of(set, &mut |done| bar.set_position(done as u64))?;
+    bar.finish_and_clear();
+    let len = encoder.code_len();
+    let mut codes = Codes::with_capacity(len, set.len());
+    for (example, logits) in logits.chunks_exact(len.bits()).enumerate() {
+        let code = binarize(len, logits).with_context(|| format!("example {example}"))?;
+        codes.push(&code)?;
+    }
+    Ok((codes, quantization_error(len, &logits)?))
 }
 
 /// Encodes both splits and measures the rankings.

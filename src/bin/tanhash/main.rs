@@ -39,6 +39,7 @@ fn with_environment(command: &cli::Command) {
     let computes = matches!(
         command,
         cli::Command::Train(_)
+            | cli::Command::Adapt(_)
             | cli::Command::Eval(_)
             | cli::Command::Features(_)
             | cli::Command::Encode(_)

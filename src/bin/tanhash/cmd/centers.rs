@@ -7,7 +7,9 @@ use anyhow::{Context, Result, bail};
 use serde_json::json;
 use tanhash::centers::semantic::{SemanticOptions, Variant, s_loss, semantic_centers};
 use tanhash::centers::separation::gilbert_varshamov;
-use tanhash::centers::{CentersKind, ClassSimilarity, Codebook, npy};
+use tanhash::centers::{CentersKind, ClassSimilarity, Codebook};
+use tanhash::eval::{ClassHierarchy, Hierarchy};
+use tanhash::npy::read_matrix;
 
 use crate::cmd::Common;
 use crate::output;
@@ -18,6 +20,14 @@ pub struct Args {
     /// A C x C matrix in a .npy file: how alike two classes are, 1 on the diagonal
     #[arg(long)]
     similarity: Option<PathBuf>,
+    /// A tree of the classes, as lines `parent child` or indented names: two classes are alike by 1 minus the
+    /// height of their lowest common ancestor over that of the root
+    #[arg(long, conflicts_with = "similarity")]
+    hierarchy: Option<PathBuf>,
+    /// The names to look up in the tree, a line each, the first for label 0; without it the classes are its
+    /// leaves named 0, 1 and so on
+    #[arg(long, requires = "hierarchy")]
+    class_names: Option<PathBuf>,
     /// The number of classes, where no similarity is given
     #[arg(long)]
     classes: Option<usize>,
@@ -45,8 +55,25 @@ pub struct Args {
 }
 
 pub fn run(args: Args, common: Common) -> Result<()> {
-    let similarity = args.similarity.as_deref().map(read_similarity);
-    let similarity = similarity.transpose()?;
+    let similarity = match (&args.similarity, &args.hierarchy) {
+        (Some(path), _) => Some(read_similarity(path)?),
+        (None, Some(path)) => {
+            let tree = Hierarchy::read(path)?;
+            let names = match (&args.class_names, args.classes) {
+                (Some(names), _) => read_names(names)?,
+                (None, n_classes) => numbers(n_classes.unwrap_or_else(|| tree.leaves().count())),
+            };
+            let classes = tree.classes(&names).with_context(|| {
+                let hint = match args.class_names {
+                    Some(_) => "",
+                    None => ": classes are looked up as numbers; give names with --class-names",
+                };
+                format!("{}{hint}", path.display())
+            })?;
+            Some(similarity_of(&classes)?)
+        }
+        (None, None) => None,
+    };
     let n_classes = match (&similarity, args.classes) {
         (Some(similarity), None) => similarity.n_classes(),
         (None, Some(n_classes)) => n_classes,
@@ -55,13 +82,15 @@ pub fn run(args: Args, common: Common) -> Result<()> {
             "expected a similarity of {n_classes} classes, found {}",
             similarity.n_classes()
         ),
-        (None, None) => bail!("expected --similarity FILE or --classes N, got neither"),
+        (None, None) => {
+            bail!("expected --similarity FILE, --hierarchy FILE or --classes N, got none of them")
+        }
     };
     let started = Instant::now();
     let (codebook, semantic) = if args.method == "shc" {
-        let similarity = similarity
-            .as_ref()
-            .context("expected --similarity FILE, which shc needs; max-hd does without")?;
+        let similarity = similarity.as_ref().context(
+            "expected --similarity or --hierarchy, one of which shc needs; max-hd does without",
+        )?;
         let defaults = SemanticOptions::default();
         let options = SemanticOptions {
             variant: args.variant,
@@ -88,8 +117,7 @@ pub fn run(args: Args, common: Common) -> Result<()> {
         )
     };
     if let Some(out) = &args.out {
-        std::fs::write(out, npy::codebook_bytes(&codebook))
-            .with_context(|| out.display().to_string())?;
+        std::fs::write(out, codebook.to_npy()).with_context(|| out.display().to_string())?;
     }
     let seconds = started.elapsed().as_secs_f64();
     let loss = similarity
@@ -131,9 +159,28 @@ pub fn run(args: Args, common: Common) -> Result<()> {
     output::line(format!("{text}, {seconds:.1} s"))
 }
 
+/// S of the classes of a tree.
+fn similarity_of(classes: &ClassHierarchy) -> Result<ClassSimilarity> {
+    let n = classes.n_classes() as u32;
+    let pairs = (0..n).flat_map(|a| (0..n).map(move |b| (a, b)));
+    let entries = pairs.map(|(a, b)| classes.similarity(a, b)).collect();
+    Ok(ClassSimilarity::new(n as usize, entries)?)
+}
+
+/// A name a line, the first for label 0.
+pub fn read_names(path: &Path) -> Result<Vec<String>> {
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    Ok(text.lines().map(|line| line.trim().to_owned()).collect())
+}
+
+/// The names of classes that have none.
+pub fn numbers(n_classes: usize) -> Vec<String> {
+    (0..n_classes).map(|class| class.to_string()).collect()
+}
+
 /// S of a `.npy` file.
 pub fn read_similarity(path: &Path) -> Result<ClassSimilarity> {
-    let (rows, columns, entries) = npy::read(path)?;
+    let (rows, columns, entries) = read_matrix(path)?;
     square(path, rows, columns)?;
     ClassSimilarity::new(rows, entries).with_context(|| path.display().to_string())
 }

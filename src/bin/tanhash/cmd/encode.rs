@@ -8,10 +8,10 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 use tanhash::encode::{Encoder, Itq, SignLsh};
+use tanhash::npy::read_vectors;
 use tanhash::{CodeLen, Codes, Payload};
 
-use crate::arrays::Array;
-use crate::catalog::open_model;
+use crate::catalog::{open_itq, open_model};
 use crate::cmd::Common;
 use crate::output;
 use crate::records::{Body, Entry, Records};
@@ -154,16 +154,12 @@ fn encode_vectors(args: &Args, common: Common) -> Result<()> {
         )
     };
     let about = || input.display().to_string();
-    let read = |path: &PathBuf| {
-        let array = Array::read(path)?.into_vectors();
-        array.with_context(|| path.display().to_string())
-    };
     let started = Instant::now();
-    let (vectors, dim) = read(input)?;
+    let (vectors, dim) = read_vectors(input)?;
     let len = || CodeLen::new(args.bits.unwrap_or_default());
     let encoder: Box<dyn Encoder> = match (args.encoder, &args.encoder_file, &args.fit) {
         (Some(VectorEncoder::Itq), _, Some(fit)) => {
-            let (learned_from, dim) = read(fit)?;
+            let (learned_from, dim) = read_vectors(fit)?;
             let fitted = Itq::fit(&learned_from, dim, len()?, common.seed, 50);
             Box::new(fitted.with_context(|| fit.display().to_string())?.itq)
         }
@@ -177,7 +173,7 @@ fn encode_vectors(args: &Args, common: Common) -> Result<()> {
         }
         (Some(VectorEncoder::Lsh), _, None) => Box::new(SignLsh::new(len()?, dim, common.seed)?),
         (None, Some(file), _) => {
-            let itq = Itq::open(file).with_context(|| file.display().to_string())?;
+            let itq = open_itq(file)?;
             if let Some(bits) = args.bits.filter(|bits| *bits != itq.code_len().bits()) {
                 bail!(
                     "{}: expected codes of {bits} bits, it makes {}",

@@ -8,9 +8,11 @@ use tanhash::eval::{
     ClassSimilarities, Cutoff, Denominator, Evaluation, Hierarchy, Protocol, Report, Ties,
     quantization_error,
 };
+use tanhash::npy::read_vectors;
 
-use crate::arrays::{Array, LabelFile, read_codes};
+use crate::arrays::{LabelFile, read_codes};
 use crate::cmd::Common;
+use crate::cmd::centers::{numbers, read_names};
 use crate::output;
 use crate::report::{self, class_name, figures, headline};
 
@@ -55,6 +57,9 @@ pub struct Args {
     /// all orders, or 5 orders for a number R with `literature`, which has no closed form
     #[arg(long)]
     orders: Option<usize>,
+    /// Break ties by the row of the database, as a search answers; unfair where rows are grouped by class
+    #[arg(long, conflicts_with = "orders")]
+    database_order: bool,
     /// A tree of the classes, as lines `parent child` or indented names: adds mAHP@250 and graded nDCG
     #[arg(long)]
     hierarchy: Option<PathBuf>,
@@ -97,6 +102,7 @@ pub fn run(args: Args, common: Common) -> Result<()> {
         (Cutoff::All, _) | (_, ProtocolKind::MinRelevantR) => args.orders,
     };
     protocol.ties = match n_orders {
+        _ if args.database_order => Ties::DatabaseOrder,
         None => Ties::Expected,
         Some(n_orders) => Ties::Permutations {
             n_orders,
@@ -175,13 +181,11 @@ fn from_codes(query_codes: &Path, args: &Args, protocol: &Protocol) -> Result<Me
     let class_names = match &args.class_names {
         None => Vec::new(),
         Some(path) => {
-            let about = || path.display().to_string();
-            let text = std::fs::read_to_string(path).with_context(about)?;
-            let names: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();
+            let names = read_names(path)?;
             ensure!(
                 names.len() >= n_classes,
                 "{}: expected a name for each of {n_classes} classes, got {} lines",
-                about(),
+                path.display(),
                 names.len()
             );
             names
@@ -192,8 +196,7 @@ fn from_codes(query_codes: &Path, args: &Args, protocol: &Protocol) -> Result<Me
     let similarities = match &args.hierarchy {
         None => None,
         Some(path) if class_names.is_empty() => {
-            let numbers: Vec<String> = (0..n_classes).map(|class| class.to_string()).collect();
-            let found = similarities(path, &numbers);
+            let found = similarities(path, &numbers(n_classes));
             Some(found.context("labels are looked up as numbers; give names with --class-names")?)
         }
         Some(path) => Some(similarities(path, &class_names)?),
@@ -204,7 +207,7 @@ fn from_codes(query_codes: &Path, args: &Args, protocol: &Protocol) -> Result<Me
     let mut report = evaluation.run(protocol)?;
     if let Some(path) = &args.database_logits {
         let about = || path.display().to_string();
-        let (logits, dim) = Array::read(path)?.into_vectors().with_context(about)?;
+        let (logits, dim) = read_vectors(path)?;
         ensure!(
             dim == bits && logits.len() / dim == database.0.n_codes(),
             "{}: expected {} rows of {bits} logits, got {} rows of {dim}",
@@ -311,10 +314,16 @@ mod pictures {
         let read = read.as_ref().unwrap_or(&dataset);
         let mut protocol = protocol.clone();
         protocol.leave_one_out |= dataset.leave_one_out;
-        let query = learning::encode(&encoder, &read.query)?;
-        let searched = match protocol.leave_one_out {
-            true => None,
-            false => Some(learning::encode(&encoder, &read.database)?),
+        let (query, searched, quantization) = match protocol.leave_one_out {
+            true => {
+                let (codes, quantization) = learning::encode_measured(&encoder, &read.query)?;
+                (codes, None, quantization)
+            }
+            false => {
+                let query = learning::encode(&encoder, &read.query)?;
+                let (codes, quantization) = learning::encode_measured(&encoder, &read.database)?;
+                (query, Some(codes), quantization)
+            }
         };
         let (database, database_set) = match &searched {
             Some(codes) => (codes, &dataset.database),
@@ -330,6 +339,7 @@ mod pictures {
             evaluation = evaluation.similarities(similarities)?;
         }
         let mut report = evaluation.run(&protocol)?;
+        report.quantization = Some(quantization);
         report.notes.extend(learning::notes(&encoder, &dataset));
         report
             .notes

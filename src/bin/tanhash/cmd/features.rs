@@ -47,9 +47,9 @@ pub fn run(args: Args, common: Common) -> Result<()> {
     use anyhow::{Context, bail};
     use serde_json::json;
     use tanhash::data::ExampleSet;
-    use tanhash::data::npy::{NpyType, write_integers};
     use tanhash::data::split::{DATABASE, QUERY, TRAIN};
     use tanhash::deep::{BackboneKind, Device, FeatureExtractor, device};
+    use tanhash::npy::{NpyType, write_integers};
 
     use crate::{learning, output};
 
@@ -84,19 +84,20 @@ pub fn run(args: Args, common: Common) -> Result<()> {
     let about = json!({
         "backbone": kind, "weights": extractor.weights(), "data": dataset.name,
         "protocol": dataset.protocol, "seed": common.seed, "rows": set.len(),
-    });
+    })
+    .to_string();
     let write = |name: &str, text: String| {
         let path = out.join(name);
         std::fs::write(&path, text).with_context(|| path.display().to_string())
     };
     let about_path = out.join("about.json");
     match std::fs::read_to_string(&about_path) {
-        Ok(found) if found != about.to_string() => bail!(
+        Ok(found) if found != about => bail!(
             "expected features of this data set by this network in {}, found others ({found}); choose another --out or remove it",
             out.display()
         ),
         Ok(_) => (),
-        Err(_) => write("about.json", about.to_string())?,
+        Err(_) => write("about.json", about)?,
     }
     write_integers(out.join("labels.npy"), &labels, NpyType::I64)?;
     write_integers(out.join("splits.npy"), &flags, NpyType::U8)?;

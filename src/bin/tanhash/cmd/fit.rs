@@ -7,8 +7,8 @@ use anyhow::{Context, Result};
 use serde_json::json;
 use tanhash::CodeLen;
 use tanhash::encode::{Encoder, Itq};
+use tanhash::npy::read_vectors;
 
-use crate::arrays::Array;
 use crate::cmd::Common;
 use crate::output;
 
@@ -41,9 +41,7 @@ pub enum FitKind {
 pub fn run(args: Args, common: Common) -> Result<()> {
     let FitKind::Itq = args.encoder;
     let about = || args.vectors.display().to_string();
-    let (vectors, dim) = Array::read(&args.vectors)?
-        .into_vectors()
-        .with_context(about)?;
+    let (vectors, dim) = read_vectors(&args.vectors)?;
     let started = Instant::now();
     let len = CodeLen::new(args.bits)?;
     let fit = Itq::fit(&vectors, dim, len, common.seed, args.iterations).with_context(about)?;

@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use tanhash::CodeLen;
 use tanhash::plugin::{
     BuildMode, BuildOptions, BuildProgress, BuildRecord, CHECKSUMS_FILE, HashValue, IndexBuilder,
     OnBadDocument, Refusal, SegmentTarget, WriterOptions, write_checksums,
 };
+use tanhash::{CodeLen, Encoder};
 use tantivy::TantivyDocument;
 
-use crate::catalog::{CODE_FIELD, Catalog, EncoderSpec, Layout, Use, open_model};
+use crate::catalog::{CODE_FIELD, Catalog, EncoderSpec, Layout, Use, open_itq, open_model};
 use crate::cmd::Common;
 use crate::output;
 use crate::records::{Body, Entry, Matrix, Record, Records};
@@ -31,7 +31,7 @@ pub struct Args {
     #[arg(long, num_args = 1.., required_unless_present_any = ["codes_file", "vectors"])]
     input: Vec<PathBuf>,
     /// Ready codes: packed rows of bits/8 bytes
-    #[arg(long = "codes", requires = "bits", conflicts_with_all = ["vectors", "model", "encoder"])]
+    #[arg(long = "codes", requires = "bits", conflicts_with_all = ["vectors", "model", "encoder", "encoder_file"])]
     codes_file: Option<PathBuf>,
     /// The directory of the index
     #[arg(long)]
@@ -55,10 +55,13 @@ pub struct CodesArgs {
     /// The trained model that turns pictures into codes; it is copied into the index
     #[arg(long, conflicts_with_all = ["encoder"])]
     model: Option<PathBuf>,
-    /// An encoder that needs no training
+    /// An encoder that needs no labels
     #[arg(long, value_enum)]
     encoder: Option<EncoderKind>,
-    /// Bits of each code, for --codes and --encoder
+    /// A file that `tanhash fit` wrote, for float vectors; it is copied into the index
+    #[arg(long, conflicts_with = "model")]
+    encoder_file: Option<PathBuf>,
+    /// Bits of each code, for --codes and --encoder; a file of an encoder knows them
     #[arg(long)]
     bits: Option<usize>,
     /// Length of the vectors, for --encoder lsh; --vectors knows it
@@ -104,6 +107,8 @@ pub enum EncoderKind {
     Phash,
     /// Signs of random hyperplanes, for float vectors
     Lsh,
+    /// Iterative quantization from --encoder-file, for float vectors
+    Itq,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -133,7 +138,13 @@ impl CodesArgs {
     /// The encoder that is asked for; `None` if none is.
     pub fn spec(&self, seed: u64) -> Result<Option<EncoderSpec>> {
         let bits = self.bits.unwrap_or(64);
+        if let Some(file) = &self.encoder_file {
+            return self.itq(file).map(Some);
+        }
         Ok(match (&self.model, self.encoder) {
+            (None, Some(EncoderKind::Itq)) => bail!(
+                "expected --encoder-file beside --encoder itq; `tanhash fit` writes one from vectors"
+            ),
             (Some(model), _) => {
                 let model_id = open_model(model)?.model_id().to_owned();
                 let file = model.clone();
@@ -152,6 +163,34 @@ impl CodesArgs {
             }
             (None, None) => None,
         })
+    }
+
+    fn itq(&self, file: &Path) -> Result<EncoderSpec> {
+        if let Some(EncoderKind::Phash | EncoderKind::Lsh) = self.encoder {
+            bail!("expected --encoder itq or none beside --encoder-file, got another");
+        }
+        let itq = open_itq(file)?;
+        let dim = match &self.vectors {
+            Some(path) => Some(Matrix::npy(path)?.dim()),
+            None => self.dim,
+        };
+        let differs = |found: Option<usize>, expected| found.filter(|found| *found != expected);
+        if let Some(found) = differs(self.bits, itq.code_len().bits()) {
+            let len = itq.code_len();
+            bail!(
+                "{}: expected codes of {found} bits, it makes {len}",
+                file.display()
+            );
+        }
+        if let Some(found) = differs(dim, itq.dim()) {
+            let dim = itq.dim();
+            bail!(
+                "{}: it reads vectors of {dim} numbers, got {found}",
+                file.display()
+            );
+        }
+        let (file, model_id) = (file.to_owned(), itq.model_id().to_owned());
+        Ok(EncoderSpec::Itq { file, model_id })
     }
 
     /// The rows of `--vectors`, each beside a record of the input if there is one.
@@ -242,7 +281,7 @@ pub fn run(args: Args, common: Common) -> Result<()> {
     let (catalog, records) = match (exists, args.append, args.resume) {
         (true, false, false) | (false, false, _) => {
             let spec = spec.context(
-                "expected a source of codes: give --model F, --encoder phash, --encoder lsh, or --codes F --bits B",
+                "expected a source of codes: give --model F, --encoder phash, --encoder lsh, --encoder-file F, or --codes F --bits B",
             )?;
             // The input first: a wrong path leaves no directory behind.
             let schema = schema.unwrap_or_default();
@@ -304,6 +343,12 @@ fn check_same(
         (
             Some(EncoderSpec::Model { model_id, .. }),
             EncoderSpec::Model {
+                model_id: of_index, ..
+            },
+        )
+        | (
+            Some(EncoderSpec::Itq { model_id, .. }),
+            EncoderSpec::Itq {
                 model_id: of_index, ..
             },
         ) => model_id == of_index,

@@ -11,7 +11,7 @@ use tanhash::plugin::{BuildProgress, HashIndex, HashPlugin, merge_by_key, write_
 use tantivy::Index;
 use tantivy::directory::MmapDirectory;
 
-use crate::catalog::{EncoderSpec, Layout};
+use crate::catalog::Layout;
 use crate::cmd::Common;
 use crate::output;
 
@@ -102,7 +102,7 @@ fn merge(indexes: &[Index], inputs: &[PathBuf], layout: &Layout, out: &Path) -> 
     let directory = MmapDirectory::open(out)?;
     let (merged, replaced) = merge_by_key(indexes, directory, HashPlugin::new(), "key")?;
     for (_, spec) in &layout.codes {
-        if let EncoderSpec::Model { file, .. } = spec {
+        if let Some(file) = spec.file() {
             let (from, to) = (inputs[0].join(file), out.join(file));
             fs::copy(&from, &to).with_context(|| from.display().to_string())?;
         }

@@ -15,7 +15,7 @@ use tantivy::query::TermQuery;
 use tantivy::schema::{Field, IndexRecordOption, Schema, Value};
 use tantivy::{DocAddress, Searcher, TantivyDocument, Term};
 
-use crate::catalog::{Catalog, EncoderSpec, Layout, Use};
+use crate::catalog::{Catalog, Layout, Use};
 use crate::cmd::Common;
 use crate::cmd::index::{BuildArgs, CodesArgs, run_build, value_of};
 use crate::records::{Body, Record};
@@ -121,10 +121,10 @@ pub fn run(args: Args, common: Common) -> Result<()> {
         Catalog::open(&args.out, Use::Encode, None, &args.field)?
     } else {
         let spec =
-            spec.context("expected an encoder: give --model F, --encoder phash or --encoder lsh")?;
+            spec.context("expected an encoder: give --model F, --encoder phash, --encoder lsh or --encoder-file F")?;
         let mut layout = old_layout.clone();
         for (_, spec) in &mut layout.codes {
-            if let EncoderSpec::Model { file, .. } = spec {
+            if let Some(file) = spec.file_mut() {
                 *file = args.index.join(&file);
             }
         }

@@ -106,6 +106,9 @@ pub struct Args {
     /// shrewd: a .npy file with semantic distances of the classes
     #[arg(long)]
     pub distances: Option<PathBuf>,
+    /// shrewd: a tree of the classes that gives their distances, as lines `parent child` or indented names
+    #[arg(long, conflicts_with_all = ["distances", "weakly_supervised"])]
+    pub hierarchy: Option<PathBuf>,
     /// shrewd: --distances are of the train pictures; class labels are not used
     #[arg(long)]
     pub weakly_supervised: bool,

@@ -1,4 +1,4 @@
-//! A file as memory. The one place of this floor with `unsafe`, because mapping a file is.
+//! A file as memory. The one place of this module with `unsafe`, because mapping a file is.
 
 use std::fs::File;
 use std::path::Path;

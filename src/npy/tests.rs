@@ -41,6 +41,7 @@ fn headers_as_numpy_writes_them() {
     );
     // Any order of keys, either quote, no blanks; a vector may be in "Fortran order".
     let (found, _) = parsed("{\"shape\":(7,),\"descr\":\"|u1\",\"fortran_order\":True}").unwrap();
+    assert!(!found.fortran_order);
     assert_eq!((found.dtype, found.shape), (NpyType::U8, vec![7]));
     let (found, _) = parsed("{'descr': '<i8', 'fortran_order': False, 'shape': ()}").unwrap();
     assert_eq!(found.shape, Vec::<usize>::new());
@@ -50,10 +51,7 @@ fn headers_as_numpy_writes_them() {
     long.extend_from_slice(text.as_bytes());
     assert_eq!(parse_header(&long).unwrap().1, 12 + text.len());
     for shape in [vec![], vec![5], vec![60_000, 1280]] {
-        let header = NpyHeader {
-            dtype: NpyType::F32,
-            shape,
-        };
+        let header = NpyHeader::new(NpyType::F32, shape);
         let bytes = header.to_bytes();
         assert!(bytes.len().is_multiple_of(64));
         assert_eq!(parse_header(&bytes).unwrap(), (header, bytes.len()));
@@ -63,10 +61,6 @@ fn headers_as_numpy_writes_them() {
 #[test]
 fn wrong_headers_are_refused_with_a_remedy() {
     let reason = |text: &str| parsed(text).unwrap_err();
-    assert!(
-        reason("{'descr': '<f4', 'fortran_order': True, 'shape': (3, 4)}")
-            .ends_with("save numpy.ascontiguousarray(x)")
-    );
     assert!(
         reason("{'descr': '>f4', 'fortran_order': False, 'shape': (3,)}")
             .starts_with("the numbers are big endian (>f4); save")
@@ -242,6 +236,79 @@ fn integers_of_every_width() {
         error.to_string().ends_with("save x.astype('int64')"),
         "{error}"
     );
+}
+
+#[test]
+fn matrices_of_any_type_and_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.npy");
+    let read = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        read_matrix(&path)
+    };
+    let entries = [0.5, -1.0, 1e-300, 4.0, 5.0, 6.0];
+    let bytes = float_bytes(3, &entries);
+    assert!((bytes.len() - 48).is_multiple_of(64));
+    assert_eq!(read(&bytes).unwrap(), (2, 3, entries.to_vec()));
+    assert_eq!(
+        read(&i8_bytes(2, &[1, -1, -1, -1])).unwrap(),
+        (2, 2, vec![1.0, -1.0, -1.0, -1.0])
+    );
+    assert_eq!(
+        read(&file("<u8", "(1, 1)", &u64::MAX.to_le_bytes()))
+            .unwrap()
+            .2,
+        [u64::MAX as f64]
+    );
+    let turned = |bytes: &[u8]| {
+        let at = bytes.windows(5).position(|w| w == b"False").unwrap();
+        let mut bytes = bytes.to_vec();
+        bytes.splice(at..at + 5, *b"True ");
+        bytes
+    };
+    // Columns first: 1 2 | 3 4 | 5 6.
+    assert_eq!(
+        read(&turned(&i8_bytes(3, &[1, 2, 3, 4, 5, 6]))).unwrap(),
+        (2, 3, vec![1.0, 3.0, 5.0, 2.0, 4.0, 6.0])
+    );
+    // Rows of large files are not gathered from columns.
+    let error = NpyFile::open(&path).unwrap_err().to_string();
+    assert!(
+        error.ends_with("the values are in Fortran order; save numpy.ascontiguousarray(x)"),
+        "{error}"
+    );
+    let error = read(&file("<f4", "(2,)", &[0; 8])).unwrap_err().to_string();
+    assert!(
+        error.ends_with("expected a matrix, found the shape [2]"),
+        "{error}"
+    );
+}
+
+#[test]
+fn vectors_are_rows_of_floats() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("v.npy");
+    std::fs::write(&path, float_bytes(2, &[1.0, 2.0, 3.0, 4.0])).unwrap();
+    assert_eq!(read_vectors(&path).unwrap(), (vec![1.0, 2.0, 3.0, 4.0], 2));
+    for (descr, shape, n_bytes) in [
+        ("<f4", "(2,)", 8),
+        ("|i1", "(2, 2)", 4),
+        ("<f4", "(2, 0)", 0),
+    ] {
+        std::fs::write(&path, file(descr, shape, &vec![0; n_bytes])).unwrap();
+        let error = read_vectors(&path).unwrap_err().to_string();
+        assert!(
+            error.contains("expected a matrix of floats, a row a vector"),
+            "{error}"
+        );
+    }
+    std::fs::write(&path, file("<f4", "(0, 2)", &[])).unwrap();
+    assert_eq!(NpyFile::open(&path).unwrap().vectors().unwrap(), (0, 2));
+    let error = read_vectors(&path).unwrap_err().to_string();
+    assert!(error.ends_with("found no row"), "{error}");
+    // A row that no memory holds, though there is none.
+    std::fs::write(&path, file("<f4", "(0, 9223372036854775807, 4)", &[])).unwrap();
+    assert!(NpyFile::open(&path).is_err());
 }
 
 #[test]
