@@ -538,7 +538,8 @@ fn the_program_reads_kept_features_and_leaves_queries_out() {
     let dataset = load(&spec, encoder.picture_shape(), 42).unwrap();
     let logits = encoder.logits_of(&dataset.query, &mut |_| {}).unwrap();
     let error = tanhash::eval::quantization_error(encoder.code_len(), &logits).unwrap();
-    assert!((error.cosine - a).abs() < 1e-9, "{} {a}", error.cosine);
+    // Sums of another number of threads round differently.
+    assert!((error.cosine - a).abs() < 1e-6, "{} {a}", error.cosine);
     let codes = encoder.encode_set(&dataset.query, &mut |_| {}).unwrap();
     for (row, logits) in logits.chunks_exact(16).enumerate() {
         let expected = tanhash::code::binarize(encoder.code_len(), logits).unwrap();
