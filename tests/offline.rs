@@ -726,7 +726,7 @@ fn vectors_are_hashed_beside_their_text() {
     fs::write(at("cut.npy"), &fs::read(&vectors).unwrap()[..100]).unwrap();
     let (_, code, stderr) = index("cut", &at("cut.npy"), &[]);
     assert!(
-        code == 1 && stderr.contains("6 rows of 8 numbers"),
+        code == 1 && stderr.contains("expected 192 bytes of values"),
         "{stderr}"
     );
 }
