@@ -54,7 +54,7 @@ TUNED = {
     "shrewd": (),
     "csq": (),
     "dpn": ("--lr", "0.003"),
-    "greedyhash": (),
+    "greedyhash": ("--lr", "0.003"),
     "hashnet": ("--lr", "0.003"),
 }
 GRID = ("0.001", "0.003", "0.01")
