@@ -28,11 +28,13 @@ def table(head, rows):
     return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines) + "\n"
 
 
-def mean(values, scale=100, digits=1):
+def mean(values, scale=100, digits=1, seeds=3):
+    """Mean and spread; how many there are, if fewer than the seeds that belong in a table."""
     if not values:
         return "–"
     text = f"{scale * statistics.mean(values):.{digits}f}"
-    return text + (f" ± {scale * statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
+    text += f" ± {scale * statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return text + (f" (n = {len(values)})" if len(values) < seeds else "")
 
 
 class Record:
@@ -64,7 +66,7 @@ def where(record, group):
     """One line: when, with what, and one command of the group."""
     cells = record.of(group)
     if not cells:
-        return "Not run."
+        return "Not in this record."
     first = cells[0]
     versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
     commits = ", ".join(sorted({cell["commit"][:7] + (" and changes" if cell["changed"] else "") for cell in cells}))
@@ -88,14 +90,16 @@ def cifar100(record):
             mean(record.values("cifar100", figure, method=method, bits=bits)) for figure in ("map_1000", "map_all") for bits in BITS
         ]
         hierarchical = mean(record.values("cifar100", "test_mahp_250", method=method, bits=64))
-        seconds = record.values("cifar100", "train_s", method=method)
-        rows.append([NAMES[method], *columns, hierarchical, f"{statistics.median(seconds):.0f}" if seconds else "–"])
-    head = ["method", *(f"mAP@1000, {bits}" for bits in BITS), *(f"mAP@all, {bits}" for bits in BITS), "mAHP@250, 64", "train s"]
+        trained = [cell["seconds"].get("train") or cell["seconds"]["encode"] for cell in record.of("cifar100", method=method)]
+        rows.append([NAMES[method], *columns, hierarchical, f"{statistics.median(each['cpu'] for each in trained):.0f}"])
+    head = ["method", *(f"mAP@1000, {bits}" for bits in BITS), *(f"mAP@all, {bits}" for bits in BITS), "mAHP@250, 64", "processor s"]
     return table(head, rows) + "\n" + where(record, "cifar100") + "\n\n" + example(record, "cifar100", method="orthohash", bits=64)
 
 
 def split(group, figure, name):
     def tables(record):
+        if not record.of(group):
+            return "Not in this record: `make results` runs it and puts it here.\n"
         whose, published = PUBLISHED[group]
         rows = []
         for method in record.methods(group):
@@ -114,6 +118,7 @@ def torch(record):
     for bits in BITS:
         cells = record.of("torch", bits=bits)
         if not cells:
+            rows.append([f"{bits} bits", *["not run"] * 4])
             continue
         for figure, name in (("map_1000", "mAP@1000"), ("map_all", "mAP@all")):
             of = {side: [cell["figures"][side][figure] for cell in cells if side in cell["figures"]] for side in sides}
@@ -161,7 +166,7 @@ def tuned(record):
     rates = sorted({cell["lr"] for cell in record.of("tune")}, key=float)
     rows = []
     for method in record.methods("tune"):
-        rows.append([NAMES[method], *(mean(record.values("tune", "validation_map_all", method=method, lr=rate)) for rate in rates)])
+        rows.append([NAMES[method], *(mean(record.values("tune", "validation_map_all", method=method, lr=rate), seeds=1) for rate in rates)])
     return table(["method", *(f"rate {rate}" for rate in rates)], rows) + "\n" + where(record, "tune") + "\n"
 
 
