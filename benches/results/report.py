@@ -113,7 +113,7 @@ def split(group, figure, name):
 
 
 def torch(record):
-    rows, wall, cpu = [], [], []
+    rows = []
     sides = ("tanhash", "formula", "authors")
     for bits in BITS:
         cells = record.of("torch", bits=bits)
@@ -124,25 +124,32 @@ def torch(record):
             of = {side: [cell["figures"][side][figure] for cell in cells if side in cell["figures"]] for side in sides}
             gap = [100 * (a - b) for a, b in zip(of["tanhash"], of["authors"])]
             rows.append([f"{name}, {bits} bits", *(mean(of[side], digits=2) for side in sides), mean(gap, 1, 2)])
+    ratios = {}
     for cell in record.of("torch"):
-        ours = cell["figures"]["tanhash"]["train_s"]
-        wall.append([cell["figures"][side]["train_s"] / ours for side in sides[1:] if side in cell["figures"]])
-        process = {"tanhash": cell["seconds"]["train"], **{side: cell["seconds"].get(side) for side in sides[1:]}}
-        cpu.append([process[side]["cpu"] / process["tanhash"]["cpu"] for side in sides[1:] if process[side]])
+        of, seconds = cell["figures"], cell["seconds"]
+        for side in sides[1:]:
+            if side in of:
+                ratios.setdefault(("wall", side), []).append(of[side]["train_s"] / of["tanhash"]["train_s"])
+                ratios.setdefault(("process", side), []).append(seconds[side]["cpu"] / seconds["train"]["cpu"])
+                if "train_cpu_s" in of[side]:
+                    ratios.setdefault(("loop", side), []).append(of[side]["train_cpu_s"] / seconds["train"]["cpu"])
+    what = {
+        "wall": "seconds of training, by the clock", "process": "processor seconds of the whole process",
+        "loop": "processor seconds, their loop to our whole process",
+    }  # fmt: skip
+    whose = {"formula": "the formula", "authors": "the authors' loss"}
+    lines = [
+        [f"{text}: {whose[side]} / tanhash", len(values), f"{statistics.median(values):.2f} [{min(values):.2f}..{max(values):.2f}]"]
+        for kind, text in what.items() for side in sides[1:] if (values := ratios.get((kind, side)))
+    ]  # fmt: skip
     out = table(["", "tanhash", "the formula in PyTorch", "the authors' loss", "tanhash - authors'"], rows)
-    if wall:
-        lines = []
-        for name, ratios in (("seconds of training", wall), ("processor seconds of the whole process", cpu)):
-            for side, values in zip(sides[1:], zip(*(row for row in ratios if len(row) == 2))):
-                lines.append([
-                    f"{name}: {'the formula' if side == 'formula' else 'the authors’ loss'} / tanhash",
-                    f"{statistics.median(values):.2f} [{min(values):.2f}..{max(values):.2f}]",
-                ])  # fmt: skip
-        out += "\n" + table(["one thread, in turns", f"median of {len(wall)} rounds [range]"], lines)
+    out += "\n" + table(["one thread, in turns", "rounds", "median [range]"], lines) if lines else ""
     return out + "\n" + where(record, "torch") + "\n\n" + example(record, "torch", bits=64)
 
 
 def fashion(record):
+    if not record.of("fashion"):
+        return "Not in this record: `make results FASHION=DIR` runs it and puts it here.\n"
     rows = []
     for cell in record.of("fashion"):
         of = cell["figures"]
