@@ -7,7 +7,7 @@ FULL := --features cli,torch
 DEMO_OUT ?= .data/demo
 DATA_ARGS := $(if $(DATA),--data $(DATA))
 
-.PHONY: demo test test-pure lint bench bench-peers libtorch weights build gpu-check clean
+.PHONY: demo test test-pure lint bench bench-peers results results-gpu libtorch weights build gpu-check clean
 .DEFAULT_GOAL := build
 
 ## build: the program, with everything in it
@@ -58,6 +58,25 @@ bench:
 bench-peers:
 	CARGO="$(CARGO)" python3 benches/peers/run.py --out $(or $(OUT),.data/peers/out) --sizes $(or $(SIZES),1e6) $(PEERS_ARGS)
 	$(if $(PAGE),.data/peers/venv/bin/python benches/peers/report.py $(or $(OUT),.data/peers/out) $(PAGE))
+
+# Both need a Python with numpy, and torch for the comparison with PyTorch: RESULTS_PYTHON. What they read is given by
+# variables that benches/results/run.py lists: make results FEATURES=DIR TREE=FILE FASHION=DIR ..
+RESULTS_PYTHON ?= python3
+RESULTS_OUT = $(or $(OUT),.data/results/out)
+export TANHASH FEATURES LITE0 CIFAR100 TREE FASHION CLOTHING AUTHORS RESNET50 RESNET34
+define run-results
+	$(if $(TANHASH),,$(MAKE) build)
+	LD_LIBRARY_PATH="$(LIBTORCH_LIBS):$$LD_LIBRARY_PATH" $(RESULTS_PYTHON) benches/results/run.py --tier $(1) --out $(RESULTS_OUT) $(RESULTS_ARGS)
+	$(if $(PAGE),$(RESULTS_PYTHON) benches/results/report.py $(RESULTS_OUT) $(PAGE))
+endef
+
+## results: the experiments of docs/RESULTS.md that run on a CPU, those that are not done; PAGE=FILE gets the tables
+results:
+	$(call run-results,cpu)
+
+## results-gpu: those for a GPU, one run at a time, those that are not done
+results-gpu:
+	$(call run-results,gpu)
 
 ## gpu-check: correctness and throughput on a GPU; says so and passes where there is none
 gpu-check: libtorch

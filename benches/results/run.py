@@ -1,0 +1,467 @@
+#!/usr/bin/env python3
+"""Runs the experiments of docs/RESULTS.md, one JSON file each, and goes on where it was stopped.
+
+    run.py --out FOLDER [--tier cpu|gpu] [--only PATTERN]... [--again] [--smoke] [--list]
+
+An experiment ("cell") whose file is in FOLDER is done and skipped; `--again` runs it anew, `--only` takes names with
+shell wildcards. A file holds the commands, the figures, seconds, seed, commit, program digest, versions, processor and
+date. A cell whose data is not given is named and left out. `report.py` makes the tables.
+
+What cells read is given by variables, and commands are recorded with their names in place of paths:
+
+    TANHASH      the program, target/release/tanhash
+    FEATURES     EfficientNet-Lite0 features of CIFAR-100 (`tanhash features`); made from CIFAR100 and LITE0 if missing
+    LITE0        its weights, .data/weights/efficientnet-lite0.safetensors (`make weights`)
+    CIFAR100     CIFAR-100, as `--data cifar100:` takes it
+    TREE         hierarchy.txt of Barz and Denzler's Cifar-Hierarchy
+    FASHION      the folder of Fashion-MNIST's four files
+    CLOTHING     EfficientNet-Lite0 features of class folders of photographs
+    AUTHORS      a checkout of github.com/kamwoh/orthohash, for the comparison with its loss
+    RESNET50     \\ torchvision's weights as safetensors (docs/guide/backbones.md), for the tier gpu
+    RESNET34     /
+
+Needs Python 3.10 with numpy, and torch for the comparison. `--smoke` runs every step of the tier gpu for one
+epoch on a few pictures of CIFAR100, to see that its commands are accepted; its figures mean nothing.
+"""
+
+import argparse
+import datetime
+import fnmatch
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+SEEDS = (1, 2, 3)
+BITS = (16, 32, 64)
+THREADS = ("--threads", "1")
+
+# Heads on features: the same budget for all. The rate is that of the best mAP@all on a validation split of the
+# train split (cells tune/*, 32 bits, seed 7); what is not here is the program's default.
+BUDGET = ("--epochs", "10", "--batch", "256")
+TUNED = {
+    "orthohash": ("--lr", "0.001"),
+    "orthohash, shc centers": ("--centers", "shc", "--lr", "0.003"),
+    "shc": ("--lr", "0.003"),
+    "shrewd": (),
+    "csq": (),
+    "dpn": ("--lr", "0.003"),
+    "greedyhash": ("--lr", "0.003"),
+    "hashnet": ("--lr", "0.003"),
+}
+GRID = ("0.001", "0.003", "0.01")
+
+
+def method_of(label):
+    return label.split(",")[0]
+
+
+def slug(label):
+    return label.replace(", ", "+").replace(" ", "-")
+
+
+class Cell:
+    """A name, what it is, the variables it needs and the function that runs it and returns its figures."""
+
+    def __init__(self, name, about, needs, run):
+        self.name, self.about, self.needs, self.run = name, about, needs, run
+
+
+class Shell:
+    """Runs commands with `$NAME` for paths, and keeps what was run and how long it took."""
+
+    def __init__(self, places, work, log):
+        self.places, self.work, self.log, self.commands, self.seconds = places, work, log, [], {}
+
+    def path(self, name):
+        return self.work / name
+
+    def expand(self, text):
+        for name, place in {**self.places, "WORK": str(self.work), "HERE": str(HERE)}.items():
+            text = text.replace(f"${name}", place or "")
+        return text
+
+    def __call__(self, kind, *command):
+        """The last JSON document on stdout, or None."""
+        shown = " ".join(command).replace("$HERE", "benches/results")
+        print("  " + shown, file=self.log, flush=True)
+        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+        argv = [self.expand(word) for word in command]
+        argv[0] = {"tanhash": self.places["TANHASH"], "python3": sys.executable}[argv[0]]
+        done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        wall, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+        if done.returncode:
+            raise RuntimeError(f"{shown}\n{done.stderr.strip()[-2000:]}")
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        kept = self.seconds.setdefault(kind, {"wall": 0.0, "cpu": 0.0})
+        kept["wall"], kept["cpu"] = round(kept["wall"] + wall, 2), round(kept["cpu"] + cpu, 2)
+        self.commands.append(shown)
+        lines = done.stdout.strip().splitlines()
+        return json.loads(lines[-1]) if lines and lines[-1].startswith("{") else None
+
+
+def figures(report, prefix=""):
+    """What is kept of a report of `tanhash eval`."""
+    kept = {"map_all": report["map_all_expected"], "n_queries": report["n_queries"], "n_database": report["n_database"]}
+    if report["protocol"]["cutoff"] != "all":
+        kept[f"map_{report['protocol']['cutoff']}"] = report["map"]
+        kept[f"map_{report['protocol']['cutoff']}_min_relevant"] = report["map_by_denominator"]["min_relevant_r"]
+    if report.get("hierarchical"):
+        kept["mahp_250"] = report["hierarchical"]["mahp"]
+    return {prefix + name: value for name, value in kept.items()}
+
+
+def trained(shell, data, options, seed, bits, measure, threads=THREADS):
+    """Trains, measures by each of `measure` (a prefix of its figures, options of eval), and returns all figures."""
+    model = "$WORK/model.safetensors"
+    run = shell(
+        "train", "tanhash", "train", "--json", "--data", data, "--bits", str(bits), "--seed", str(seed),
+        *options, *threads, "--out", model,
+    )  # fmt: skip
+    out = {"train_s": run["seconds"], "loss": run["loss"], "device": run["device"]}
+    if run.get("selection"):
+        out["validation_map_all"] = run["selection"]["value"]
+    for prefix, *arguments in measure:
+        # The seed draws the split too.
+        report = shell("eval", "tanhash", "eval", "--json", "--model", model, "--seed", str(seed), *arguments)
+        out |= figures(report, prefix)
+    return out
+
+
+def distances(shell, *classes):
+    shell("distances", "python3", "$HERE/hierarchy_distances.py", "$TREE", "$WORK/distances.npy", *classes)
+    return ("--distances", "$WORK/distances.npy")
+
+
+def head_cell(group, label, bits, seed, features, split="", tree=False):
+    place = f"${features}"
+
+    def run(shell):
+        data = f"features{split}:{place}"
+        options = ("--method", method_of(label), *BUDGET, *TUNED[label])
+        if method_of(label) == "shrewd" and tree:
+            options += distances(shell, f"{place}/classes.txt")
+        measure = [("", "--data", data, "--r", "1000")]
+        if tree and bits == 64 and not split:
+            measure.append(("test_", "--data", f"features@leave-one-out:{place}", "--hierarchy", "$TREE"))
+        return trained(shell, data, options, seed, bits, measure)
+
+    about = {"group": group, "method": label, "bits": bits, "seed": seed, "split": split or "official"}
+    needs = [features] + (["TREE"] if tree and (bits == 64 or label == "shrewd") else [])
+    return Cell(f"{group}/{slug(label)}-{bits}-{seed}", about, needs, run)
+
+
+def tune_cell(label, lr):
+    def run(shell):
+        options = ("--method", method_of(label), *BUDGET, "--lr", lr)
+        options += ("--validation-share", "0.1", "--validate-every", "10")
+        options += ("--centers", "shc") if "shc centers" in label else ()
+        if label == "shrewd":
+            options += distances(shell, "$FEATURES/classes.txt")
+        return trained(shell, "features:$FEATURES", options, 7, 32, [])
+
+    about = {"group": "tune", "method": label, "bits": 32, "seed": 7, "lr": lr}
+    needs = ["FEATURES"] + (["TREE"] if label == "shrewd" else [])
+    return Cell(f"tune/{slug(label)}-{lr}", about, needs, run)
+
+
+def untrained_cell(group, encoder, bits, seed, features, tree=False):
+    """ITQ, learned from the database's features without labels, or random hyperplanes."""
+
+    def run(shell):
+        import numpy as np
+
+        place = Path(shell.places[features])
+        rows, labels, splits = (np.load(place / f"{name}.npy", mmap_mode="r") for name in ("features", "labels", "splits"))
+        for name, bit in (("database", 2), ("query", 4)):
+            np.save(shell.path(f"{name}.npy"), rows[splits & bit > 0])
+            np.save(shell.path(f"{name}-labels.npy"), np.asarray(labels[splits & bit > 0], np.int64))
+        fit = ("--fit", "$WORK/database.npy") if encoder == "itq" else ()
+        for name in ("database", "query"):
+            shell(
+                "encode", "tanhash", "encode", "--json", "--encoder", encoder, *fit, "--bits", str(bits), "--seed", str(seed),
+                "--input", f"$WORK/{name}.npy", "--out", f"$WORK/{name}.bin",
+            )  # fmt: skip
+        query = ("--query-codes", "$WORK/query.bin", "--query-labels", "$WORK/query-labels.npy", "--bits", str(bits))
+        base = ("--database-codes", "$WORK/database.bin", "--database-labels", "$WORK/database-labels.npy")
+        out = figures(shell("eval", "tanhash", "eval", "--json", *query, *base, "--r", "1000"))
+        if tree and bits == 64:
+            names = ("--hierarchy", "$TREE", "--class-names", f"${features}/classes.txt", "--leave-one-out")
+            out |= figures(shell("eval", "tanhash", "eval", "--json", *query, *names), "test_")
+        return out
+
+    about = {"group": group, "method": encoder, "bits": bits, "seed": seed, "split": "official"}
+    return Cell(f"{group}/{encoder}-{bits}-{seed}", about, [features] + (["TREE"] if tree and bits == 64 else []), run)
+
+
+# Ours, the formula in PyTorch, and the authors' own modules, in turns: same features, codebook, optimizer, schedule, batch
+# size, epochs and threads. The order of the pictures is drawn by each program's own generator from the same seed.
+SAME = ("--epochs", "10", "--batch", "256", "--lr", "0.003", "--margin", "0.2")
+
+
+def torch_cell(bits, seed):
+    def run(shell):
+        shell("setup", "tanhash", "centers", "--method", "bernoulli", "--classes", "100", "--bits", str(bits),
+              "--seed", str(seed), "--out", "$WORK/centers.npy")  # fmt: skip
+        sides = {}
+
+        def ours():
+            options = ("--method", "orthohash", *SAME, "--schedule", "cosine", "--centers", "$WORK/centers.npy")
+            data = "features:$FEATURES"
+            sides["tanhash"] = trained(shell, data, options, seed, bits, [("", "--data", data, "--r", "1000")])
+
+        def python(side, *more):
+            out = shell(
+                side, "python3", "$HERE/orthohash_torch.py", "--features", "$FEATURES", "--centers", "$WORK/centers.npy",
+                *SAME, "--seed", str(seed), "--threads", "1", "--out", "$WORK", *more,
+            )  # fmt: skip
+            report = shell(
+                "eval", "tanhash", "eval", "--json", "--query-codes", "$WORK/query.bin", "--query-labels",
+                "$WORK/query.npy", "--database-codes", "$WORK/database.bin", "--database-labels", "$WORK/database.npy",
+                "--bits", str(bits), "--seed", str(seed), "--r", "1000",
+            )  # fmt: skip
+            sides[side] = out | figures(report)
+
+        turns = [ours, lambda: python("formula")]
+        if shell.places["AUTHORS"]:
+            turns.append(lambda: python("authors", "--authors", "$AUTHORS"))
+        # Each side is first in turn.
+        for turn in turns[seed % len(turns):] + turns[: seed % len(turns)]:
+            turn()
+        return sides
+
+    about = {"group": "torch", "method": "orthohash", "bits": bits, "seed": seed}
+    return Cell(f"torch/{bits}-{seed}", about, ["FEATURES"], run)
+
+
+FASHION = ("--method", "orthohash", "--backbone", "conv-small", "--augment", "pad-crop", "--epochs", "36", "--batch", "256",
+           "--lr", "0.003", "--weight-decay", "0.0001")  # fmt: skip
+
+
+def fashion_cell(seed):
+    def run(shell):
+        data = "fashion-mnist:$FASHION"
+        return trained(shell, data, FASHION, seed, 64, [("", "--data", data, "--r", "1000")])
+
+    about = {"group": "fashion", "method": "orthohash", "bits": 64, "seed": seed}
+    return Cell(f"fashion/orthohash-64-{seed}", about, ["FASHION"], run)
+
+
+# Photographs: 3,068 of 10 classes, so more epochs of smaller batches.
+PHOTOS = ("--epochs", "30", "--batch", "64", "--lr", "0.001")
+
+
+def photo_cell(method, seed):
+    def run(shell):
+        data = "features:$CLOTHING"
+        return trained(shell, data, ("--method", method, *PHOTOS), seed, 64, [("", "--data", data, "--r", "1000")])
+
+    about = {"group": "clothing", "method": method, "bits": 64, "seed": seed, "split": "official"}
+    return Cell(f"clothing/{method}-64-{seed}", about, ["CLOTHING"], run)
+
+
+def cpu_cells():
+    cells = [fashion_cell(1)]
+    cells += [torch_cell(bits, seed) for seed in SEEDS for bits in BITS]
+    for label in TUNED:
+        cells += [head_cell("cifar100", label, bits, seed, "FEATURES", tree=True) for bits in BITS for seed in SEEDS]
+    for encoder in ("itq", "lsh"):
+        cells += [untrained_cell("cifar100", encoder, bits, seed, "FEATURES", tree=True) for bits in BITS for seed in SEEDS]
+    cells += [photo_cell(method, seed) for method in ("orthohash", "shc", "shrewd") for seed in SEEDS]
+    cells += [untrained_cell("clothing", encoder, 64, seed, "CLOTHING") for encoder in ("itq", "lsh") for seed in SEEDS]
+    for split, methods in (("@shc", ("orthohash", "shc", "csq")), ("@95-5", ("orthohash", "csq", "hashnet"))):
+        for label in methods:
+            group = "cifar100" + split.replace("@", "-")
+            cells += [head_cell(group, label, bits, seed, "FEATURES", split) for bits in BITS for seed in SEEDS]
+    cells += [tune_cell(label, lr) for label in TUNED for lr in GRID]
+    return cells
+
+
+# The tier gpu. Pictures are enlarged on the device, networks compute in bfloat16. A step is meant to stay below ten minutes
+# on one data-center GPU; a step is one run, so what is killed costs one.
+FINE_TUNED = {"--half": None, "--augment": "resized-crop", "--batch": "128"}
+GPU = {
+    # split, backbone, variable of its weights, methods with their options, options of all, options of eval
+    "gpu-95-5": (
+        "@95-5", "resnet-50", "RESNET50",
+        {"orthohash": {}, "csq": {}, "hashnet": {}},
+        {**FINE_TUNED, "--epochs": "12"},
+        ("--r", "1000"),
+    ),
+    "gpu-shc": (
+        "@shc", "resnet-34", "RESNET34",
+        {"orthohash": {}, "orthohash, shc centers": {"--centers": "shc"}, "shc": {}, "csq": {}},
+        {**FINE_TUNED, "--epochs": "60"},
+        ("--r", "all"),
+    ),
+    "gpu-mahp": (
+        "@leave-one-out", "resnet-18-cifar", None,
+        {"shrewd": {}, "orthohash": {}, "orthohash, shc centers": {"--centers": "shc"}},
+        {"--half": None, "--augment": "pad-crop", "--batch": "256", "--epochs": "100", "--weight-decay": "0.0005",
+         "--optimizer": "sgd", "--lr": "0.05"},
+        ("--r", "all", "--hierarchy", "$TREE"),
+    ),
+}  # fmt: skip
+
+
+def words(options):
+    return [word for pair in options.items() for word in pair if word is not None]
+
+
+def gpu_cell(group, label, bits, seed, smoke):
+    split, backbone, weights, methods, options, measure = GPU[group]
+    settings = {**options, **methods[label], **({"--epochs": "1", "--batch": "25"} if smoke else {})}
+
+    def run(shell):
+        # A few pictures are too few for the split of SHC.
+        data = f"cifar100{'' if smoke and split == '@shc' else split}:$CIFAR100"
+        own = ["--method", method_of(label), "--backbone", backbone, *words(settings)]
+        own += ["--weights", f"${weights}"] if weights else []
+        if label == "shrewd":
+            own += distances(shell)
+        return trained(shell, data, own, seed, bits, [("", "--data", data, *measure)], threads=())
+
+    about = {"group": group, "method": label, "bits": bits, "seed": seed, "split": split[1:], "backbone": backbone}
+    needs = ["CIFAR100", *([weights] if weights else []), *(["TREE"] if "$TREE" in measure else [])]
+    return Cell(f"{group}/{slug(label)}-{bits}-{seed}", about, needs, run)
+
+
+def gpu_cells(smoke):
+    cells = []
+    for group, (*_, methods, _, _) in GPU.items():
+        lengths = (64,) if group == "gpu-mahp" or smoke else BITS
+        seeds = SEEDS[:1] if smoke else SEEDS
+        cells += [gpu_cell(group, label, bits, seed, smoke) for label in methods for bits in lengths for seed in seeds]
+    return cells
+
+
+def a_few_pictures(source, folder):
+    """Links to two train pictures and a test picture of every class."""
+    for split, count in (("train", 2), ("test", 1)):
+        for one in sorted((Path(source) / split).iterdir()):
+            if one.is_dir():
+                into = folder / split / one.name
+                into.mkdir(parents=True, exist_ok=True)
+                for picture in sorted(one.iterdir())[:count]:
+                    if not (into / picture.name).exists():
+                        (into / picture.name).symlink_to(picture.resolve())
+    return str(folder)
+
+
+def facts(places):
+    """What every file says of where and with what it was made."""
+
+    def git(*arguments):
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+    cpu = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        names = [line for line in open("/proc/cpuinfo") if line.startswith("model name")]
+        cpu = names[0].split(":")[1].strip() if names else cpu
+    program = Path(places["TANHASH"])
+    version = subprocess.run([program, "--version"], capture_output=True, text=True)
+    if version.returncode:
+        sys.exit(f"{program} does not run: {version.stderr.strip()}")
+    versions = {"tanhash": version.stdout.split()[-1], "python": platform.python_version()}
+    for module in ("numpy", "torch"):
+        try:
+            versions[module] = importlib.metadata.version(module)
+        except importlib.metadata.PackageNotFoundError:
+            pass
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "changed": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "program_sha256": hashlib.sha256(program.read_bytes()).hexdigest()[:16],
+        "versions": versions,
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+PLACES = {
+    "TANHASH": ROOT / "target/release/tanhash",
+    "FEATURES": ROOT / ".data/features/cifar100",
+    "LITE0": ROOT / ".data/weights/efficientnet-lite0.safetensors",
+    **dict.fromkeys(("CIFAR100", "TREE", "FASHION", "CLOTHING", "AUTHORS", "RESNET50", "RESNET34")),
+}
+
+
+def find_places():
+    places = {name: os.environ.get(name) or place for name, place in PLACES.items()}
+    return {name: place and str(Path(place).expanduser().resolve()) for name, place in places.items()}
+
+
+def make_features(places):
+    """Features of CIFAR-100, if they are not there and can be made."""
+    if Path(places["FEATURES"], "features.npy").exists() or not places["CIFAR100"]:
+        return
+    if not Path(places["LITE0"]).exists():
+        print("no features of CIFAR-100, and no weights to make them: run `make weights`")
+        return
+    print("features of CIFAR-100, once", flush=True)
+    subprocess.check_call([
+        places["TANHASH"], "features", "--backbone", "efficientnet-lite0", "--weights", places["LITE0"],
+        "--data", f"cifar100:{places['CIFAR100']}", "--out", places["FEATURES"],
+    ])  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tier", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--only", action="append", default=[])
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--work", type=Path, default=ROOT / ".data/results/work", help="for models and codes")
+    arguments = parser.parse_args()
+    cells = cpu_cells() if arguments.tier == "cpu" else gpu_cells(arguments.smoke)
+    wanted = [cell for cell in cells if not arguments.only or any(fnmatch.fnmatch(cell.name, one) for one in arguments.only)]
+    if arguments.list:
+        print("\n".join(cell.name for cell in wanted))
+        return
+    places = find_places()
+    known = facts(places)
+    if arguments.tier == "cpu":
+        make_features(places)
+    elif arguments.smoke and places["CIFAR100"]:
+        places["CIFAR100"] = a_few_pictures(places["CIFAR100"], arguments.work / "few")
+    failed = 0
+    for number, cell in enumerate(wanted, 1):
+        target = arguments.out / f"{cell.name}.json"
+        if target.exists() and not arguments.again:
+            continue
+        missing = [name for name in cell.needs if not places[name] or not Path(places[name]).exists()]
+        if missing:
+            print(f"[{number}/{len(wanted)}] {cell.name}: left out, set {', '.join(missing)}", flush=True)
+            continue
+        print(f"[{number}/{len(wanted)}] {cell.name}", flush=True)
+        work = arguments.work / str(os.getpid())
+        work.mkdir(parents=True, exist_ok=True)
+        shell = Shell(places, work.resolve(), sys.stdout)
+        date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        try:
+            found = cell.run(shell)
+        except RuntimeError as error:
+            failed += 1
+            print(f"  failed: {error}", flush=True)
+            continue
+        entry = {**cell.about, "figures": found, "seconds": shell.seconds, "commands": shell.commands, "date": date, **known}
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_suffix(".part")
+        part.write_text(json.dumps(entry, indent=1) + "\n")
+        part.replace(target)
+    sys.exit(f"{failed} cells failed" if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
