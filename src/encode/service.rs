@@ -274,8 +274,9 @@ impl EncoderService {
     /// than that by itself is taken in once nothing else is held.
     ///
     /// # Errors
-    /// `EncoderStopped` once too many calls have failed in a row. Payloads that were taken in before
-    /// are answered with [`EncodeStage::Stopped`].
+    /// `EncoderStopped` once too many calls have failed in a row. Where that happens while a submission
+    /// is being queued, all of it is taken in, and answered with [`EncodeStage::Stopped`] as all that is
+    /// queued is.
     pub fn submit(&self, payloads: Vec<Payload>) -> Result<Ticket> {
         let n = payloads.len();
         let ticket = Arc::new(TicketState {
@@ -304,7 +305,9 @@ impl EncoderService {
                 self.shared.answered.wait(&mut state);
             }
             state.crowded = false;
-            self.shared.check_running(&state)?;
+            if slot == 0 {
+                self.shared.check_running(&state)?;
+            }
             state.stats.n_submitted += 1;
             state.stats.held_bytes += size_bytes;
             state.stats.max_held_bytes = state.stats.max_held_bytes.max(state.stats.held_bytes);
