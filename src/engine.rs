@@ -4,6 +4,7 @@
 //! matter of time only and [`plan`] makes it. Knows no file, no thread and no index: rows,
 //! tables and the set of allowed documents are lent by the caller.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -87,14 +88,72 @@ pub enum Allowed<'a> {
     Listed(&'a [u32]),
     /// Those whose bit is set: bit `doc % 64` of word `doc / 64`. Documents past the last word are not.
     Set(&'a [u64]),
+    /// Those of these rows, whatever their documents: what a filter becomes that is asked again and again.
+    Rows(AllowedRows<'a>),
 }
 
-/// Whether a document's bit is set.
+/// Rows of one segment.
+#[derive(Clone, Copy, Default)]
+pub struct AllowedRows<'a> {
+    set: &'a [u64],
+    list: Option<&'a [u32]>,
+    n_rows: usize,
+}
+
+impl<'a> AllowedRows<'a> {
+    /// The rows whose bit is set: bit `row % 64` of word `row / 64`. Rows past the last word are not
+    /// allowed, bits past the last row mean nothing. `list`, which a search among few rows needs, has the
+    /// same rows. Contract: strictly ascending, all of them rows of the segment.
+    pub fn new(set: &'a [u64], list: Option<&'a [u32]>) -> AllowedRows<'a> {
+        let n_rows = match list {
+            Some(list) => list.len(),
+            None => set.iter().map(|word| word.count_ones() as usize).sum(),
+        };
+        AllowedRows { set, list, n_rows }
+    }
+
+    /// The rows as a set.
+    pub fn set(&self) -> &'a [u64] {
+        self.set
+    }
+
+    /// The rows as a list, if there is one.
+    pub fn list(&self) -> Option<&'a [u32]> {
+        self.list
+    }
+
+    /// How many there are.
+    pub fn n_rows(&self) -> usize {
+        self.n_rows
+    }
+}
+
+impl Allowed<'_> {
+    /// How many rows or documents there are at most, where that is known without counting.
+    pub(crate) fn n_at_most(&self) -> Option<usize> {
+        match self {
+            Allowed::Listed(docs) => Some(docs.len()),
+            Allowed::Rows(rows) => Some(rows.n_rows),
+            Allowed::All | Allowed::Where(_) | Allowed::Set(_) => None,
+        }
+    }
+
+    /// How many rows there are to compare, where they can be compared one by one.
+    pub(crate) fn n_listed(&self) -> Option<usize> {
+        match self {
+            Allowed::Listed(docs) => Some(docs.len()),
+            Allowed::Rows(rows) => rows.list.map(<[u32]>::len),
+            Allowed::All | Allowed::Where(_) | Allowed::Set(_) => None,
+        }
+    }
+}
+
+/// Whether a document's or row's bit is set.
 #[inline]
-pub(crate) fn in_set(words: &[u64], doc: u32) -> bool {
+pub(crate) fn in_set(words: &[u64], idx: u32) -> bool {
     words
-        .get(doc as usize / 64)
-        .is_some_and(|word| word >> (doc % 64) & 1 != 0)
+        .get(idx as usize / 64)
+        .is_some_and(|word| word >> (idx % 64) & 1 != 0)
 }
 
 impl fmt::Debug for Allowed<'_> {
@@ -107,12 +166,13 @@ impl fmt::Debug for Allowed<'_> {
                 let n_docs: u32 = words.iter().map(|word| word.count_ones()).sum();
                 write!(f, "Set({n_docs} docs)")
             }
+            Allowed::Rows(rows) => write!(f, "Rows({} rows)", rows.n_rows),
         }
     }
 }
 
-/// Asks whether one document after another is allowed; remembers its place in a list, so that asking
-/// in ascending order walks the list once.
+/// Asks whether one row and its document after another are allowed; remembers its place in a list, so that
+/// asking in ascending order walks the list once.
 pub(crate) struct Membership<'a> {
     allowed: Allowed<'a>,
     /// Every listed doc before this place is smaller than the doc last asked for.
@@ -127,15 +187,25 @@ impl<'a> Membership<'a> {
         }
     }
 
-    /// True if every document is allowed.
-    pub(crate) fn is_everything(&self) -> bool {
-        matches!(self.allowed, Allowed::All)
+    /// True if [`has_row`](Membership::has_row) alone decides.
+    pub(crate) fn is_by_row(&self) -> bool {
+        matches!(self.allowed, Allowed::All | Allowed::Rows(_))
     }
 
+    /// False if the row is not allowed; true also where its document decides.
+    #[inline]
+    pub(crate) fn has_row(&self, row: usize) -> bool {
+        match self.allowed {
+            Allowed::Rows(rows) => in_set(rows.set, row as u32),
+            _ => true,
+        }
+    }
+
+    /// False if the document is not allowed; true also where its row decides.
     #[inline]
     pub(crate) fn contains(&mut self, doc: u32) -> bool {
         match self.allowed {
-            Allowed::All => true,
+            Allowed::All | Allowed::Rows(_) => true,
             Allowed::Where(is_allowed) => is_allowed(doc),
             Allowed::Listed(docs) => self.seek(docs, doc),
             Allowed::Set(words) => in_set(words, doc),
@@ -221,6 +291,34 @@ impl<'a> SegmentRows<'a> {
     #[inline]
     pub(crate) fn rows_are_docs(&self) -> bool {
         self.doc_ids.is_none() && self.order.is_none()
+    }
+
+    /// The rows of listed documents, in the order of the list; documents without a code are left out.
+    ///
+    /// # Errors
+    /// `Corrupt` if a damaged file's order of rows gives none.
+    pub(crate) fn rows_of<'l>(&self, docs: &'l [u32]) -> Result<Cow<'l, [u32]>> {
+        let ranks = match self.doc_ids {
+            None => {
+                let n_rows = self.codes.n_codes();
+                let end = docs.partition_point(|&doc| (doc as usize) < n_rows);
+                Cow::Borrowed(&docs[..end])
+            }
+            Some(doc_ids) => {
+                let mut ranks = Membership::new(&Allowed::Listed(doc_ids));
+                let ranks = docs.iter().filter_map(|&doc| {
+                    let has_code = ranks.contains(doc);
+                    has_code.then(|| ranks.place() as u32)
+                });
+                Cow::Owned(ranks.collect())
+            }
+        };
+        let Some(order) = &self.order else {
+            return Ok(ranks);
+        };
+        let mut rows = ranks.into_owned();
+        order.rows_of(&mut rows)?;
+        Ok(Cow::Owned(rows))
     }
 
     /// The address of a document.

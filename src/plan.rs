@@ -49,6 +49,9 @@ const CENTROID_NS: f64 = 0.4;
 /// Asking whether a row of a cluster is in a list: its rank, and a search of the list.
 const ASK_LISTED_NS: f64 = 60.0;
 
+/// Asking whether a row is in a set of rows.
+const ASK_ROW_NS: f64 = 2.0;
+
 /// A stretch of rows at a place of its own: finding it, and the wait for its first cache lines.
 const STRETCH_NS: f64 = 45.0;
 
@@ -174,9 +177,9 @@ pub(crate) fn gather_ns(codes: CodesRef<'_>, n_rows: usize) -> f64 {
 /// The scan engine under a filter, for `n_queries` queries at once.
 pub(crate) fn batch_ns(codes: CodesRef<'_>, allowed: &Allowed<'_>, n_queries: usize) -> f64 {
     let scan_ns = scan_batch_ns(codes, n_queries);
-    match allowed {
-        Allowed::Listed(docs) => scan_ns.min(gather_batch_ns(codes, docs.len(), n_queries)),
-        _ => scan_ns,
+    match allowed.n_listed() {
+        Some(n_rows) => scan_ns.min(gather_batch_ns(codes, n_rows, n_queries)),
+        None => scan_ns,
     }
 }
 
@@ -262,9 +265,9 @@ pub(crate) fn candidate_ns(words: usize) -> f64 {
 
 /// The scan engine under a filter: a short list is gathered.
 pub(crate) fn scan_ns(codes: CodesRef<'_>, allowed: &Allowed<'_>) -> f64 {
-    match allowed {
-        Allowed::Listed(docs) => full_scan_ns(codes).min(gather_ns(codes, docs.len())),
-        _ => full_scan_ns(codes),
+    match allowed.n_listed() {
+        Some(n_rows) => full_scan_ns(codes).min(gather_ns(codes, n_rows)),
+        None => full_scan_ns(codes),
     }
 }
 
@@ -328,19 +331,21 @@ pub fn knn_costs(rows: &SegmentRows<'_>, allowed: &Allowed<'_>, k: usize) -> Cos
         mih_least_ns: f64::INFINITY,
         cluster_least_ns: cluster_least_ns(rows),
     };
-    if let (Some(least_ns), Allowed::Listed(docs)) = (&mut costs.cluster_least_ns, allowed) {
-        // Until k allowed documents are met, every row is near enough to be asked about.
-        let n_asked = k as f64 * codes.n_codes() as f64 / docs.len().max(1) as f64;
-        *least_ns += ASK_LISTED_NS * n_asked.min(codes.n_codes() as f64);
+    if let (Some(least_ns), Some(n_allowed)) = (&mut costs.cluster_least_ns, allowed.n_at_most()) {
+        // Until k allowed rows are met, every row is near enough to be asked about.
+        let n_asked = k as f64 * codes.n_codes() as f64 / n_allowed.max(1) as f64;
+        let ask_ns = match allowed {
+            Allowed::Rows(_) => ASK_ROW_NS,
+            _ => ASK_LISTED_NS,
+        };
+        *least_ns += ask_ns * n_asked.min(codes.n_codes() as f64);
     }
     if let Some(view) = &rows.mih {
         let bits = codes.code_len().bits();
         let radius = kth_random_distance(bits, codes.n_codes(), k);
         // Candidates are met whether or not they are allowed.
-        let n_allowed = match allowed {
-            Allowed::Listed(docs) => docs.len().clamp(1, codes.n_codes().max(1)),
-            _ => codes.n_codes(),
-        };
+        let n_allowed = allowed.n_at_most().unwrap_or(codes.n_codes());
+        let n_allowed = n_allowed.clamp(1, codes.n_codes().max(1));
         let candidates_each = codes.n_codes() as f64 / n_allowed.max(1) as f64;
         let wanted = k.min(n_allowed) as f64 * candidates_each;
         let least = LOOKUP_NS + wanted * candidate_ns(codes.code_len().words());

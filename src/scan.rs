@@ -32,6 +32,47 @@ const COPY_ROWS: usize = 1024;
 /// How many rows ahead of the copy memory is asked for.
 const COPY_AHEAD: usize = 16;
 
+/// What a filter lists.
+#[derive(Clone, Copy)]
+enum Listed<'a> {
+    /// Ascending.
+    Docs(&'a [u32]),
+    /// Ascending.
+    Rows(&'a [u32]),
+}
+
+impl<'a> Listed<'a> {
+    fn of(allowed: &Allowed<'a>) -> Option<Listed<'a>> {
+        match allowed {
+            Allowed::Listed(docs) => Some(Listed::Docs(docs)),
+            Allowed::Rows(rows) => rows.list().map(Listed::Rows),
+            Allowed::All | Allowed::Where(_) | Allowed::Set(_) => None,
+        }
+    }
+
+    fn len(self) -> usize {
+        match self {
+            Listed::Docs(list) | Listed::Rows(list) => list.len(),
+        }
+    }
+
+    fn rows(self, rows: &SegmentRows<'_>) -> Result<Cow<'a, [u32]>> {
+        match self {
+            Listed::Docs(docs) => rows.rows_of(docs),
+            Listed::Rows(list) => {
+                // Ascending, so the last tells.
+                match list
+                    .last()
+                    .is_none_or(|&last| (last as usize) < rows.codes.n_codes())
+                {
+                    true => Ok(Cow::Borrowed(list)),
+                    false => Err(Error::invalid("allowed rows reach past the last code")),
+                }
+            }
+        }
+    }
+}
+
 impl<'a> LinearScan<'a> {
     /// Scans these rows with the best kernel.
     pub fn new(rows: &'a SegmentRows<'a>) -> LinearScan<'a> {
@@ -48,36 +89,36 @@ impl<'a> LinearScan<'a> {
         self
     }
 
-    /// The listed documents, if comparing them alone is cheaper than scanning.
-    fn gathered<'l>(&self, allowed: &Allowed<'l>) -> Option<&'l [u32]> {
-        match allowed {
-            Allowed::Listed(docs) if plan::gathers(self.rows.codes, docs.len()) => Some(docs),
-            _ => None,
-        }
+    /// What is listed, if comparing it alone is cheaper than scanning.
+    fn gathered<'l>(&self, allowed: &Allowed<'l>) -> Option<Listed<'l>> {
+        Listed::of(allowed).filter(|listed| plan::gathers(self.rows.codes, listed.len()))
     }
 
     /// Hands `hit(distance, doc)` every allowed code within the bound; it returns the bound for those to
-    /// come, `None` to stop. They come in ascending row order, those of `listed` in ascending document
+    /// come, `None` to stop. They come in ascending row order, listed documents in ascending document
     /// order. `listed` is what [`gathered`](LinearScan::gathered) gave, once a search: what the planner
     /// knows changes meanwhile.
     fn visit(
         &self,
         query: &HashCode,
         allowed: &Allowed<'_>,
-        listed: Option<&[u32]>,
+        listed: Option<Listed<'_>>,
         bound: u32,
         stats: &mut SearchStats,
         mut hit: impl FnMut(u32, u32) -> Option<u32>,
     ) -> Result<()> {
-        if let Some(docs) = listed {
-            let rows = self.listed_rows(docs)?;
+        if let Some(listed) = listed {
+            let rows = listed.rows(self.rows)?;
             return self.gather_rows(query, &rows, bound, stats, hit);
         }
-        if let Allowed::Set(set) = allowed
-            && self.rows.rows_are_docs()
-        {
-            self.scan_set(query, set, bound, stats, hit);
-            return Ok(());
+        match allowed {
+            Allowed::Set(set) if self.rows.rows_are_docs() => {
+                return self.scan_set(query, set, bound, stats, hit);
+            }
+            Allowed::Rows(rows) => {
+                return self.scan_set(query, rows.set(), bound, stats, hit);
+            }
+            _ => {}
         }
         let codes = self.rows.codes;
         let mut membership = Membership::new(allowed);
@@ -116,7 +157,7 @@ impl<'a> LinearScan<'a> {
         }
     }
 
-    /// Compares every row but those of long stretches without a document of the set, which are rows too.
+    /// Compares every row but those of long stretches without any of the set, which is of rows.
     fn scan_set(
         &self,
         query: &HashCode,
@@ -124,44 +165,26 @@ impl<'a> LinearScan<'a> {
         bound: u32,
         stats: &mut SearchStats,
         mut hit: impl FnMut(u32, u32) -> Option<u32>,
-    ) {
+    ) -> Result<()> {
         let codes = self.rows.codes;
+        let mut damaged = false;
         let mut current = Some(bound);
         let mut spans = Spans::new(set, self.part);
         while let (Some(bound), Some(span)) = (current, spans.next()) {
             stats.codes_scanned += span.len() as u64;
             let mut sink = |row, distance| {
-                current = hit(distance, row as u32);
+                let doc = self.rows.doc_id(row);
+                damaged |= doc.is_none();
+                current = hit(distance, doc?);
                 current
             };
             self.kernel
                 .scan_set(codes, span, set, query.words(), bound, &mut sink);
+            if damaged {
+                return Err(RowOrder::damaged());
+            }
         }
-    }
-
-    /// The rows of listed documents, in the order of the list; documents without a code are left out.
-    fn listed_rows<'l>(&self, docs: &'l [u32]) -> Result<Cow<'l, [u32]>> {
-        let ranks = match self.rows.doc_ids {
-            None => {
-                let n_rows = self.rows.codes.n_codes();
-                let end = docs.partition_point(|&doc| (doc as usize) < n_rows);
-                Cow::Borrowed(&docs[..end])
-            }
-            Some(doc_ids) => {
-                let mut ranks = Membership::new(&Allowed::Listed(doc_ids));
-                let ranks = docs.iter().filter_map(|&doc| {
-                    let has_code = ranks.contains(doc);
-                    has_code.then(|| ranks.place() as u32)
-                });
-                Cow::Owned(ranks.collect())
-            }
-        };
-        let Some(order) = &self.rows.order else {
-            return Ok(ranks);
-        };
-        let mut rows = ranks.into_owned();
-        order.rows_of(&mut rows)?;
-        Ok(Cow::Owned(rows))
+        Ok(())
     }
 
     /// Compares these rows alone.
@@ -311,10 +334,11 @@ impl<'a> LinearScan<'a> {
         let codes = self.rows.codes;
         let n_live = bounds.iter().flatten().count();
         let words: Vec<&[u64]> = queries.iter().map(HashCode::words).collect();
-        if let Allowed::Listed(docs) = allowed
-            && plan::gather_batch_ns(codes, docs.len(), n_live) < plan::scan_batch_ns(codes, n_live)
+        if let Some(listed) = Listed::of(allowed)
+            && plan::gather_batch_ns(codes, listed.len(), n_live)
+                < plan::scan_batch_ns(codes, n_live)
         {
-            let listed = self.listed_rows(docs)?;
+            let listed = listed.rows(self.rows)?;
             let mut parts = listed.chunks(COPY_ROWS);
             loop {
                 let n_live = bounds.iter().flatten().count();
@@ -349,6 +373,10 @@ impl<'a> LinearScan<'a> {
         let mut current = bounds.to_vec();
         let mut filtered_out = 0;
         let mut sink = |query_idx: usize, row, distance| {
+            if !memberships[query_idx].has_row(row) {
+                filtered_out += 1;
+                return current[query_idx];
+            }
             let Some(doc) = self.rows.doc_id(row) else {
                 damaged = true;
                 return None;
@@ -482,7 +510,7 @@ impl LinearScan<'_> {
             return Ok(());
         }
         let listed = self.gathered(allowed);
-        let ascending = self.rows.ascend() || listed.is_some();
+        let ascending = self.rows.ascend() || matches!(listed, Some(Listed::Docs(_)));
         let (k, max_distance, shared) = (top.k(), top.bound(), &*top);
         let parts = self.in_parts(listed, stats, |part, stats| {
             // What came before bounds a part through its distance alone; ties are settled when parts meet.
@@ -524,7 +552,7 @@ impl LinearScan<'_> {
     /// of the parts.
     fn in_parts<T: Send>(
         &self,
-        listed: Option<&[u32]>,
+        listed: Option<Listed<'_>>,
         stats: &mut SearchStats,
         search: impl Fn(&LinearScan<'_>, &mut SearchStats) -> Result<T> + Sync,
     ) -> Result<Vec<T>> {

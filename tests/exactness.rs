@@ -9,7 +9,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tanhash::cluster::{ClusterParams, ClusterSearch, Clusters};
 use tanhash::code::RowOrder;
-use tanhash::engine::{self, Allowed, Engine, EngineChoice, SearchStats, SegmentRows};
+use tanhash::engine::{self, Allowed, AllowedRows, Engine, EngineChoice, SearchStats, SegmentRows};
 use tanhash::hamming::Kernel;
 use tanhash::mih::{MihParams, MihTable, MihView, MultiIndex};
 use tanhash::scan::LinearScan;
@@ -224,6 +224,45 @@ fn engines<'a>(rows: &'a SegmentRows<'a>) -> Vec<(String, Box<dyn Engine + 'a>)>
     engines
 }
 
+/// A filter in the form of rows.
+struct RowFilter {
+    list: Vec<u32>,
+    set: Vec<u64>,
+}
+
+impl RowFilter {
+    /// Of each of a segment's ways to order rows.
+    fn of_all(segment: &Segment, is_allowed: impl Fn(u32) -> bool) -> Vec<RowFilter> {
+        let of = |rows: SegmentRows<'_>| {
+            let all = 0..rows.codes.n_codes() as u32;
+            let list: Vec<u32> = all
+                .filter(|&row| is_allowed(rows.doc_id(row as usize).unwrap()))
+                .collect();
+            let set = set_of(&list);
+            RowFilter { list, set }
+        };
+        segment.all_rows().map(of).collect()
+    }
+}
+
+/// A filter in all its forms, for each way to order rows.
+fn forms<'a>(
+    segment: &'a Segment,
+    allowed: &Allowed<'a>,
+    by_row: &'a [RowFilter],
+) -> Vec<(SegmentRows<'a>, Allowed<'a>)> {
+    let mut forms = Vec::new();
+    for (rows, filter) in segment.all_rows().zip(by_row) {
+        forms.push((rows.clone(), *allowed));
+        if matches!(allowed, Allowed::Listed(_)) {
+            let listed = AllowedRows::new(&filter.set, Some(&filter.list));
+            forms.push((rows.clone(), Allowed::Rows(listed)));
+            forms.push((rows, Allowed::Rows(AllowedRows::new(&filter.set, None))));
+        }
+    }
+    forms
+}
+
 /// Every engine and every choice against the naive answer.
 fn check_knn(segment: &Segment, query: &HashCode, k: usize, max_distance: u32, case: &str) {
     check_knn_filtered(
@@ -246,10 +285,12 @@ fn check_knn_filtered(
     is_allowed: impl Fn(u32) -> bool,
     case: &str,
 ) {
-    let mut expected = segment.naive(query, is_allowed);
+    let mut expected = segment.naive(query, &is_allowed);
     expected.retain(|neighbor| neighbor.distance <= max_distance);
     expected.truncate(k);
-    for rows in segment.all_rows() {
+    let by_row = RowFilter::of_all(segment, &is_allowed);
+    for (rows, allowed) in forms(segment, allowed, &by_row) {
+        let allowed = &allowed;
         let case = format!("k {k}, {allowed:?}, by document {}, {case}", rows.ascend());
         for (name, engine) in engines(&rows) {
             let mut top = TopK::new(k, max_distance);
@@ -282,7 +323,7 @@ fn check_range_filtered(
     is_allowed: impl Fn(u32) -> bool,
     case: &str,
 ) {
-    let mut expected = segment.naive(query, is_allowed);
+    let mut expected = segment.naive(query, &is_allowed);
     expected.retain(|neighbor| neighbor.distance <= radius);
     expected.sort_by_key(|neighbor| neighbor.address);
     // What an earlier segment found stays.
@@ -291,7 +332,9 @@ fn check_range_filtered(
         address: 1,
     };
     expected.insert(0, earlier);
-    for rows in segment.all_rows() {
+    let by_row = RowFilter::of_all(segment, &is_allowed);
+    for (rows, allowed) in forms(segment, allowed, &by_row) {
+        let allowed = &allowed;
         let case = format!(
             "radius {radius}, {allowed:?}, by document {}, {case}",
             rows.ascend()
@@ -814,8 +857,9 @@ fn batches_equal_their_queries_one_by_one() {
                 .collect();
             let is_listed = |doc: u32| listed.binary_search(&doc).is_ok();
             let case = format!("{case}, share {share}");
+            let by_row = RowFilter::of_all(&segment, is_listed);
             for allowed in [Allowed::Listed(&listed), Allowed::Where(&is_listed)] {
-                for rows in segment.all_rows() {
+                for (rows, allowed) in forms(&segment, &allowed, &by_row) {
                     check_batch(&rows, &queries, &tops, radius, &allowed, &case);
                 }
             }

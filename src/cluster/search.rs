@@ -163,26 +163,39 @@ impl<'a> ClusterSearch<'a> {
         Ok(())
     }
 
-    /// Hands `hit(distance, doc)` each row within the bound; it returns the bound for the rows to come.
+    /// Hands `hit(distance, doc)` each allowed row within the bound; it returns the bound for the rows to
+    /// come.
     fn read(
         &self,
         query: &HashCode,
         rows: Range<usize>,
-        bound: u32,
+        mut bound: u32,
+        membership: &mut Membership<'_>,
         stats: &mut SearchStats,
         hit: &mut impl FnMut(u32, u32) -> Option<u32>,
     ) -> Result<()> {
         stats.cluster_codes += rows.len() as u64;
         let mut damaged = false;
+        let mut filtered_out = 0;
+        let first = bound;
         let mut sink = |row, distance| {
+            if !membership.has_row(row) {
+                filtered_out += 1;
+                return Some(bound);
+            }
             let Some(doc) = self.rows.doc_id(row) else {
                 damaged = true;
                 return None;
             };
-            hit(distance, doc)
+            match membership.contains(doc) {
+                true => bound = hit(distance, doc)?,
+                false => filtered_out += 1,
+            }
+            Some(bound)
         };
         self.kernel
-            .scan(self.rows.codes, rows, query.words(), bound, &mut sink);
+            .scan(self.rows.codes, rows, query.words(), first, &mut sink);
+        stats.filtered_out += filtered_out;
         match damaged {
             true => Err(RowOrder::damaged()),
             false => Ok(()),
@@ -240,26 +253,27 @@ impl<'a> ClusterSearch<'a> {
         top: &mut TopK,
         stats: &mut SearchStats,
     ) -> Result<()> {
-        if membership.is_everything() && !ascending && !top.is_full() {
+        if membership.is_by_row() && !ascending && !top.is_full() {
             stats.cluster_codes += rows.len() as u64;
-            return self.offer_nearest(query, rows, bound, top);
+            return self.offer_nearest(query, rows, bound, membership, top, stats);
         }
         let base = self.rows.address_base;
-        let mut filtered_out = 0;
-        self.read(query, rows, bound, stats, &mut |distance, doc| {
-            let address = self.rows.address(doc);
-            match membership.contains(doc) {
-                true => top.push(distance, address),
-                false => filtered_out += 1,
-            }
-            top.bound_from(if ascending {
-                address.saturating_add(1)
-            } else {
-                base
-            })
-        })?;
-        stats.filtered_out += filtered_out;
-        Ok(())
+        self.read(
+            query,
+            rows,
+            bound,
+            membership,
+            stats,
+            &mut |distance, doc| {
+                let address = self.rows.address(doc);
+                top.push(distance, address);
+                top.bound_from(if ascending {
+                    address.saturating_add(1)
+                } else {
+                    base
+                })
+            },
+        )
     }
 
     /// Offers `top` these rows, and looks up the documents of those alone that are still near enough once
@@ -269,16 +283,22 @@ impl<'a> ClusterSearch<'a> {
         query: &HashCode,
         rows: Range<usize>,
         bound: u32,
+        membership: &Membership<'_>,
         top: &mut TopK,
+        stats: &mut SearchStats,
     ) -> Result<()> {
         let mut near = NearRows::new(top.k(), bound);
-        self.kernel.scan(
-            self.rows.codes,
-            rows,
-            query.words(),
-            bound,
-            &mut |row, distance| Some(near.push(row, distance)),
-        );
+        let mut filtered_out = 0;
+        let mut sink = |row, distance| {
+            if !membership.has_row(row) {
+                filtered_out += 1;
+                return Some(near.bound);
+            }
+            Some(near.push(row, distance))
+        };
+        self.kernel
+            .scan(self.rows.codes, rows, query.words(), bound, &mut sink);
+        stats.filtered_out += filtered_out;
         for &(row, distance) in &near.rows {
             if distance <= near.bound {
                 let doc = self.rows.doc_id(row).ok_or_else(RowOrder::damaged)?;
@@ -480,23 +500,24 @@ impl<'a> ClusterSearch<'a> {
     ) -> Result<()> {
         let mut membership = Membership::new(allowed);
         let start = found.len();
-        let mut filtered_out = 0;
         for (idx, &stretch) in seeded.left.iter().enumerate() {
             if let Some(next) = seeded.left.get(idx + PREFETCH_CLUSTERS) {
                 prefetch_rows(self.rows.codes, next.rows());
             }
             let rows = stretch.rows();
-            self.read(query, rows, radius, stats, &mut |distance, doc| {
-                if membership.contains(doc) {
+            self.read(
+                query,
+                rows,
+                radius,
+                &mut membership,
+                stats,
+                &mut |distance, doc| {
                     let address = self.rows.address(doc);
                     found.push(Neighbor { distance, address });
-                } else {
-                    filtered_out += 1;
-                }
-                Some(radius)
-            })?;
+                    Some(radius)
+                },
+            )?;
         }
-        stats.filtered_out += filtered_out;
         found[start..].sort_unstable_by_key(|neighbor| neighbor.address);
         Ok(())
     }

@@ -234,7 +234,7 @@ impl<'a> MultiIndex<'a> {
                         if is_filtered {
                             met.push(distance, address);
                         }
-                        if !membership.contains(doc) {
+                        if !membership.has_row(row as usize) || !membership.contains(doc) {
                             stats.filtered_out += 1;
                         } else if held.is_empty() || held.binary_search(&address).is_err() {
                             top.push(distance, address);
@@ -297,7 +297,7 @@ impl<'a> MultiIndex<'a> {
                     if self.is_first_meeting(row, query, substring_idx, shell, visited)? {
                         let doc = self.rows.doc_id(row as usize);
                         let doc = doc.ok_or_else(RowOrder::damaged)?;
-                        if membership.contains(doc) {
+                        if membership.has_row(row as usize) && membership.contains(doc) {
                             let address = self.rows.address(doc);
                             found.push(Neighbor { distance, address });
                         } else {

@@ -3,16 +3,19 @@
 //! A [`DocFilter`] belongs to the searcher it was made for. It knows the segments and their deletes, and
 //! refuses to filter others: doc ids mean nothing there.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
+use parking_lot::Mutex;
 use roaring::RoaringBitmap;
 use tantivy::index::{SegmentId, SegmentReader};
 use tantivy::query::{ConstScorer, EmptyScorer, EnableScoring, Explanation, Query, Scorer, Weight};
+use tantivy::schema::Field;
 use tantivy::{DocAddress, DocId, DocSet, Opstamp, Score, Searcher, TERMINATED, TantivyError};
 
 use crate::code::CodesRef;
-use crate::engine::Allowed;
+use crate::engine::{Allowed, AllowedRows, SegmentRows};
 use crate::error::{Error, Result};
 use crate::plan;
 use crate::plugin::contained;
@@ -24,6 +27,9 @@ use crate::plugin::query::filter::FilterQuery;
 /// [`HammingQuery::doc_filter`](crate::plugin::HammingQuery::doc_filter) take it in an `Arc`, so that many
 /// queries and threads share one. Deleted documents are left out when it is made. After a commit or a
 /// merge make it anew: a search by a searcher of other segments or deletes refuses it.
+///
+/// Takes a compressed bit a document, and from the second search of a field on a bit a document and up to
+/// four bytes for each document that it holds.
 #[derive(Clone)]
 pub struct DocFilter {
     /// One a segment, in the searcher's order.
@@ -228,6 +234,35 @@ pub(crate) struct SegmentDocs {
     len: usize,
     list: OnceLock<Vec<DocId>>,
     set: OnceLock<Vec<u64>>,
+    /// For each hash field that was searched and whose rows are not the documents; `None` after its first
+    /// search.
+    rows: Mutex<BTreeMap<u32, Option<Arc<FieldRows>>>>,
+}
+
+/// The rows that documents have in one hash field.
+pub(crate) struct FieldRows {
+    set: Vec<u64>,
+    /// Ascending. None where most rows are in, which nobody would go through one by one.
+    list: Option<Vec<u32>>,
+}
+
+/// A list is kept where it has at most one row in this many.
+const LISTED_SHARE: usize = 4;
+
+impl FieldRows {
+    fn new(docs: &[DocId], rows: &SegmentRows<'_>) -> Result<FieldRows> {
+        let n_rows = rows.codes.n_codes();
+        let mut list = rows.rows_of(docs)?.into_owned();
+        let mut set = vec![0; n_rows.div_ceil(64)];
+        for &row in &list {
+            set[row as usize / 64] |= 1 << (row % 64);
+        }
+        list.sort_unstable();
+        Ok(FieldRows {
+            set,
+            list: (list.len() <= n_rows / LISTED_SHARE).then_some(list),
+        })
+    }
 }
 
 impl SegmentDocs {
@@ -239,6 +274,7 @@ impl SegmentDocs {
             docs,
             list: OnceLock::new(),
             set: OnceLock::new(),
+            rows: Mutex::default(),
         }
     }
 
@@ -267,11 +303,48 @@ impl SegmentDocs {
         })
     }
 
-    /// In the form that suits a search of these codes.
+    /// In the form that suits one search of these codes.
     pub(crate) fn allowed(&self, codes: CodesRef<'_>) -> Allowed<'_> {
         match plan::gathers(codes, self.len) {
             true => Allowed::Listed(self.list()),
             false => Allowed::Set(self.set()),
+        }
+    }
+
+    /// Calls `search` with them in the form that suits many searches of one field: as rows. Where those
+    /// have to be looked up, that is for the second search to do, as there may be none.
+    pub(crate) fn with_rows<T>(
+        &self,
+        field: Field,
+        rows: &SegmentRows<'_>,
+        search: impl FnOnce(&Allowed<'_>) -> Result<T>,
+    ) -> Result<T> {
+        if rows.rows_are_docs() {
+            let is_short = self.len <= rows.codes.n_codes() / LISTED_SHARE;
+            let list = is_short.then(|| self.list());
+            return search(&Allowed::Rows(AllowedRows::new(self.set(), list)));
+        }
+        let of_field = {
+            let mut kept = self.rows.lock();
+            match kept.get(&field.field_id()) {
+                Some(Some(of_field)) => Some(of_field.clone()),
+                Some(None) => {
+                    let of_field = Arc::new(FieldRows::new(self.list(), rows)?);
+                    kept.insert(field.field_id(), Some(of_field.clone()));
+                    Some(of_field)
+                }
+                None => {
+                    kept.insert(field.field_id(), None);
+                    None
+                }
+            }
+        };
+        match of_field {
+            None => search(&self.allowed(rows.codes)),
+            Some(of_field) => {
+                let list = of_field.list.as_deref();
+                search(&Allowed::Rows(AllowedRows::new(&of_field.set, list)))
+            }
         }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use tantivy::postings::BlockSegmentPostings;
 use tantivy::query::{EnableScoring, Query, Scorer, TermQuery, Weight};
-use tantivy::schema::IndexRecordOption;
+use tantivy::schema::{Field, IndexRecordOption};
 use tantivy::{
     BitSet, COLLECT_BLOCK_BUFFER_LEN, DocId, DocSet, Searcher, SeekDangerResult, SegmentReader,
     Term,
@@ -25,13 +25,15 @@ use crate::topk::{Neighbor, TopK};
 
 /// All filters of one search.
 pub(crate) struct Filters<'q> {
+    field: Field,
     kept: &'q [Arc<DocFilter>],
     query: Option<FilterQuery>,
 }
 
 impl<'q> Filters<'q> {
-    /// `InvalidArgument` if a kept filter was made for another searcher.
+    /// On searches of a hash field. `InvalidArgument` if a kept filter was made for another searcher.
     pub(crate) fn new(
+        field: Field,
         kept: &'q [Arc<DocFilter>],
         query: Option<&dyn Query>,
         searcher: &Searcher,
@@ -41,25 +43,29 @@ impl<'q> Filters<'q> {
         }
         let query = query.map(|query| FilterQuery::new(query, searcher));
         let query = query.transpose()?;
-        Ok(Filters { kept, query })
+        Ok(Filters { field, kept, query })
     }
 
     /// The filters on one segment.
     pub(crate) fn on<'a>(&'a self, reader: &'a SegmentReader) -> Result<SegmentFilter<'a>> {
-        SegmentFilter::new(self.kept, self.query.as_ref(), reader)
+        SegmentFilter::new(self.field, self.kept, self.query.as_ref(), reader)
     }
 }
 
 /// All filters of one search on one segment.
 pub(crate) struct SegmentFilter<'a> {
+    field: Field,
     reader: &'a SegmentReader,
     /// Alive ones only. Without it, all that are alive.
     kept: Option<Arc<SegmentDocs>>,
+    /// Whether `kept` outlives the search.
+    is_reused: bool,
     query: Option<&'a FilterQuery>,
 }
 
 impl<'a> SegmentFilter<'a> {
     pub(crate) fn new(
+        field: Field,
         kept: &[Arc<DocFilter>],
         query: Option<&'a FilterQuery>,
         reader: &'a SegmentReader,
@@ -73,8 +79,10 @@ impl<'a> SegmentFilter<'a> {
             });
         }
         Ok(SegmentFilter {
+            field,
             reader,
             kept: all,
+            is_reused: kept.len() == 1,
             query,
         })
     }
@@ -89,7 +97,7 @@ impl<'a> SegmentFilter<'a> {
         stats: &mut SearchStats,
     ) -> Result<()> {
         debug_assert!(self.query.is_none());
-        self.with_base(rows.codes, |base| {
+        self.with_base(rows, |base| {
             engine::knn_batch(rows, choice, codes, base, tops, stats)
                 .map_err(OpenColumn::about(self.reader))
         })
@@ -109,7 +117,7 @@ impl<'a> SegmentFilter<'a> {
                 .map_err(OpenColumn::about(self.reader))
         };
         let Some(query) = self.query else {
-            return self.with_base(rows.codes, |base| search(base, top, stats));
+            return self.with_base(rows, |base| search(base, top, stats));
         };
         let Some(bound) = top.bound_from(rows.address_base) else {
             return search(&Allowed::Listed(&[]), top, stats);
@@ -133,7 +141,7 @@ impl<'a> SegmentFilter<'a> {
             }
             let mut ring = TopK::new(n_wanted, bound);
             let mut ring_stats = SearchStats::default();
-            self.with_base(rows.codes, |base| search(base, &mut ring, &mut ring_stats))?;
+            self.with_base(rows, |base| search(base, &mut ring, &mut ring_stats))?;
             let nearest = ring.into_sorted();
             let mut asked: Vec<Neighbor> = nearest.get(n_asked..).unwrap_or_default().to_vec();
             asked.sort_unstable_by_key(|neighbor| neighbor.address);
@@ -181,7 +189,7 @@ impl<'a> SegmentFilter<'a> {
                 .map_err(OpenColumn::about(self.reader))
         };
         let Some(query) = self.query else {
-            return self.with_base(rows.codes, |base| search(base, found, stats));
+            return self.with_base(rows, |base| search(base, found, stats));
         };
         let mut matches = query.matches(self.reader)?;
         if plan::gathers(rows.codes, matches.n_docs) {
@@ -189,7 +197,7 @@ impl<'a> SegmentFilter<'a> {
             return search(&docs.allowed(), found, stats);
         }
         let mut near = Vec::new();
-        self.with_base(rows.codes, |base| search(base, &mut near, stats))?;
+        self.with_base(rows, |base| search(base, &mut near, stats))?;
         let n_near = near.len();
         contained("index", || {
             near.retain(|neighbor| matches.contains(neighbor.address as DocId));
@@ -201,10 +209,15 @@ impl<'a> SegmentFilter<'a> {
     }
 
     /// Calls `search` with all filters but the query.
-    fn with_base<T>(&self, codes: CodesRef<'_>, search: impl FnOnce(&Allowed<'_>) -> T) -> T {
+    fn with_base<T>(
+        &self,
+        rows: &SegmentRows<'_>,
+        search: impl FnOnce(&Allowed<'_>) -> Result<T>,
+    ) -> Result<T> {
         let max_doc = self.reader.max_doc();
         match (&self.kept, self.reader.alive_bitset()) {
-            (Some(kept), _) => search(&kept.allowed(codes)),
+            (Some(kept), _) if self.is_reused => kept.with_rows(self.field, rows, search),
+            (Some(kept), _) => search(&kept.allowed(rows.codes)),
             (None, None) => search(&Allowed::All),
             (None, Some(alive)) => search(&Allowed::Where(&|doc_id| {
                 doc_id < max_doc && alive.is_alive(doc_id)

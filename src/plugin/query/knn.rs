@@ -162,7 +162,7 @@ impl KnnQuery {
         if let Some(filter) = &self.filter {
             kept.push(Arc::new(DocFilter::evaluate(searcher, filter.as_ref())?));
         }
-        let filters = Filters::new(&kept, None, searcher)?;
+        let filters = Filters::new(self.field, &kept, None, searcher)?;
         let mut tops = vec![TopK::new(self.k, max_distance); codes.len()];
         let mut stats = SearchStats::default();
         self.each_segment(searcher, &options, 1, |reader, rows| {
@@ -230,7 +230,12 @@ impl KnnQuery {
     fn neighbors(&self, searcher: &Searcher) -> Result<(Vec<Neighbor>, SearchStats)> {
         let (options, max_distance) = self.check(searcher)?;
         options.code_len()?.check(self.code.code_len())?;
-        let filters = Filters::new(&self.doc_filters, self.filter.as_deref(), searcher)?;
+        let filters = Filters::new(
+            self.field,
+            &self.doc_filters,
+            self.filter.as_deref(),
+            searcher,
+        )?;
         // One bound for all segments: no segment works past what the earlier ones have found.
         let mut top = TopK::new(self.k, max_distance);
         let mut stats = SearchStats::default();

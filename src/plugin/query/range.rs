@@ -78,7 +78,7 @@ impl HammingQuery {
         if let Some(plugin) = &weight.plugin {
             plugin.prune(searcher.segment_readers());
         }
-        let filters = Filters::new(&self.doc_filters, filter, searcher)?;
+        let filters = Filters::new(self.field, &self.doc_filters, filter, searcher)?;
         let mut found = Vec::new();
         let mut stats = SearchStats::default();
         for (segment_ord, reader) in (0..).zip(searcher.segment_readers()) {
@@ -127,7 +127,9 @@ impl HammingQuery {
 impl Query for HammingQuery {
     fn weight(&self, scoring: EnableScoring<'_>) -> tantivy::Result<Box<dyn Weight>> {
         match scoring.searcher() {
-            Some(searcher) => Filters::new(&self.doc_filters, None, searcher).map(drop)?,
+            Some(searcher) => {
+                Filters::new(self.field, &self.doc_filters, None, searcher).map(drop)?
+            }
             None if self.doc_filters.is_empty() => {}
             None => Err(Error::invalid(
                 "a range query with a kept filter needs a searcher, so it cannot delete documents",
@@ -181,7 +183,7 @@ impl HammingWeight {
     /// The live documents within the radius, ascending.
     fn hits(&self, reader: &SegmentReader) -> Result<DocDistances> {
         let (mut found, mut stats) = (Vec::new(), SearchStats::default());
-        let filter = SegmentFilter::new(&self.doc_filters, None, reader)?;
+        let filter = SegmentFilter::new(self.field, &self.doc_filters, None, reader)?;
         self.search_segment(reader, 0, &filter, &mut found, &mut stats)?;
         let mut hits: DocDistances = found
             .iter()
