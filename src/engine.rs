@@ -413,6 +413,9 @@ pub fn knn(
     if knn_but_scan(rows, choice, query, allowed, scan_ns, top, stats)? {
         return Ok(());
     }
+    if rows.mih.is_some() && choice == EngineChoice::Auto {
+        plan::forget_walk(rows.codes);
+    }
     let held = rows.held_by(top);
     LinearScan::new(rows).knn_except(query, allowed, &held, top, stats)
 }
@@ -442,7 +445,7 @@ fn knn_but_scan(
             let mut mih_ns = f64::INFINITY;
             let limit_ns = |bound| {
                 if let Some(view) = mih {
-                    mih_ns = plan::bounded_mih_ns(view, bound);
+                    mih_ns = plan::bounded_mih_ns(rows.codes, view, bound);
                 }
                 scan_ns.min(mih_ns)
             };
@@ -505,7 +508,12 @@ pub fn range(
         (EngineKind::Mih, Some(view), _) => {
             MultiIndex::new(rows, view).range(query, radius, allowed, found, stats)
         }
-        _ => LinearScan::new(rows).range(query, radius, allowed, found, stats),
+        (_, mih, _) => {
+            if mih.is_some() && choice == EngineChoice::Auto {
+                plan::forget_walk(rows.codes);
+            }
+            LinearScan::new(rows).range(query, radius, allowed, found, stats)
+        }
     }
 }
 

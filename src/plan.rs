@@ -1,8 +1,8 @@
 //! Which engine will be faster: a cost model of a few constants, in nanoseconds.
 //!
 //! A wrong number here costs time, never an answer. The constants were measured on one core of a server
-//! CPU (`benches/hamming.rs` prints them anew); what the linear scan takes is remembered from the scans of
-//! this process, because machines differ most in their memory. Range search is priced before it starts:
+//! CPU (`benches/hamming.rs` prints them anew); what scans and walks through tables take is remembered from
+//! those of this process, because machines differ most in their memory. Range search is priced before it starts:
 //! by clusters exactly, from the tables of shells. k-NN search cannot be, as its radius is what is sought:
 //! where there are clusters the query's own gives a radius to price everything at, and multi-index hashing
 //! alone starts and is priced as it goes ([`MultiIndex`](crate::mih::MultiIndex)).
@@ -92,13 +92,50 @@ fn words_read(words: usize) -> f64 {
     words.min(8) as f64
 }
 
-/// What scans took in this process, in ns a word as the bits of an `f32`, by the rows of
-/// [`SCAN_NS_PER_WORD`]; 0 until there was one.
-static OBSERVED: [AtomicU32; SCAN_NS_PER_WORD.len()] =
-    [const { AtomicU32::new(0) }; SCAN_NS_PER_WORD.len()];
+/// What something took in this process, by the rows of [`SCAN_NS_PER_WORD`]: each an `f32`'s bits, 0 until
+/// it was done once.
+struct Observed([AtomicU32; SCAN_NS_PER_WORD.len()]);
 
-/// The share of the newest scan in what is remembered.
-const NEWEST: f32 = 0.25;
+impl Observed {
+    const fn nothing() -> Observed {
+        Observed([const { AtomicU32::new(0) }; SCAN_NS_PER_WORD.len()])
+    }
+
+    fn get(&self, level: usize) -> Option<f64> {
+        let value = f32::from_bits(self.0[level].load(Ordering::Relaxed));
+        (value > 0.0).then_some(f64::from(value))
+    }
+
+    fn set(&self, level: usize, value: f64) {
+        self.0[level].store((value as f32).to_bits(), Ordering::Relaxed);
+    }
+
+    /// Moves what is remembered towards this. Lost updates do no harm.
+    fn add(&self, level: usize, value: f64) {
+        let before = self.get(level).unwrap_or(value);
+        self.set(level, before + NEWEST * (value - before));
+    }
+}
+
+/// Linear scans, in ns a word.
+static SCANS: Observed = Observed::nothing();
+
+/// Walks through the tables of multi-index hashing, as shares of what the constants say.
+static WALKS: Observed = Observed::nothing();
+
+/// The share of the newest in what is remembered.
+const NEWEST: f64 = 0.25;
+
+/// Until there was a walk, one is taken to cost this share of what the constants say: too little rather than
+/// too much, for a walk that is never taken teaches nothing.
+const WALK_UNTRIED: f64 = 0.5;
+
+/// Each time that a walk is not worth it, what is remembered falls by this share, so that it is tried
+/// again some day: the last one may have met cold memory.
+const WALK_FORGETS: f64 = 0.01;
+
+/// A walk of fewer lookups and candidates than this is over too soon to be timed.
+const OBSERVED_STEPS_MIN: u64 = 2048;
 
 /// Scans of fewer words than this are over too soon to be timed.
 const OBSERVED_WORDS_MIN: usize = 1 << 14;
@@ -118,21 +155,44 @@ pub(crate) fn is_worth_timing(codes: CodesRef<'_>) -> bool {
 
 /// Remembers what a scan of all codes took, so that later plans know this machine.
 pub(crate) fn observe_scan(codes: CodesRef<'_>, elapsed: Duration) {
-    let per_word = (elapsed.as_nanos() as f64 / codes.blocks().len() as f64) as f32;
-    let observed = &OBSERVED[memory_level(codes)];
-    // Lost updates do no harm.
-    let before = f32::from_bits(observed.load(Ordering::Relaxed));
-    let after = match before > 0.0 {
-        true => before + NEWEST * (per_word - before),
-        false => per_word,
-    };
-    observed.store(after.to_bits(), Ordering::Relaxed);
+    let per_word = elapsed.as_nanos() as f64 / codes.blocks().len() as f64;
+    SCANS.add(memory_level(codes), per_word);
+}
+
+/// Remembers what a walk took.
+pub(crate) fn observe_walk(
+    codes: CodesRef<'_>,
+    (lookups, candidates): (u64, u64),
+    elapsed: Duration,
+) {
+    if lookups + candidates < OBSERVED_STEPS_MIN {
+        return;
+    }
+    let words = codes.code_len().words();
+    let expected = lookups as f64 * LOOKUP_NS + candidates as f64 * nominal_candidate_ns(words);
+    WALKS.add(memory_level(codes), elapsed.as_nanos() as f64 / expected);
+}
+
+/// To be told where a walk was thought of and not taken.
+pub(crate) fn forget_walk(codes: CodesRef<'_>) {
+    let level = memory_level(codes);
+    if let Some(share) = WALKS.get(level)
+        && share > WALK_UNTRIED
+    {
+        WALKS.set(level, share * (1.0 - WALK_FORGETS));
+    }
+}
+
+/// What a walk among these codes takes, as a share of what the constants say. One walk held up by other
+/// work must not count for too much.
+fn walk_share(codes: CodesRef<'_>) -> f64 {
+    let share = WALKS.get(memory_level(codes)).unwrap_or(WALK_UNTRIED);
+    share.clamp(0.1, 4.0)
 }
 
 /// The linear scan over all rows.
 pub(crate) fn full_scan_ns(codes: CodesRef<'_>) -> f64 {
     let level = memory_level(codes);
-    let observed = f64::from(f32::from_bits(OBSERVED[level].load(Ordering::Relaxed)));
     let least = match Kernel::best().name() {
         "avx512" => 0.0,
         "avx2" | "neon" => AVX2_NS_PER_WORD,
@@ -140,9 +200,9 @@ pub(crate) fn full_scan_ns(codes: CodesRef<'_>) -> f64 {
     };
     let expected = SCAN_NS_PER_WORD[level].1.max(least);
     // One scan held up by other work must not lead to ever more of the wrong plans.
-    let per_word = match observed > 0.0 {
-        true => observed.clamp(expected / 4.0, expected * 4.0),
-        false => expected,
+    let per_word = match SCANS.get(level) {
+        Some(observed) => observed.clamp(expected / 4.0, expected * 4.0),
+        None => expected,
     };
     SCAN_NS + codes.blocks().len() as f64 * per_word
 }
@@ -219,8 +279,8 @@ pub(crate) fn uniform_mih_ns(params: &MihParams, n_codes: usize, bound: u32) -> 
 }
 
 /// Multi-index hashing within a bound that is already known to hold enough codes.
-pub(crate) fn bounded_mih_ns(view: &MihView<'_>, bound: u32) -> f64 {
-    balls_ns(view, bound as usize)
+pub(crate) fn bounded_mih_ns(codes: CodesRef<'_>, view: &MihView<'_>, bound: u32) -> f64 {
+    balls_ns(codes, view, bound as usize)
 }
 
 /// Whether the scan engine compares `n_rows` rows one by one rather than all of them.
@@ -253,13 +313,14 @@ pub(crate) fn ring(k: usize, share: f64) -> usize {
     ((k + 3.0 * deviation + 1.0) / share.max(0.0)) as usize
 }
 
-/// One lookup, in ns.
-pub(crate) fn lookup_ns() -> f64 {
-    LOOKUP_NS
+/// One lookup in the tables of these codes, and one candidate, in ns.
+pub(crate) fn step_ns(codes: CodesRef<'_>) -> (f64, f64) {
+    let share = walk_share(codes);
+    let candidate_ns = nominal_candidate_ns(codes.code_len().words());
+    (share * LOOKUP_NS, share * candidate_ns)
 }
 
-/// One candidate of codes of `words` words, in ns.
-pub(crate) fn candidate_ns(words: usize) -> f64 {
+fn nominal_candidate_ns(words: usize) -> f64 {
     CANDIDATE_NS + CANDIDATE_NS_PER_WORD * words_read(words)
 }
 
@@ -272,13 +333,14 @@ pub(crate) fn scan_ns(codes: CodesRef<'_>, allowed: &Allowed<'_>) -> f64 {
 }
 
 /// One shell of one table if codes are spread evenly: its lookups and the candidates they bring.
-pub(crate) fn shell_ns(view: &MihView<'_>, substring_idx: usize, substring_radius: usize) -> f64 {
-    shell_of_ns(
-        view.params(),
-        view.n_codes(),
-        substring_idx,
-        substring_radius,
-    )
+pub(crate) fn shell_ns(
+    codes: CodesRef<'_>,
+    params: &MihParams,
+    substring_idx: usize,
+    substring_radius: usize,
+) -> f64 {
+    let nominal = shell_of_ns(params, codes.n_codes(), substring_idx, substring_radius);
+    walk_share(codes) * nominal
 }
 
 fn shell_of_ns(
@@ -290,12 +352,13 @@ fn shell_of_ns(
     let width = params.width(substring_idx);
     let bucket_size = n_codes as f64 / (1u64 << width) as f64;
     let words = params.code_len().words();
-    f64::from(shell_size(width, substring_radius)) * (LOOKUP_NS + bucket_size * candidate_ns(words))
+    f64::from(shell_size(width, substring_radius))
+        * (LOOKUP_NS + bucket_size * nominal_candidate_ns(words))
 }
 
 /// All balls that a range search of `radius` visits.
-fn balls_ns(view: &MihView<'_>, radius: usize) -> f64 {
-    balls_of_ns(view.params(), view.n_codes(), radius)
+fn balls_ns(codes: CodesRef<'_>, view: &MihView<'_>, radius: usize) -> f64 {
+    walk_share(codes) * balls_of_ns(view.params(), view.n_codes(), radius)
 }
 
 fn balls_of_ns(params: &MihParams, n_codes: usize, radius: usize) -> f64 {
@@ -348,8 +411,9 @@ pub fn knn_costs(rows: &SegmentRows<'_>, allowed: &Allowed<'_>, k: usize) -> Cos
         let n_allowed = n_allowed.clamp(1, codes.n_codes().max(1));
         let candidates_each = codes.n_codes() as f64 / n_allowed.max(1) as f64;
         let wanted = k.min(n_allowed) as f64 * candidates_each;
-        let least = LOOKUP_NS + wanted * candidate_ns(codes.code_len().words());
-        costs.mih_ns = Some(balls_ns(view, radius).max(least));
+        let (lookup_ns, candidate_ns) = step_ns(codes);
+        let least = lookup_ns + wanted * candidate_ns;
+        costs.mih_ns = Some(balls_ns(codes, view, radius).max(least));
         costs.mih_least_ns = least;
     }
     costs
@@ -361,7 +425,7 @@ pub fn range_costs(rows: &SegmentRows<'_>, allowed: &Allowed<'_>, radius: u32) -
     let mih_ns = rows
         .mih
         .as_ref()
-        .map(|view| balls_ns(view, codes.code_len().bits().min(radius as usize)));
+        .map(|view| balls_ns(codes, view, codes.code_len().bits().min(radius as usize)));
     Costs {
         scan_ns: scan_ns(codes, allowed),
         mih_ns,

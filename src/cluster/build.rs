@@ -235,9 +235,13 @@ impl Trial {
         let (mut n_stretches, mut n_rows) = (0, 0);
         for (query, &bound) in self.queries.iter().zip(&self.bounds) {
             Kernel::best().distances(view.centroids(), query.words(), &mut distances);
-            for cluster in view.within(&distances, bound) {
-                let distance = distances[cluster];
-                let rows = view.rows(cluster, distance.saturating_sub(bound), distance + bound);
+            for cluster in view.within(Kernel::best(), &distances, bound) {
+                let distance = distances[cluster as usize];
+                let rows = view.rows(
+                    cluster as usize,
+                    distance.saturating_sub(bound),
+                    distance + bound,
+                );
                 n_stretches += 1;
                 n_rows += rows.map_or(0, |rows| rows.len());
             }

@@ -17,12 +17,10 @@ use std::ops::Range;
 
 use crate::code::{CodesRef, RowOrder};
 use crate::error::{Error, Result};
+use crate::hamming::Kernel;
 
 /// The section named by errors about clusters.
 pub(crate) const SECTION: &str = "cluster table";
-
-/// Clusters passed over at a time.
-const CHUNK: usize = 32;
 
 /// The clusters of one segment, borrowed.
 ///
@@ -120,30 +118,10 @@ impl<'a> ClusterView<'a> {
     }
 
     /// The clusters with a shell within `bound` of a query at these distances from the centroids.
-    pub(crate) fn within(&self, distances: &[u32], bound: u32) -> impl Iterator<Item = usize> {
-        let may_hold = move |distance: u32, extent: u32| {
-            // Signed: the one comparison of vectors that every instruction set has.
-            let (distance, bound) = (distance as i32, bound as i32);
-            let (nearest, farthest) = ((extent & 0xffff) as i32, (extent >> 16) as i32);
-            (distance - farthest <= bound) & (nearest - distance <= bound)
-        };
-        // Few clusters are within the bound, so chunks are passed over without a branch a cluster.
-        distances
-            .chunks(CHUNK)
-            .zip(self.extents.chunks(CHUNK))
-            .enumerate()
-            .filter(move |(_, (distances, extents))| {
-                let pairs = distances.iter().zip(*extents);
-                pairs.fold(false, |any, (&distance, &extent)| {
-                    any | may_hold(distance, extent)
-                })
-            })
-            .flat_map(move |(chunk, (distances, extents))| {
-                let pairs = distances.iter().zip(extents).enumerate();
-                pairs.filter_map(move |(place, (&distance, &extent))| {
-                    may_hold(distance, extent).then_some(chunk * CHUNK + place)
-                })
-            })
+    pub(crate) fn within(&self, kernel: Kernel, distances: &[u32], bound: u32) -> Vec<u32> {
+        let mut within = Vec::new();
+        kernel.near_extents(distances, self.extents, bound, &mut within);
+        within
     }
 
     /// `Ok` if these can be the clusters of `codes`, by length and count.

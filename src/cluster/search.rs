@@ -129,10 +129,11 @@ impl<'a> ClusterSearch<'a> {
         let mut within: Vec<Stretch> = Vec::new();
         let mut places = vec![0u32; bound as usize + 2];
         seeded.n_rows = 0;
-        for cluster in self.view.within(&seeded.distances, bound) {
-            if seeded.seen.contains(&(cluster as u32)) {
+        for cluster in self.view.within(self.kernel, &seeded.distances, bound) {
+            if seeded.seen.contains(&cluster) {
                 continue;
             }
+            let cluster = cluster as usize;
             let distance = seeded.distances[cluster];
             let (nearest, farthest) = self.view.extent(cluster);
             let least = distance
@@ -331,6 +332,7 @@ impl<'a> ClusterSearch<'a> {
             reach += 1;
             (low, high) = (distance.saturating_sub(reach), distance + reach);
         }
+        prefetch_rows(self.rows.codes, self.shell_rows(cluster, low, high)?);
         self.offer(query, cluster, (low, high), membership, top, stats)?;
         // Then whatever else of it may hold a neighbor.
         let limit = distance.saturating_sub(top.bound());
@@ -355,7 +357,7 @@ impl<'a> ClusterSearch<'a> {
     ) -> Result<Seeded> {
         let mut seeded = self.begin(query, stats);
         let mut membership = Membership::new(allowed);
-        let own = nearest_of(&seeded.distances);
+        let own = self.kernel.least(&seeded.distances);
         self.offer_cluster(query, own, &mut seeded, &mut membership, top, stats)?;
         if top.is_full() {
             self.find_left(&mut seeded, top.bound())?;
@@ -521,15 +523,6 @@ impl<'a> ClusterSearch<'a> {
         found[start..].sort_unstable_by_key(|neighbor| neighbor.address);
         Ok(())
     }
-}
-
-/// The place of the smallest distance, the first of equal ones.
-fn nearest_of(distances: &[u32]) -> usize {
-    // A minimum and then its place: two loops that need no branch an element.
-    let nearest = distances.iter().copied().min();
-    nearest
-        .and_then(|nearest| distances.iter().position(|&distance| distance == nearest))
-        .unwrap_or(0)
 }
 
 /// Rows that are no farther than the k-th nearest of them, and some that were when they came. Unlike in

@@ -8,7 +8,7 @@ use std::arch::aarch64::*;
 use std::ops::Range;
 
 use crate::code::BLOCK_ROWS;
-use crate::hamming::{INDEX_BITS, Lanes, Nearest, RowMask};
+use crate::hamming::{BatchSink, INDEX_BITS, Lanes, Nearest, RowMask, Sink};
 
 /// Asks for the cache line at `address`, which may be anywhere.
 #[inline(always)]
@@ -33,27 +33,27 @@ impl Neon {
     }
 
     #[inline]
-    pub(super) fn scan<M: RowMask, S: FnMut(usize, u32) -> Option<u32>>(
+    pub(super) fn scan<M: RowMask>(
         self,
         blocks: &[u64],
         rows: Range<usize>,
         mask: M,
         query: &[u64],
         bound: u32,
-        sink: &mut S,
+        sink: Sink<'_>,
     ) {
         // SAFETY: `self` proves NEON.
         unsafe { neon::scan(self, blocks, rows, mask, query, bound, sink) }
     }
 
-    pub(super) fn scan_batch<S: FnMut(usize, usize, u32) -> Option<u32>>(
+    pub(super) fn scan_batch(
         self,
         blocks: &[u64],
         rows: Range<usize>,
         words: usize,
         queries: &[&[u64]],
         bounds: &mut [Option<u32>],
-        sink: &mut S,
+        sink: BatchSink<'_>,
     ) {
         // SAFETY: `self` proves NEON.
         unsafe { neon::scan_batch(self, blocks, rows, words, queries, bounds, sink) }
@@ -62,6 +62,22 @@ impl Neon {
     pub(super) fn distances(self, blocks: &[u64], query: &[u64], out: &mut [u32]) {
         // SAFETY: `self` proves NEON.
         unsafe { neon::distances(self, blocks, query, out) }
+    }
+
+    pub(super) fn least(self, numbers: &[u32]) -> usize {
+        // SAFETY: `self` proves NEON.
+        unsafe { neon::least(numbers) }
+    }
+
+    pub(super) fn near_extents(
+        self,
+        distances: &[u32],
+        extents: &[u32],
+        bound: u32,
+        out: &mut Vec<u32>,
+    ) {
+        // SAFETY: `self` proves NEON.
+        unsafe { neon::near_extents(distances, extents, bound, out) }
     }
 
     #[inline]

@@ -6,7 +6,9 @@
 
 use std::ops::Range;
 
-use super::{AllRows, GROUP, Lanes, MAX_WORDS, PREFETCH_WORDS, prefetch_word, report, scan_rows};
+use super::{
+    AllRows, BatchSink, GROUP, Lanes, MAX_WORDS, PREFETCH_WORDS, prefetch_word, report, scan_rows,
+};
 use crate::code::BLOCK_ROWS;
 
 /// The size of a tile in 64-bit words, 16 KiB: half of a small first-level cache.
@@ -17,17 +19,16 @@ const TILE_WORDS: usize = (16 << 10) / 8;
 ///
 /// Contract: `rows` lies within the blocks, each query has `words` words, there is one bound a query.
 #[inline(always)]
-pub(super) fn scan_batch_rows<L, const WORDS: usize, const QUERIES: usize, S>(
+pub(super) fn scan_batch_rows<L, const WORDS: usize, const QUERIES: usize>(
     lanes: L,
     blocks: &[u64],
     rows: Range<usize>,
     words: usize,
     queries: &[&[u64]],
     bounds: &mut [Option<u32>],
-    sink: &mut S,
+    sink: BatchSink<'_>,
 ) where
     L: Lanes,
-    S: FnMut(usize, usize, u32) -> Option<u32>,
 {
     let tile_blocks = (TILE_WORDS / (words * BLOCK_ROWS)).next_multiple_of(GROUP);
     let mut live: Vec<usize> = (0..queries.len()).collect();
@@ -44,7 +45,7 @@ pub(super) fn scan_batch_rows<L, const WORDS: usize, const QUERIES: usize, S>(
             _ => live.as_chunks::<QUERIES>(),
         };
         for group in groups {
-            scan_tile::<L, WORDS, QUERIES, S>(
+            scan_tile::<L, WORDS, QUERIES>(
                 lanes,
                 blocks,
                 tile.clone(),
@@ -64,7 +65,7 @@ pub(super) fn scan_batch_rows<L, const WORDS: usize, const QUERIES: usize, S>(
                 bounds[query_idx] = sink(query_idx, row, distance);
                 bounds[query_idx]
             };
-            scan_rows::<L, WORDS, _, _>(lanes, blocks, rows, AllRows, query, bound, &mut sink);
+            scan_rows::<L, WORDS, _>(lanes, blocks, rows, AllRows, query, bound, &mut sink);
         }
         row = tile.end;
     }
@@ -73,7 +74,7 @@ pub(super) fn scan_batch_rows<L, const WORDS: usize, const QUERIES: usize, S>(
 /// One group of queries over one tile. A query without a bound gets nothing.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-fn scan_tile<L, const WORDS: usize, const N: usize, S>(
+fn scan_tile<L, const WORDS: usize, const N: usize>(
     lanes: L,
     blocks: &[u64],
     rows: Range<usize>,
@@ -81,10 +82,9 @@ fn scan_tile<L, const WORDS: usize, const N: usize, S>(
     query_idxs: &[usize; N],
     queries: &[&[u64]],
     bounds: &mut [Option<u32>],
-    sink: &mut S,
+    sink: BatchSink<'_>,
 ) where
     L: Lanes,
-    S: FnMut(usize, usize, u32) -> Option<u32>,
 {
     let words = if WORDS == 0 { words } else { WORDS };
     let block_words = words * BLOCK_ROWS;

@@ -39,6 +39,13 @@ pub struct Nearest {
     pub distance: u32,
 }
 
+/// What a scan calls with a row and its distance; it returns the bound for the rows to come, `None` to stop.
+/// Few rows are near enough, so it is not worth a copy of the loops for each caller.
+pub type Sink<'a> = &'a mut dyn FnMut(usize, u32) -> Option<u32>;
+
+/// A [`Sink`] of many queries, which gets the place of the query first.
+pub type BatchSink<'a> = &'a mut dyn FnMut(usize, usize, u32) -> Option<u32>;
+
 /// A set of distance loops that this CPU can run.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Kernel(Isa);
@@ -119,13 +126,13 @@ impl Kernel {
     /// stop. Raising the bound takes effect for later rows only. Panics if `rows` reach past the
     /// codes or `query` has another number of words.
     #[inline]
-    pub fn scan<S: FnMut(usize, u32) -> Option<u32>>(
+    pub fn scan(
         self,
         codes: CodesRef<'_>,
         rows: Range<usize>,
         query: &[u64],
         bound: u32,
-        sink: &mut S,
+        sink: Sink<'_>,
     ) {
         self.scan_masked(codes, rows, AllRows, query, bound, sink);
     }
@@ -135,14 +142,14 @@ impl Kernel {
     /// Panics, too, if the set does not reach to the end of `rows` or they do not start at a multiple of
     /// 32.
     #[inline]
-    pub fn scan_set<S: FnMut(usize, u32) -> Option<u32>>(
+    pub fn scan_set(
         self,
         codes: CodesRef<'_>,
         rows: Range<usize>,
         set: &[u64],
         query: &[u64],
         bound: u32,
-        sink: &mut S,
+        sink: Sink<'_>,
     ) {
         assert!(
             rows.start.is_multiple_of(GROUP * BLOCK_ROWS) && rows.end <= set.len() * 64,
@@ -153,14 +160,14 @@ impl Kernel {
     }
 
     #[inline]
-    fn scan_masked<M: RowMask, S: FnMut(usize, u32) -> Option<u32>>(
+    fn scan_masked<M: RowMask>(
         self,
         codes: CodesRef<'_>,
         rows: Range<usize>,
         mask: M,
         query: &[u64],
         bound: u32,
-        sink: &mut S,
+        sink: Sink<'_>,
     ) {
         check(codes, query);
         assert!(
@@ -185,13 +192,13 @@ impl Kernel {
     ///
     /// Panics if `rows` reach past the codes, a query has another number of words, or `bounds` is not
     /// as long as `queries`.
-    pub fn scan_batch<S: FnMut(usize, usize, u32) -> Option<u32>>(
+    pub fn scan_batch(
         self,
         codes: CodesRef<'_>,
         rows: Range<usize>,
         queries: &[&[u64]],
         bounds: &mut [Option<u32>],
-        sink: &mut S,
+        sink: BatchSink<'_>,
     ) {
         queries.iter().for_each(|query| check(codes, query));
         assert_eq!(queries.len(), bounds.len(), "one bound a query");
@@ -213,6 +220,23 @@ impl Kernel {
         check(codes, query);
         assert_eq!(out.len(), codes.n_codes(), "one distance a code");
         dispatch!(self, lanes => lanes.distances(codes.blocks(), query, out));
+    }
+
+    /// The place of the smallest of these numbers, the first of equal ones; 0 without any.
+    pub(crate) fn least(self, numbers: &[u32]) -> usize {
+        dispatch!(self, lanes => lanes.least(numbers))
+    }
+
+    /// Appends to `out` the places where `distances[i]` is within `bound` of the stretch `extents[i]`, which
+    /// begins with the number in its lower 16 bits and ends with that in its upper 16. Ascending.
+    pub(crate) fn near_extents(
+        self,
+        distances: &[u32],
+        extents: &[u32],
+        bound: u32,
+        out: &mut Vec<u32>,
+    ) {
+        dispatch!(self, lanes => lanes.near_extents(distances, extents, bound, out));
     }
 
     /// Writes the distance from each of `rows` to `query` where it is at most `bound`, and some value
@@ -394,13 +418,13 @@ fn block_distances<L: Lanes>(lanes: L, block: &[u64], query: &[L::Word]) -> L::D
 
 /// Hands the lanes of one block that pass to the sink. `Err` once the sink has enough.
 #[inline(always)]
-fn report<L: Lanes, S: FnMut(usize, u32) -> Option<u32>>(
+fn report<L: Lanes>(
     lanes: L,
     distances: L::Distances,
     lane_mask: u8,
     first_row: usize,
     bound: &mut u32,
-    sink: &mut S,
+    sink: Sink<'_>,
 ) -> Result<(), ()> {
     let mut hits = lanes.within(distances, lanes.splat(u64::from(*bound))) & lane_mask;
     if hits == 0 {
@@ -422,14 +446,14 @@ fn report<L: Lanes, S: FnMut(usize, u32) -> Option<u32>>(
 /// Contract: `rows` is not empty and lies within the blocks and the mask. Under a mask that leaves rows
 /// out, it starts at the first row of a group.
 #[inline(always)]
-fn scan_rows<L: Lanes, const WORDS: usize, M: RowMask, S: FnMut(usize, u32) -> Option<u32>>(
+fn scan_rows<L: Lanes, const WORDS: usize, M: RowMask>(
     lanes: L,
     blocks: &[u64],
     rows: Range<usize>,
     mask: M,
     query: &[u64],
     mut bound: u32,
-    sink: &mut S,
+    sink: Sink<'_>,
 ) {
     let words = if WORDS == 0 { query.len() } else { WORDS };
     let mut splat = [lanes.splat(0); MAX_WORDS];
@@ -541,6 +565,49 @@ fn gather_rows<const WORDS: usize>(
     }
 }
 
+/// Numbers that share one branch.
+const NUMBERS: usize = 64;
+
+/// The place of the smallest number. Plain loops, which become instructions of the set they are compiled for.
+#[inline(always)]
+fn least_place(numbers: &[u32]) -> usize {
+    let (mut least, mut start) = (u32::MAX, 0);
+    for (idx, chunk) in numbers.chunks(NUMBERS).enumerate() {
+        let of_chunk = chunk.iter().copied().fold(u32::MAX, u32::min);
+        if of_chunk < least {
+            (least, start) = (of_chunk, idx * NUMBERS);
+        }
+    }
+    let chunk = numbers[start..].iter();
+    start + chunk.take_while(|&&number| number != least).count()
+}
+
+/// The places of [`Kernel::near_extents`]. Few pass, so that a chunk needs no branch a number.
+#[inline(always)]
+fn near_extent_places(distances: &[u32], extents: &[u32], bound: u32, out: &mut Vec<u32>) {
+    let is_near = |distance: u32, extent: u32| {
+        // Signed: the one comparison of vectors that every instruction set has.
+        let (distance, bound) = (distance as i32, bound as i32);
+        let (nearest, farthest) = ((extent & 0xffff) as i32, (extent >> 16) as i32);
+        (distance - farthest <= bound) & (nearest - distance <= bound)
+    };
+    let chunks = distances.chunks(NUMBERS).zip(extents.chunks(NUMBERS));
+    for (idx, (distances, extents)) in chunks.enumerate() {
+        let pairs = || distances.iter().zip(extents);
+        let any = pairs().fold(0, |any, (&distance, &extent)| {
+            any | u32::from(is_near(distance, extent))
+        });
+        if any == 0 {
+            continue;
+        }
+        for (place, (&distance, &extent)) in pairs().enumerate() {
+            if is_near(distance, extent) {
+                out.push((idx * NUMBERS + place) as u32);
+            }
+        }
+    }
+}
+
 /// The nearest center of each code, `BLOCKS` blocks at a time: a word of a center is then loaded once
 /// for all their rows, and the blocks' own words stay in registers while the centers go by.
 #[inline(always)]
@@ -613,42 +680,42 @@ macro_rules! loops {
     ($lanes:ty, queries = $queries:literal $(, $features:literal)?) => {
         #[inline]
         $(#[target_feature(enable = $features)])?
-        pub(super) fn scan<M: crate::hamming::RowMask, S: FnMut(usize, u32) -> Option<u32>>(
+        pub(super) fn scan<M: crate::hamming::RowMask>(
             lanes: $lanes,
             blocks: &[u64],
             rows: std::ops::Range<usize>,
             mask: M,
             query: &[u64],
             bound: u32,
-            sink: &mut S,
+            sink: crate::hamming::Sink<'_>,
         ) {
             use crate::hamming::scan_rows;
             match query.len() {
-                1 => scan_rows::<_, 1, M, S>(lanes, blocks, rows, mask, query, bound, sink),
-                2 => scan_rows::<_, 2, M, S>(lanes, blocks, rows, mask, query, bound, sink),
-                4 => scan_rows::<_, 4, M, S>(lanes, blocks, rows, mask, query, bound, sink),
-                _ => scan_rows::<_, 0, M, S>(lanes, blocks, rows, mask, query, bound, sink),
+                1 => scan_rows::<_, 1, M>(lanes, blocks, rows, mask, query, bound, sink),
+                2 => scan_rows::<_, 2, M>(lanes, blocks, rows, mask, query, bound, sink),
+                4 => scan_rows::<_, 4, M>(lanes, blocks, rows, mask, query, bound, sink),
+                _ => scan_rows::<_, 0, M>(lanes, blocks, rows, mask, query, bound, sink),
             }
         }
 
         $(#[target_feature(enable = $features)])?
-        pub(super) fn scan_batch<S: FnMut(usize, usize, u32) -> Option<u32>>(
+        pub(super) fn scan_batch(
             lanes: $lanes,
             blocks: &[u64],
             rows: std::ops::Range<usize>,
             words: usize,
             queries: &[&[u64]],
             bounds: &mut [Option<u32>],
-            sink: &mut S,
+            sink: crate::hamming::BatchSink<'_>,
         ) {
             use crate::hamming::batch::scan_batch_rows as scan;
             match words {
-                1 => scan::<_, 1, $queries, S>(lanes, blocks, rows, words, queries, bounds, sink),
-                2 => scan::<_, 2, $queries, S>(lanes, blocks, rows, words, queries, bounds, sink),
-                3 => scan::<_, 3, $queries, S>(lanes, blocks, rows, words, queries, bounds, sink),
-                4 => scan::<_, 4, $queries, S>(lanes, blocks, rows, words, queries, bounds, sink),
-                8 => scan::<_, 8, $queries, S>(lanes, blocks, rows, words, queries, bounds, sink),
-                _ => scan::<_, 0, $queries, S>(lanes, blocks, rows, words, queries, bounds, sink),
+                1 => scan::<_, 1, $queries>(lanes, blocks, rows, words, queries, bounds, sink),
+                2 => scan::<_, 2, $queries>(lanes, blocks, rows, words, queries, bounds, sink),
+                3 => scan::<_, 3, $queries>(lanes, blocks, rows, words, queries, bounds, sink),
+                4 => scan::<_, 4, $queries>(lanes, blocks, rows, words, queries, bounds, sink),
+                8 => scan::<_, 8, $queries>(lanes, blocks, rows, words, queries, bounds, sink),
+                _ => scan::<_, 0, $queries>(lanes, blocks, rows, words, queries, bounds, sink),
             }
         }
 
@@ -663,6 +730,21 @@ macro_rules! loops {
                 8 => all_distances::<_, 8>(lanes, blocks, query, out),
                 _ => all_distances::<_, 0>(lanes, blocks, query, out),
             }
+        }
+
+        $(#[target_feature(enable = $features)])?
+        pub(super) fn least(numbers: &[u32]) -> usize {
+            crate::hamming::least_place(numbers)
+        }
+
+        $(#[target_feature(enable = $features)])?
+        pub(super) fn near_extents(
+            distances: &[u32],
+            extents: &[u32],
+            bound: u32,
+            out: &mut Vec<u32>,
+        ) {
+            crate::hamming::near_extent_places(distances, extents, bound, out);
         }
 
         $(#[target_feature(enable = $features)])?
@@ -699,3 +781,48 @@ macro_rules! loops {
     };
 }
 use loops;
+
+#[cfg(test)]
+mod tests {
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+
+    #[test]
+    fn least_and_near_extents_equal_the_naive_ones() {
+        let mut rng = ChaCha8Rng::seed_from_u64(8);
+        for n in [0, 1, 2, 63, 64, 65, 127, 128, 129, 1000] {
+            for greatest in [1, 30, 1024] {
+                let distances: Vec<u32> = (0..n).map(|_| rng.random_range(0..=greatest)).collect();
+                let extents: Vec<u32> = (0..n)
+                    .map(|_| {
+                        let nearest = rng.random_range(0..=greatest);
+                        nearest | rng.random_range(nearest..=greatest) << 16
+                    })
+                    .collect();
+                let bound = rng.random_range(0..=greatest / 2);
+                let least = distances.iter().min();
+                let place = least.and_then(|least| distances.iter().position(|d| d == least));
+                let near: Vec<u32> = (0..n as u32)
+                    .filter(|&i| {
+                        let (distance, extent) = (distances[i as usize], extents[i as usize]);
+                        let (nearest, farthest) = (extent & 0xffff, extent >> 16);
+                        (nearest..=farthest).any(|e| e.abs_diff(distance) <= bound)
+                    })
+                    .collect();
+                for kernel in Kernel::available() {
+                    assert_eq!(
+                        kernel.least(&distances),
+                        place.unwrap_or(0),
+                        "{kernel:?}, {n}"
+                    );
+                    let mut out = vec![7];
+                    kernel.near_extents(&distances, &extents, bound, &mut out);
+                    assert_eq!(out[1..], near, "{kernel:?}, {n}");
+                    assert_eq!(out[0], 7);
+                }
+            }
+        }
+    }
+}

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use crate::code::BLOCK_ROWS;
-use crate::hamming::{INDEX_BITS, Lanes, Nearest, RowMask};
+use crate::hamming::{BatchSink, INDEX_BITS, Lanes, Nearest, RowMask, Sink};
 
 /// Needs no instruction that any CPU lacks.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -73,32 +73,46 @@ impl Lanes for Scalar {
 
 impl Scalar {
     #[inline]
-    pub(super) fn scan<M: RowMask, S: FnMut(usize, u32) -> Option<u32>>(
+    pub(super) fn scan<M: RowMask>(
         self,
         blocks: &[u64],
         rows: Range<usize>,
         mask: M,
         query: &[u64],
         bound: u32,
-        sink: &mut S,
+        sink: Sink<'_>,
     ) {
         plain::scan(self, blocks, rows, mask, query, bound, sink);
     }
 
-    pub(super) fn scan_batch<S: FnMut(usize, usize, u32) -> Option<u32>>(
+    pub(super) fn scan_batch(
         self,
         blocks: &[u64],
         rows: Range<usize>,
         words: usize,
         queries: &[&[u64]],
         bounds: &mut [Option<u32>],
-        sink: &mut S,
+        sink: BatchSink<'_>,
     ) {
         plain::scan_batch(self, blocks, rows, words, queries, bounds, sink);
     }
 
     pub(super) fn distances(self, blocks: &[u64], query: &[u64], out: &mut [u32]) {
         plain::distances(self, blocks, query, out);
+    }
+
+    pub(super) fn least(self, numbers: &[u32]) -> usize {
+        plain::least(numbers)
+    }
+
+    pub(super) fn near_extents(
+        self,
+        distances: &[u32],
+        extents: &[u32],
+        bound: u32,
+        out: &mut Vec<u32>,
+    ) {
+        plain::near_extents(distances, extents, bound, out);
     }
 
     pub(super) fn gather(

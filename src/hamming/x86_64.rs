@@ -10,7 +10,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use crate::code::BLOCK_ROWS;
-use crate::hamming::{INDEX_BITS, Lanes, Nearest, RowMask};
+use crate::hamming::{BatchSink, INDEX_BITS, Lanes, Nearest, RowMask, Sink};
 
 /// Asks for the cache line at `address`, which may be anywhere.
 #[inline(always)]
@@ -219,27 +219,27 @@ macro_rules! face {
     ($lanes:ident, $loops:ident) => {
         impl $lanes {
             #[inline]
-            pub(super) fn scan<M: RowMask, S: FnMut(usize, u32) -> Option<u32>>(
+            pub(super) fn scan<M: RowMask>(
                 self,
                 blocks: &[u64],
                 rows: Range<usize>,
                 mask: M,
                 query: &[u64],
                 bound: u32,
-                sink: &mut S,
+                sink: Sink<'_>,
             ) {
                 // SAFETY: `self` proves the instructions that the function enables.
                 unsafe { $loops::scan(self, blocks, rows, mask, query, bound, sink) }
             }
 
-            pub(super) fn scan_batch<S: FnMut(usize, usize, u32) -> Option<u32>>(
+            pub(super) fn scan_batch(
                 self,
                 blocks: &[u64],
                 rows: Range<usize>,
                 words: usize,
                 queries: &[&[u64]],
                 bounds: &mut [Option<u32>],
-                sink: &mut S,
+                sink: BatchSink<'_>,
             ) {
                 // SAFETY: `self` proves the instructions that the function enables.
                 unsafe { $loops::scan_batch(self, blocks, rows, words, queries, bounds, sink) }
@@ -248,6 +248,22 @@ macro_rules! face {
             pub(super) fn distances(self, blocks: &[u64], query: &[u64], out: &mut [u32]) {
                 // SAFETY: `self` proves the instructions that the function enables.
                 unsafe { $loops::distances(self, blocks, query, out) }
+            }
+
+            pub(super) fn least(self, numbers: &[u32]) -> usize {
+                // SAFETY: `self` proves the instructions that the function enables.
+                unsafe { $loops::least(numbers) }
+            }
+
+            pub(super) fn near_extents(
+                self,
+                distances: &[u32],
+                extents: &[u32],
+                bound: u32,
+                out: &mut Vec<u32>,
+            ) {
+                // SAFETY: `self` proves the instructions that the function enables.
+                unsafe { $loops::near_extents(distances, extents, bound, out) }
             }
 
             #[inline]

@@ -4,8 +4,9 @@
 
 use std::cell::RefCell;
 
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::{U8, U8x3};
+use fast_image_resize::{FilterType, PixelTrait, ResizeAlg, ResizeOptions, Resizer};
 use serde::{Deserialize, Serialize};
 
 use super::{BUFFER_KEPT_BYTES, Picture, PictureShape};
@@ -96,11 +97,11 @@ pub fn resize_to_shape(
     }
 
     let grey;
-    let (pixels, pixel_type) = if shape.channels == 1 {
+    let pixels = if shape.channels == 1 {
         grey = luma(&picture.rgb);
-        (&grey, PixelType::U8)
+        &grey
     } else {
-        (&picture.rgb, PixelType::U8x3)
+        &picture.rgb
     };
     let shorter = picture.width.min(picture.height);
     let kept = match shorter < side {
@@ -110,9 +111,7 @@ pub fn resize_to_shape(
     if picture.width == side && picture.height == side && kept == f64::from(side) {
         return Ok(pixels.clone());
     }
-    let source = ImageRef::new(picture.width, picture.height, pixels, pixel_type)
-        .map_err(|error| failed(error.to_string()))?;
-    let mut resized = Image::new(side, side, pixel_type);
+    let size = (picture.width, picture.height);
     let (left, top) = (
         (f64::from(picture.width) - kept) / 2.0,
         (f64::from(picture.height) - kept) / 2.0,
@@ -123,16 +122,36 @@ pub fn resize_to_shape(
             Filter::Cubic => FilterType::CatmullRom,
         }))
         .crop(left, top, kept, kept);
+    match shape.channels {
+        1 => scaled::<U8>(pixels, size, side, &options),
+        _ => scaled::<U8x3>(pixels, size, side, &options),
+    }
+    .map_err(failed)
+}
+
+/// A square of `side` pixels from a picture's bytes. For one type of pixel: for all of them the library
+/// has, this would be half of the crate's code.
+fn scaled<P: PixelTrait + Default>(
+    pixels: &[u8],
+    (width, height): (u32, u32),
+    side: u32,
+    options: &ResizeOptions,
+) -> Result<Vec<u8>, String> {
+    let source = TypedImageRef::<P>::from_buffer(width, height, pixels);
+    let source = source.map_err(|error| error.to_string())?;
+    let mut bytes = vec![0; side as usize * side as usize * P::size()];
+    let mut target =
+        TypedImage::<P>::from_buffer(side, side, &mut bytes).map_err(|error| error.to_string())?;
     RESIZER
         .with_borrow_mut(|resizer| {
-            let done = resizer.resize(&source, &mut resized, &options);
+            let done = resizer.resize_typed(&source, &mut target, options);
             if resizer.size_of_internal_buffers() > BUFFER_KEPT_BYTES {
                 resizer.reset_internal_buffers();
             }
             done
         })
-        .map_err(|error| failed(error.to_string()))?;
-    Ok(resized.into_vec())
+        .map_err(|error| error.to_string())?;
+    Ok(bytes)
 }
 
 /// BT.601 luma in 16-bit fixed point, rounded: `0.299 R + 0.587 G + 0.114 B`.

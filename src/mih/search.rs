@@ -3,6 +3,8 @@
 //! Lookups are pipelined because nearly every one misses the cache: the offsets of the next batch of
 //! buckets, the rows of the current one and the codes of the last are on their way at the same time.
 
+use std::time::Instant;
+
 use smallvec::SmallVec;
 
 use crate::code::{CodeLen, CodesRef, HashCode, RowOrder};
@@ -102,7 +104,8 @@ impl<'a> MultiIndex<'a> {
             n_pending: 0,
             lookups: 0,
             candidates: 0,
-            candidate_ns: plan::candidate_ns(query.words().len()),
+            step_ns: plan::step_ns(self.rows.codes),
+            started: Instant::now(),
             spent_ns: 0.0,
             spent_ns_max: match self.patience {
                 Patience::Endless => f64::INFINITY,
@@ -204,7 +207,9 @@ impl<'a> MultiIndex<'a> {
         let prices: SmallVec<[f64; 24]> = (0..=narrowest)
             .map(|radius| {
                 (0..n_substrings)
-                    .map(|substring_idx| plan::shell_ns(self.view, substring_idx, radius))
+                    .map(|substring_idx| {
+                        plan::shell_ns(self.rows.codes, params, substring_idx, radius)
+                    })
                     .sum()
             })
             .collect();
@@ -277,7 +282,7 @@ impl<'a> MultiIndex<'a> {
             })
             .map(f64::from)
             .sum();
-        if lookups * plan::lookup_ns() > walk.spent_ns_max {
+        if lookups * walk.step_ns.0 > walk.spent_ns_max {
             return Ok(false);
         }
         let query = walk.query;
@@ -333,7 +338,7 @@ impl<'a> MultiIndex<'a> {
         }
         let mut walk = self.walk(query, top.bound(), scan_ns);
         let finished = self.grow(&mut walk, allowed, scan_ns, top, stats)?;
-        walk.count(stats);
+        walk.end(stats);
         match finished {
             true => stats.segments_mih += 1,
             false => stats.fell_back += 1,
@@ -382,7 +387,7 @@ impl Engine for MultiIndex<'_> {
         let radius = radius.min(query.code_len().bits() as u32);
         let mut walk = self.walk(query, radius, plan::scan_ns(self.rows.codes, allowed));
         let finished = self.visit_balls(&mut walk, radius as usize, allowed, found, stats)?;
-        walk.count(stats);
+        walk.end(stats);
         if finished {
             stats.segments_mih += 1;
             found[start..].sort_unstable_by_key(|neighbor| neighbor.address);
@@ -410,7 +415,9 @@ struct Walk<'a> {
     n_pending: usize,
     lookups: u64,
     candidates: u64,
-    candidate_ns: f64,
+    /// What the planner expects of a lookup and of a candidate.
+    step_ns: (f64, f64),
+    started: Instant,
     /// The cost so far by the planner's constants; the walk stops when it would pass the limit.
     spent_ns: f64,
     spent_ns_max: f64,
@@ -444,8 +451,8 @@ impl<'a> Walk<'a> {
                 }
             }
             self.lookups += coming.len() as u64;
-            self.spent_ns += coming.len() as f64 * plan::lookup_ns();
-            self.spent_ns += n_rows as f64 * self.candidate_ns;
+            self.spent_ns += coming.len() as f64 * self.step_ns.0;
+            self.spent_ns += n_rows as f64 * self.step_ns.1;
             if self.spent_ns > self.spent_ns_max {
                 self.n_pending = 0;
                 return Ok(false);
@@ -506,8 +513,10 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    fn count(&self, stats: &mut SearchStats) {
+    fn end(&self, stats: &mut SearchStats) {
         stats.lookups += self.lookups;
         stats.candidates += self.candidates;
+        let steps = (self.lookups, self.candidates);
+        plan::observe_walk(self.codes, steps, self.started.elapsed());
     }
 }

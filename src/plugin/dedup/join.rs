@@ -156,7 +156,7 @@ fn tables_may_pay(codes: CodesRef<'_>, radius: u32) -> bool {
         .flat_map(|(width, ball)| (0..=ball).map(move |shell| f64::from(shell_size(width, shell))))
         .sum();
     let scan_ns = plan::scan_batch_ns(codes, BATCH_QUERIES_MAX) / BATCH_QUERIES_MAX as f64;
-    lookups * plan::lookup_ns() < scan_ns
+    lookups * plan::step_ns(codes).0 < scan_ns
 }
 
 /// All pairs of a set within a radius.
