@@ -13,6 +13,7 @@ use serde::Serialize;
 use crate::cluster::{ClusterSearch, ClusterView};
 use crate::code::{CodesRef, HashCode, RowOrder};
 use crate::error::{Error, Result};
+use crate::hamming::prefetch_word;
 use crate::mih::{MihView, MultiIndex};
 use crate::plan;
 use crate::scan::LinearScan;
@@ -278,6 +279,14 @@ impl<'a> SegmentRows<'a> {
         match self.doc_ids {
             Some(doc_ids) => doc_ids.get(rank).copied(),
             None => Some(rank as u32),
+        }
+    }
+
+    /// Asks for the memory that says which document row `row` is of.
+    #[inline]
+    pub(crate) fn prefetch_doc(&self, row: usize) {
+        if let Some(order) = &self.order {
+            prefetch_word(order.rank_bytes(row), 0);
         }
     }
 

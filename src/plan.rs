@@ -110,9 +110,11 @@ impl Observed {
         self.0[level].store((value as f32).to_bits(), Ordering::Relaxed);
     }
 
-    /// Moves what is remembered towards this. Lost updates do no harm.
-    fn add(&self, level: usize, value: f64) {
-        let before = self.get(level).unwrap_or(value);
+    /// Moves what is remembered, or `untried`, towards this. Lost updates do no harm.
+    fn add(&self, level: usize, value: f64, untried: f64) {
+        let before = self.get(level).unwrap_or(untried);
+        // One that met cold memory, or was held up by other work, must not count for too much.
+        let value = value.min(before * OUTLIER);
         self.set(level, before + NEWEST * (value - before));
     }
 }
@@ -126,6 +128,9 @@ static WALKS: Observed = Observed::nothing();
 /// The share of the newest in what is remembered.
 const NEWEST: f64 = 0.25;
 
+/// What is remembered moves as if the newest had taken no more than this many times as long.
+const OUTLIER: f64 = 3.0;
+
 /// Until there was a walk, one is taken to cost this share of what the constants say: too little rather than
 /// too much, for a walk that is never taken teaches nothing.
 const WALK_UNTRIED: f64 = 0.5;
@@ -135,7 +140,7 @@ const WALK_UNTRIED: f64 = 0.5;
 const WALK_FORGETS: f64 = 0.01;
 
 /// A walk of fewer lookups and candidates than this is over too soon to be timed.
-const OBSERVED_STEPS_MIN: u64 = 2048;
+const OBSERVED_STEPS_MIN: u64 = 8192;
 
 /// Scans of fewer words than this are over too soon to be timed.
 const OBSERVED_WORDS_MIN: usize = 1 << 14;
@@ -156,7 +161,7 @@ pub(crate) fn is_worth_timing(codes: CodesRef<'_>) -> bool {
 /// Remembers what a scan of all codes took, so that later plans know this machine.
 pub(crate) fn observe_scan(codes: CodesRef<'_>, elapsed: Duration) {
     let per_word = elapsed.as_nanos() as f64 / codes.blocks().len() as f64;
-    SCANS.add(memory_level(codes), per_word);
+    SCANS.add(memory_level(codes), per_word, per_word);
 }
 
 /// Remembers what a walk took.
@@ -170,7 +175,8 @@ pub(crate) fn observe_walk(
     }
     let words = codes.code_len().words();
     let expected = lookups as f64 * LOOKUP_NS + candidates as f64 * nominal_candidate_ns(words);
-    WALKS.add(memory_level(codes), elapsed.as_nanos() as f64 / expected);
+    let share = elapsed.as_nanos() as f64 / expected;
+    WALKS.add(memory_level(codes), share, WALK_UNTRIED);
 }
 
 /// To be told where a walk was thought of and not taken.
@@ -183,8 +189,7 @@ pub(crate) fn forget_walk(codes: CodesRef<'_>) {
     }
 }
 
-/// What a walk among these codes takes, as a share of what the constants say. One walk held up by other
-/// work must not count for too much.
+/// What a walk among these codes takes, as a share of what the constants say.
 fn walk_share(codes: CodesRef<'_>) -> f64 {
     let share = WALKS.get(memory_level(codes)).unwrap_or(WALK_UNTRIED);
     share.clamp(0.1, 4.0)
@@ -383,6 +388,12 @@ fn kth_random_distance(bits: usize, n_codes: usize, k: usize) -> usize {
     }
     let square = 2.0 * odds - (4.0 * std::f64::consts::PI * odds).ln();
     (bits / 2.0 - (bits / 4.0).sqrt() * square.max(0.0).sqrt()).max(0.0) as usize
+}
+
+/// The distance of the k-th allowed code if codes are spread evenly.
+pub(crate) fn expected_distance(codes: CodesRef<'_>, allowed: &Allowed<'_>, k: usize) -> usize {
+    let n_allowed = allowed.n_at_most().unwrap_or(codes.n_codes());
+    kth_random_distance(codes.code_len().bits(), n_allowed, k)
 }
 
 /// Prices a k-NN search of one segment.

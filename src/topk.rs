@@ -82,6 +82,11 @@ impl TopK {
         Some(self.bound.min(self.threshold.distance.checked_sub(1)?))
     }
 
+    /// How many neighbors there are at each distance up to this one, which is at most [`bound`](TopK::bound).
+    pub(crate) fn counts_within(&self, distance: u32) -> &[u32] {
+        self.counts.get(..=distance as usize).unwrap_or_default()
+    }
+
     /// True if nothing may enter, whatever its distance and address.
     #[inline]
     pub fn is_closed(&self) -> bool {

@@ -203,14 +203,14 @@ impl<'a> ClusterSearch<'a> {
         }
     }
 
-    /// Offers `top` the rows of one cluster from one shell to another.
+    /// Takes the rows of one cluster from one shell to another.
     fn offer(
         &self,
         query: &HashCode,
         cluster: usize,
         shells: (u32, u32),
         membership: &mut Membership<'_>,
-        top: &mut TopK,
+        finds: &mut Finds<'_>,
         stats: &mut SearchStats,
     ) -> Result<()> {
         let (first, last) = self.view.extent(cluster);
@@ -234,94 +234,105 @@ impl<'a> ClusterSearch<'a> {
                 }
             }
             shell = end + 1;
-            let Some(bound) = top.bound_from(self.rows.address_base) else {
+            if finds.bound_from(self.rows).is_none() {
                 return Ok(());
-            };
-            self.offer_rows(query, rows, bound, ascending, membership, top, stats)?;
+            }
+            match ascending {
+                true => self.offer_ascending(query, rows, membership, finds, stats)?,
+                false => self.offer_rows(query, rows, membership, finds, stats)?,
+            }
         }
         Ok(())
     }
 
-    /// Offers `top` these rows; `ascending` if they ascend by document.
-    #[allow(clippy::too_many_arguments)]
+    /// Takes these rows.
     fn offer_rows(
         &self,
         query: &HashCode,
         rows: Range<usize>,
-        bound: u32,
-        ascending: bool,
         membership: &mut Membership<'_>,
-        top: &mut TopK,
+        finds: &mut Finds<'_>,
         stats: &mut SearchStats,
     ) -> Result<()> {
-        if membership.is_by_row() && !ascending && !top.is_full() {
-            stats.cluster_codes += rows.len() as u64;
-            return self.offer_nearest(query, rows, bound, membership, top, stats);
-        }
-        let base = self.rows.address_base;
-        self.read(
-            query,
-            rows,
-            bound,
-            membership,
-            stats,
-            &mut |distance, doc| {
-                let address = self.rows.address(doc);
-                top.push(distance, address);
-                top.bound_from(if ascending {
-                    address.saturating_add(1)
-                } else {
-                    base
-                })
-            },
-        )
-    }
-
-    /// Offers `top` these rows, and looks up the documents of those alone that are still near enough once
-    /// all were compared: each lookup is a cache miss, and early rows are near enough until k are known.
-    fn offer_nearest(
-        &self,
-        query: &HashCode,
-        rows: Range<usize>,
-        bound: u32,
-        membership: &Membership<'_>,
-        top: &mut TopK,
-        stats: &mut SearchStats,
-    ) -> Result<()> {
-        let mut near = NearRows::new(top.k(), bound);
+        let Some(bound) = finds.bound_from(self.rows) else {
+            return Ok(());
+        };
+        let Finds { top, late } = finds;
+        let Some(late) = late else {
+            let base = self.rows.address_base;
+            return self.read(
+                query,
+                rows,
+                bound,
+                membership,
+                stats,
+                &mut |distance, doc| {
+                    top.push(distance, self.rows.address(doc));
+                    top.bound_from(base)
+                },
+            );
+        };
+        stats.cluster_codes += rows.len() as u64;
         let mut filtered_out = 0;
         let mut sink = |row, distance| {
             if !membership.has_row(row) {
                 filtered_out += 1;
-                return Some(near.bound);
+                return Some(late.bound);
             }
-            Some(near.push(row, distance))
+            self.rows.prefetch_doc(row);
+            Some(late.push(row, distance))
         };
         self.kernel
             .scan(self.rows.codes, rows, query.words(), bound, &mut sink);
         stats.filtered_out += filtered_out;
-        for &(row, distance) in &near.rows {
-            if distance <= near.bound {
-                let doc = self.rows.doc_id(row).ok_or_else(RowOrder::damaged)?;
-                top.push(distance, self.rows.address(doc));
-            }
+        match late.rows.len() > LATE_ROWS_MAX {
+            true => finds.settle(self.rows),
+            false => Ok(()),
         }
+    }
+
+    /// Takes these rows, which ascend by document.
+    fn offer_ascending(
+        &self,
+        query: &HashCode,
+        rows: Range<usize>,
+        membership: &mut Membership<'_>,
+        finds: &mut Finds<'_>,
+        stats: &mut SearchStats,
+    ) -> Result<()> {
+        finds.settle(self.rows)?;
+        let top = &mut *finds.top;
+        if let Some(bound) = top.bound_from(self.rows.address_base) {
+            self.read(
+                query,
+                rows,
+                bound,
+                membership,
+                stats,
+                &mut |distance, doc| {
+                    let address = self.rows.address(doc);
+                    top.push(distance, address);
+                    top.bound_from(address.saturating_add(1))
+                },
+            )?;
+        }
+        finds.renew(self.rows);
         Ok(())
     }
 
-    /// Reads what one cluster can hold for `top`, from the shells the query lies among outwards.
+    /// Reads what one cluster can hold, from the shells the query lies among outwards.
     fn offer_cluster(
         &self,
         query: &HashCode,
         cluster: usize,
         seeded: &mut Seeded,
         membership: &mut Membership<'_>,
-        top: &mut TopK,
+        finds: &mut Finds<'_>,
         stats: &mut SearchStats,
     ) -> Result<()> {
         let distance = seeded.distances[cluster];
         let (nearest, farthest) = self.view.extent(cluster);
-        let per_neighbor = top.k().saturating_mul(FIRST_ROWS_PER_NEIGHBOR);
+        let per_neighbor = finds.top.k().saturating_mul(FIRST_ROWS_PER_NEIGHBOR);
         let wanted = per_neighbor.max(FIRST_ROWS_MIN);
         // The narrowest band of shells about the query's own distance with enough rows in it.
         let mut reach = (nearest.saturating_sub(distance)).max(distance.saturating_sub(farthest));
@@ -333,15 +344,15 @@ impl<'a> ClusterSearch<'a> {
             (low, high) = (distance.saturating_sub(reach), distance + reach);
         }
         prefetch_rows(self.rows.codes, self.shell_rows(cluster, low, high)?);
-        self.offer(query, cluster, (low, high), membership, top, stats)?;
+        self.offer(query, cluster, (low, high), membership, finds, stats)?;
         // Then whatever else of it may hold a neighbor.
-        let limit = distance.saturating_sub(top.bound());
+        let limit = distance.saturating_sub(finds.bound());
         if low > nearest && limit < low {
-            self.offer(query, cluster, (limit, low - 1), membership, top, stats)?;
+            self.offer(query, cluster, (limit, low - 1), membership, finds, stats)?;
         }
-        let limit = distance + top.bound();
+        let limit = distance + finds.bound();
         if high < farthest && limit > high {
-            self.offer(query, cluster, (high + 1, limit), membership, top, stats)?;
+            self.offer(query, cluster, (high + 1, limit), membership, finds, stats)?;
         }
         seeded.seen.push(cluster as u32);
         Ok(())
@@ -351,35 +362,34 @@ impl<'a> ClusterSearch<'a> {
     fn seed(
         &self,
         query: &HashCode,
-        allowed: &Allowed<'_>,
-        top: &mut TopK,
+        membership: &mut Membership<'_>,
+        finds: &mut Finds<'_>,
         stats: &mut SearchStats,
     ) -> Result<Seeded> {
         let mut seeded = self.begin(query, stats);
-        let mut membership = Membership::new(allowed);
         let own = self.kernel.least(&seeded.distances);
-        self.offer_cluster(query, own, &mut seeded, &mut membership, top, stats)?;
-        if top.is_full() {
-            self.find_left(&mut seeded, top.bound())?;
+        self.offer_cluster(query, own, &mut seeded, membership, finds, stats)?;
+        if finds.is_full() {
+            self.find_left(&mut seeded, finds.bound())?;
             if seeded.n_rows <= MUCH_LEFT * FIRST_ROWS_MIN {
                 return Ok(seeded);
             }
         }
         // Clusters near the query, as many as should hold k neighbors several times over.
         let mean_rows = self.rows.codes.n_codes() / self.view.n_clusters() + 1;
-        let n_near = SEED_CLUSTERS.max(top.k().saturating_mul(4) / mean_rows);
+        let n_near = SEED_CLUSTERS.max(finds.top.k().saturating_mul(4) / mean_rows);
         let n_near = n_near.min(self.view.n_clusters());
         let mut by_distance: Vec<(u32, u32)> = seeded.distances.iter().copied().zip(0..).collect();
         by_distance.select_nth_unstable(n_near - 1);
         by_distance[..n_near].sort_unstable();
         for (idx, &(_, cluster)) in by_distance[..n_near].iter().enumerate() {
             let cluster = cluster as usize;
-            if cluster == own || (idx >= SEED_CLUSTERS && top.is_full()) {
+            if cluster == own || (idx >= SEED_CLUSTERS && finds.is_full()) {
                 continue;
             }
-            self.offer_cluster(query, cluster, &mut seeded, &mut membership, top, stats)?;
+            self.offer_cluster(query, cluster, &mut seeded, membership, finds, stats)?;
         }
-        self.find_left(&mut seeded, top.bound())?;
+        self.find_left(&mut seeded, finds.bound())?;
         Ok(seeded)
     }
 
@@ -387,32 +397,27 @@ impl<'a> ClusterSearch<'a> {
     fn finish(
         &self,
         query: &HashCode,
-        allowed: &Allowed<'_>,
+        membership: &mut Membership<'_>,
         seeded: &Seeded,
-        top: &mut TopK,
+        finds: &mut Finds<'_>,
         stats: &mut SearchStats,
     ) -> Result<()> {
-        let mut membership = Membership::new(allowed);
         for (idx, &stretch) in seeded.left.iter().enumerate() {
             if let Some(next) = seeded.left.get(idx + PREFETCH_CLUSTERS) {
                 prefetch_rows(self.rows.codes, next.rows());
             }
-            if stretch.least > top.bound() {
+            if stretch.least > finds.bound() {
                 break;
             }
             // A short stretch is read as it was found, however far the bound has fallen since.
-            let base = self.rows.address_base;
             if stretch.rows().len() < LONG_STRETCH {
-                if let Some(bound) = top.bound_from(base) {
-                    let rows = stretch.rows();
-                    self.offer_rows(query, rows, bound, false, &mut membership, top, stats)?;
-                }
+                self.offer_rows(query, stretch.rows(), membership, finds, stats)?;
                 continue;
             }
             let cluster = stretch.cluster as usize;
-            let (distance, bound) = (seeded.distances[cluster], top.bound());
+            let (distance, bound) = (seeded.distances[cluster], finds.bound());
             let shells = (distance.saturating_sub(bound), distance + bound);
-            self.offer(query, cluster, shells, &mut membership, top, stats)?;
+            self.offer(query, cluster, shells, membership, finds, stats)?;
         }
         Ok(())
     }
@@ -432,15 +437,20 @@ impl<'a> ClusterSearch<'a> {
             stats.segments_cluster += 1;
             return Ok(true);
         }
-        let seeded = self.seed(query, allowed, top, stats)?;
+        let mut membership = Membership::new(allowed);
+        let mut finds = Finds::new(top, self.rows, &membership);
+        let seeded = self.seed(query, &mut membership, &mut finds, stats)?;
         let left_ns = self.price(&seeded, stats);
-        if left_ns > limit_ns(top.bound()) {
-            stats.fell_back += 1;
-            return Ok(false);
+        let goes_on = left_ns <= limit_ns(finds.bound());
+        match goes_on {
+            true => {
+                stats.segments_cluster += 1;
+                self.finish(query, &mut membership, &seeded, &mut finds, stats)?;
+            }
+            false => stats.fell_back += 1,
         }
-        stats.segments_cluster += 1;
-        self.finish(query, allowed, &seeded, top, stats)?;
-        Ok(true)
+        finds.settle(self.rows)?;
+        Ok(goes_on)
     }
 
     /// Range search, unless it takes longer than `limit_ns`. False then, and nothing is found.
@@ -525,32 +535,106 @@ impl<'a> ClusterSearch<'a> {
     }
 }
 
-/// Rows that are no farther than the k-th nearest of them, and some that were when they came. Unlike in
-/// a `TopK` all rows at the k-th distance stay: which of them count, their documents will say.
+/// What a k-NN search has found: a `TopK`, and rows on their way into it.
+///
+/// Each lookup of a row's document is a cache miss, and most rows that are near enough when they come are
+/// not in the end. So where no filter asks for documents, rows wait until the bound has fallen.
+struct Finds<'t> {
+    top: &'t mut TopK,
+    late: Option<NearRows>,
+}
+
+/// As many rows wait: those at the k-th distance may be any number.
+const LATE_ROWS_MAX: usize = 4096;
+
+impl<'t> Finds<'t> {
+    fn new(top: &'t mut TopK, rows: &SegmentRows<'_>, membership: &Membership<'_>) -> Finds<'t> {
+        let mut finds = Finds { top, late: None };
+        if membership.is_by_row() {
+            finds.late = NearRows::of(finds.top, rows);
+        }
+        finds
+    }
+
+    /// The largest distance that may still enter.
+    fn bound(&self) -> u32 {
+        match &self.late {
+            Some(late) => late.bound,
+            None => self.top.bound(),
+        }
+    }
+
+    /// The largest distance at which a row of these may still enter, `None` if none may.
+    fn bound_from(&self, rows: &SegmentRows<'_>) -> Option<u32> {
+        match &self.late {
+            Some(late) => Some(late.bound),
+            None => self.top.bound_from(rows.address_base),
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        match &self.late {
+            Some(late) => late.n_within >= late.k,
+            None => self.top.is_full(),
+        }
+    }
+
+    /// Looks up the documents of the rows that are still near enough, and offers them to the top.
+    fn settle(&mut self, rows: &SegmentRows<'_>) -> Result<()> {
+        let Some(late) = &mut self.late else {
+            return Ok(());
+        };
+        let bound = late.bound;
+        late.rows.retain(|&(_, distance)| distance <= bound);
+        for (row, _) in &mut late.rows {
+            *row = rows.doc_id(*row as usize).ok_or_else(RowOrder::damaged)?;
+        }
+        for (doc, distance) in late.rows.drain(..) {
+            self.top.push(distance, rows.address(doc));
+        }
+        self.renew(rows);
+        Ok(())
+    }
+
+    /// To be called when the top has changed.
+    fn renew(&mut self, rows: &SegmentRows<'_>) {
+        if let Some(late) = self.late.take() {
+            debug_assert!(late.rows.is_empty());
+            self.late = NearRows::of(self.top, rows);
+        }
+    }
+}
+
+/// Rows that are no farther than the k-th nearest of them and of a `TopK`, and some that were when they
+/// came. Unlike in a `TopK` all rows at the k-th distance stay: which of them count, their documents will
+/// say.
 struct NearRows {
     k: usize,
     bound: u32,
-    /// Rows at each distance up to `bound`, and all of those together.
+    /// Found at each distance up to `bound`, and all of those together.
     counts: Vec<u32>,
     n_within: usize,
-    rows: Vec<(usize, u32)>,
+    rows: Vec<(u32, u32)>,
 }
 
 impl NearRows {
-    fn new(k: usize, bound: u32) -> NearRows {
-        NearRows {
-            k,
+    /// `None` if nothing of these rows may enter the top.
+    fn of(top: &TopK, rows: &SegmentRows<'_>) -> Option<NearRows> {
+        let bound = top.bound_from(rows.address_base)?;
+        let counts = top.counts_within(bound).to_vec();
+        Some(NearRows {
+            k: top.k(),
             bound,
-            counts: vec![0; bound as usize + 1],
-            n_within: 0,
+            n_within: counts.iter().map(|&count| count as usize).sum(),
+            counts,
             rows: Vec::new(),
-        }
+        })
     }
 
     /// Takes a row within the bound and gives the bound for those to come.
     #[inline]
     fn push(&mut self, row: usize, distance: u32) -> u32 {
-        self.rows.push((row, distance));
+        self.rows.push((row as u32, distance));
         self.counts[distance as usize] += 1;
         self.n_within += 1;
         while self.n_within - self.counts[self.bound as usize] as usize >= self.k {

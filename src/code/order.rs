@@ -143,6 +143,13 @@ impl<'a> RowOrder<'a> {
         self.ranks.get(row)
     }
 
+    /// The bytes from the rank of a row on, to be asked for ahead of [`rank`](RowOrder::rank).
+    #[inline]
+    pub(crate) fn rank_bytes(&self, row: usize) -> &'a [u8] {
+        let ranks = &self.ranks;
+        ranks.bytes.get(row * ranks.width / 8..).unwrap_or_default()
+    }
+
     /// The row of a rank; `None` past the last rank, and where a damaged file holds no row.
     #[inline]
     pub fn row(&self, rank: usize) -> Option<u32> {

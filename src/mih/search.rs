@@ -115,13 +115,16 @@ impl<'a> MultiIndex<'a> {
     }
 
     /// Whether to visit the next shell rather than scan. `prices[s]` is the cost of the shells of
-    /// radius `s` in all tables; `met` has the nearest codes met, allowed or not.
+    /// radius `s` in all tables; `expected` is the k-th distance if codes are spread evenly; `met` has the
+    /// nearest codes met, allowed or not.
+    #[allow(clippy::too_many_arguments)]
     fn goes_on(
         &self,
         prices: &[f64],
         shell: (usize, usize),
         spent_ns: f64,
         scan_ns: f64,
+        expected: usize,
         top: &TopK,
         met: &TopK,
     ) -> bool {
@@ -145,15 +148,19 @@ impl<'a> MultiIndex<'a> {
         match self.patience {
             Patience::Endless => true,
             Patience::Determined => spent_ns + next_ns <= scan_ns,
-            Patience::Planned if spent_ns + rest_ns(bound) <= ASSURED * scan_ns => true,
-            // The k-th distance will still fall, but hardly by more than a quarter, and that of allowed
-            // codes is no smaller.
-            Patience::Planned
-                if met.is_full() && rest_ns(met.bound() as usize / 4 * 3) > scan_ns =>
-            {
-                false
+            Patience::Planned => {
+                // If the k-th distance is not what codes that are spread evenly have, it shows once those
+                // shells are visited.
+                let covered = substring_radius * n_substrings + substring_idx;
+                let likely = bound.min(expected.max(covered));
+                if spent_ns + rest_ns(likely) <= ASSURED * scan_ns {
+                    return true;
+                }
+                // The k-th distance will still fall, but hardly by more than a quarter, and that of allowed
+                // codes is no smaller.
+                let is_hopeless = met.is_full() && rest_ns(met.bound() as usize / 4 * 3) > scan_ns;
+                !is_hopeless && spent_ns + next_ns <= GAMBLE * scan_ns
             }
-            Patience::Planned => spent_ns + next_ns <= GAMBLE * scan_ns,
         }
     }
 
@@ -219,11 +226,13 @@ impl<'a> MultiIndex<'a> {
         let held = self.rows.held_by(top);
         let is_filtered = !matches!(allowed, Allowed::All);
         let mut met = TopK::new(top.k(), top.bound());
+        let expected = plan::expected_distance(self.rows.codes, allowed, top.k());
         for radius in 0..=narrowest {
             for substring_idx in 0..n_substrings {
                 let shell = (radius, substring_idx);
                 let nearest = if is_filtered { &met } else { &*top };
-                if !self.goes_on(&prices, shell, walk.spent_ns, scan_ns, top, nearest) {
+                let spent_ns = walk.spent_ns;
+                if !self.goes_on(&prices, shell, spent_ns, scan_ns, expected, top, nearest) {
                     return Ok(false);
                 }
                 // Tables before this one have been visited up to `radius`, those after it up to one less.
