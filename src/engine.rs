@@ -110,6 +110,15 @@ impl<'a> AllowedRows<'a> {
             Some(list) => list.len(),
             None => set.iter().map(|word| word.count_ones() as usize).sum(),
         };
+        AllowedRows::counted(set, list, n_rows)
+    }
+
+    /// As [`new`](AllowedRows::new), where the rows were counted before.
+    pub(crate) fn counted(
+        set: &'a [u64],
+        list: Option<&'a [u32]>,
+        n_rows: usize,
+    ) -> AllowedRows<'a> {
         AllowedRows { set, list, n_rows }
     }
 

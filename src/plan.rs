@@ -10,6 +10,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use crate::cluster::SEED_CLUSTERS;
 use crate::code::CodesRef;
 use crate::engine::{Allowed, EngineChoice, EngineKind, SegmentRows};
 use crate::hamming::Kernel;
@@ -40,8 +41,8 @@ const COPY_NS: f64 = 6.0;
 const SCAN_NS: f64 = 100.0;
 
 /// Comparing a row on its own: its cache lines are asked for in time, but it needs its own.
-const GATHER_NS: f64 = 1.1;
-const GATHER_NS_PER_WORD: f64 = 1.3;
+const GATHER_NS: f64 = 0.6;
+const GATHER_NS_PER_WORD: f64 = 1.1;
 
 /// Looking at one cluster's extent, beside the distance to its centroid.
 const CENTROID_NS: f64 = 0.4;
@@ -50,7 +51,7 @@ const CENTROID_NS: f64 = 0.4;
 const ASK_LISTED_NS: f64 = 60.0;
 
 /// Asking whether a row is in a set of rows.
-const ASK_ROW_NS: f64 = 2.0;
+const ASK_ROW_NS: f64 = 3.0;
 
 /// A stretch of rows at a place of its own: finding it, and the wait for its first cache lines.
 const STRETCH_NS: f64 = 45.0;
@@ -405,14 +406,28 @@ pub fn knn_costs(rows: &SegmentRows<'_>, allowed: &Allowed<'_>, k: usize) -> Cos
         mih_least_ns: f64::INFINITY,
         cluster_least_ns: cluster_least_ns(rows),
     };
-    if let (Some(least_ns), Some(n_allowed)) = (&mut costs.cluster_least_ns, allowed.n_at_most()) {
+    if let (Some(view), Some(least_ns), Some(n_allowed)) = (
+        &rows.clusters,
+        &mut costs.cluster_least_ns,
+        allowed.n_at_most(),
+    ) {
         // Until k allowed rows are met, every row is near enough to be asked about.
-        let n_asked = k as f64 * codes.n_codes() as f64 / n_allowed.max(1) as f64;
+        let share = n_allowed.max(1) as f64 / codes.n_codes().max(1) as f64;
+        let mut n_asked = k as f64 / share;
+        let cluster_rows = codes.n_codes() as f64 / view.n_clusters().max(1) as f64;
+        let is_doubtful = n_asked > cluster_rows / 2.0;
+        if is_doubtful {
+            n_asked = n_asked.max(SEED_CLUSTERS as f64 * cluster_rows);
+        }
         let ask_ns = match allowed {
             Allowed::Rows(_) => ASK_ROW_NS,
             _ => ASK_LISTED_NS,
         };
         *least_ns += ask_ns * n_asked.min(codes.n_codes() as f64);
+        // Another engine may have the last word, and this one's time is lost.
+        if is_doubtful {
+            *least_ns *= 2.0;
+        }
     }
     if let Some(view) = &rows.mih {
         let bits = codes.code_len().bits();

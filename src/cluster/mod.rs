@@ -12,6 +12,7 @@ mod search;
 
 pub use build::{ClusterParams, Clusters};
 pub use search::ClusterSearch;
+pub(crate) use search::SEED_CLUSTERS;
 
 use std::ops::Range;
 

@@ -38,7 +38,7 @@ const FIRST_ROWS_PER_NEIGHBOR: usize = 16;
 const FIRST_ROWS_MIN: usize = 1024;
 
 /// Clusters read before the rest is priced, where the first alone leaves much to read.
-const SEED_CLUSTERS: usize = 8;
+pub(crate) const SEED_CLUSTERS: usize = 8;
 
 /// "Much": this many times the least number of rows in the first reading.
 const MUCH_LEFT: usize = 24;

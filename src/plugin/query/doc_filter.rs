@@ -241,6 +241,7 @@ pub(crate) struct SegmentDocs {
 
 /// The rows that documents have in one hash field.
 pub(crate) struct FieldRows {
+    n_rows: usize,
     set: Vec<u64>,
     /// Ascending. None where most rows are in, which nobody would go through one by one.
     list: Option<Vec<u32>>,
@@ -259,6 +260,7 @@ impl FieldRows {
         }
         list.sort_unstable();
         Ok(FieldRows {
+            n_rows: list.len(),
             set,
             list: (list.len() <= n_rows / LISTED_SHARE).then_some(list),
         })
@@ -322,7 +324,8 @@ impl SegmentDocs {
         if rows.rows_are_docs() {
             let is_short = self.len <= rows.codes.n_codes() / LISTED_SHARE;
             let list = is_short.then(|| self.list());
-            return search(&Allowed::Rows(AllowedRows::new(self.set(), list)));
+            let allowed = AllowedRows::counted(self.set(), list, self.len);
+            return search(&Allowed::Rows(allowed));
         }
         let of_field = {
             let mut kept = self.rows.lock();
@@ -342,8 +345,9 @@ impl SegmentDocs {
         match of_field {
             None => search(&self.allowed(rows.codes)),
             Some(of_field) => {
-                let list = of_field.list.as_deref();
-                search(&Allowed::Rows(AllowedRows::new(&of_field.set, list)))
+                let FieldRows { n_rows, set, list } = &*of_field;
+                let allowed = AllowedRows::counted(set, list.as_deref(), *n_rows);
+                search(&Allowed::Rows(allowed))
             }
         }
     }
