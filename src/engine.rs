@@ -503,35 +503,53 @@ pub fn range(
     stats: &mut SearchStats,
 ) -> Result<()> {
     rows.check(query)?;
-    let costs = plan::range_costs(rows, allowed, radius);
+    let scan_ns = plan::scan_ns(rows.codes, allowed);
+    if range_but_scan(rows, choice, query, radius, allowed, scan_ns, found, stats)? {
+        return Ok(());
+    }
+    if rows.mih.is_some() && choice == EngineChoice::Auto {
+        plan::forget_walk(rows.codes);
+    }
+    LinearScan::new(rows).range(query, radius, allowed, found, stats)
+}
+
+/// Range search by an engine other than the linear scan. False if it is, or has become, a case for the
+/// scan, which takes `scan_ns`; nothing is found then.
+#[allow(clippy::too_many_arguments)]
+fn range_but_scan(
+    rows: &SegmentRows<'_>,
+    choice: EngineChoice,
+    query: &HashCode,
+    radius: u32,
+    allowed: &Allowed<'_>,
+    scan_ns: f64,
+    found: &mut Vec<Neighbor>,
+    stats: &mut SearchStats,
+) -> Result<bool> {
+    let mut costs = plan::range_costs(rows, allowed, radius);
+    costs.scan_ns = scan_ns;
     stats.begin(rows, choice, &costs);
     match (plan::choose(choice, &costs), &rows.mih, &rows.clusters) {
         (EngineKind::Cluster, mih, Some(view)) => {
             let engine = ClusterSearch::new(rows, view);
             if choice == EngineChoice::Cluster {
-                return engine.range(query, radius, allowed, found, stats);
+                engine.range(query, radius, allowed, found, stats)?;
+                return Ok(true);
             }
             let mih_ns = costs.mih_ns.unwrap_or(f64::INFINITY);
-            let limit_ns = costs.scan_ns.min(mih_ns);
+            let limit_ns = scan_ns.min(mih_ns);
             if engine.range_within(query, radius, allowed, limit_ns, found, stats)? {
-                return Ok(());
+                return Ok(true);
             }
             match mih {
-                Some(view) if mih_ns < costs.scan_ns => {
-                    MultiIndex::new(rows, view).range(query, radius, allowed, found, stats)
-                }
-                _ => LinearScan::new(rows).range(query, radius, allowed, found, stats),
+                Some(view) if mih_ns < scan_ns => MultiIndex::new(rows, view)
+                    .range_but_scan(query, radius, allowed, scan_ns, found, stats),
+                _ => Ok(false),
             }
         }
-        (EngineKind::Mih, Some(view), _) => {
-            MultiIndex::new(rows, view).range(query, radius, allowed, found, stats)
-        }
-        (_, mih, _) => {
-            if mih.is_some() && choice == EngineChoice::Auto {
-                plan::forget_walk(rows.codes);
-            }
-            LinearScan::new(rows).range(query, radius, allowed, found, stats)
-        }
+        (EngineKind::Mih, Some(view), _) => MultiIndex::new(rows, view)
+            .range_but_scan(query, radius, allowed, scan_ns, found, stats),
+        _ => Ok(false),
     }
 }
 
@@ -578,13 +596,13 @@ pub fn knn_batch(
 /// Range search of one segment for many queries at once: appends to `found[i]` every allowed code within
 /// `radius` bits of `queries[i]`, as [`range`] does.
 ///
-/// By linear scan, which reads the codes once for the whole batch. Where the segment has clusters or
-/// tables and the radius is small, [`range`] of each query is faster.
+/// The queries that the linear scan is to answer are answered together, as by [`knn_batch`].
 ///
 /// # Errors
 /// As [`range`], and `InvalidArgument` unless there is one list a query.
 pub fn range_batch(
     rows: &SegmentRows<'_>,
+    choice: EngineChoice,
     queries: &[HashCode],
     radius: u32,
     allowed: &Allowed<'_>,
@@ -592,9 +610,27 @@ pub fn range_batch(
     stats: &mut SearchStats,
 ) -> Result<()> {
     check_batch(rows, queries, found.len())?;
-    stats.segments += queries.len() as u64;
-    stats.predicted_scan_ns += plan::batch_ns(rows.codes, allowed, queries.len()) as u64;
-    LinearScan::new(rows).range_batch(queries, radius, allowed, found, stats)
+    let scan_ns = plan::batch_ns(rows.codes, allowed, queries.len()) / queries.len().max(1) as f64;
+    let mut left = Vec::new();
+    for (query_idx, (query, found)) in queries.iter().zip(&mut *found).enumerate() {
+        if !range_but_scan(rows, choice, query, radius, allowed, scan_ns, found, stats)? {
+            left.push(query_idx);
+        }
+    }
+    let scan = LinearScan::new(rows);
+    if left.len() == queries.len() {
+        return scan.range_batch(queries, radius, allowed, found, stats);
+    }
+    let left_queries: Vec<HashCode> = left.iter().map(|&idx| queries[idx].clone()).collect();
+    let mut left_found: Vec<Vec<Neighbor>> = left
+        .iter()
+        .map(|&idx| std::mem::take(&mut found[idx]))
+        .collect();
+    let result = scan.range_batch(&left_queries, radius, allowed, &mut left_found, stats);
+    for (&idx, left_found) in left.iter().zip(left_found) {
+        found[idx] = left_found;
+    }
+    result
 }
 
 fn check_batch(rows: &SegmentRows<'_>, queries: &[HashCode], n_answers: usize) -> Result<()> {

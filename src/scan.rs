@@ -491,7 +491,7 @@ impl Engine for LinearScan<'_> {
 }
 
 /// Codes of fewer bytes than this are scanned by one thread: to start another takes as long.
-const THREAD_BYTES: usize = 4 << 20;
+pub(crate) const THREAD_BYTES: usize = 4 << 20;
 
 impl LinearScan<'_> {
     /// k-NN search that leaves out some addresses, ascending, that `top` already holds.

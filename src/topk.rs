@@ -132,6 +132,25 @@ impl TopK {
         self.n_within = self.k;
     }
 
+    /// Nothing farther than this enters any more, and what is farther leaves.
+    pub(crate) fn lower(&mut self, bound: u32) {
+        if bound >= self.bound || self.is_closed() {
+            return;
+        }
+        self.bound = bound;
+        self.n_within = self
+            .counts_within(bound)
+            .iter()
+            .map(|&count| count as usize)
+            .sum();
+        let limit = Neighbor {
+            distance: bound + 1,
+            address: 0,
+        };
+        self.threshold = self.threshold.min(limit);
+        self.buffer.retain(|neighbor| neighbor.distance <= bound);
+    }
+
     /// Offers every neighbor of `other`, which saw other addresses.
     pub fn merge(&mut self, other: TopK) {
         for neighbor in other.buffer {

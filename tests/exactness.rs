@@ -776,7 +776,7 @@ fn check_batch(
                 engine::knn_batch(rows, choice, queries, allowed, tops, stats).unwrap();
             }),
             Box::new(move |lists, stats| {
-                engine::range_batch(rows, queries, radius, allowed, lists, stats).unwrap();
+                engine::range_batch(rows, choice, queries, radius, allowed, lists, stats).unwrap();
             }),
         ));
     }
@@ -896,7 +896,15 @@ fn batches_refuse_what_does_not_fit() {
     )
     .unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::InvalidArgument(_)));
-    let error = engine::range_batch(&rows, &queries[..1], 3, &all, &mut [], &mut stats);
+    let error = engine::range_batch(
+        &rows,
+        EngineChoice::Auto,
+        &queries[..1],
+        3,
+        &all,
+        &mut [],
+        &mut stats,
+    );
     assert!(matches!(
         error.unwrap_err().kind(),
         ErrorKind::InvalidArgument(_)

@@ -355,6 +355,36 @@ impl<'a> MultiIndex<'a> {
         Ok(finished)
     }
 
+    /// Range search that gives up once the linear scan, which takes `scan_ns`, is cheaper: false then, and
+    /// nothing is found.
+    pub(crate) fn range_but_scan(
+        &self,
+        query: &HashCode,
+        radius: u32,
+        allowed: &Allowed<'_>,
+        scan_ns: f64,
+        found: &mut Vec<Neighbor>,
+        stats: &mut SearchStats,
+    ) -> Result<bool> {
+        self.check(query)?;
+        let start = found.len();
+        let radius = radius.min(query.code_len().bits() as u32);
+        let mut walk = self.walk(query, radius, scan_ns);
+        let finished = self.visit_balls(&mut walk, radius as usize, allowed, found, stats)?;
+        walk.end(stats);
+        match finished {
+            true => {
+                stats.segments_mih += 1;
+                found[start..].sort_unstable_by_key(|neighbor| neighbor.address);
+            }
+            false => {
+                stats.fell_back += 1;
+                found.truncate(start);
+            }
+        }
+        Ok(finished)
+    }
+
     fn check(&self, query: &HashCode) -> Result<()> {
         self.rows.codes.code_len().check(query.code_len())?;
         self.view.check(self.rows.codes)
@@ -391,19 +421,10 @@ impl Engine for MultiIndex<'_> {
         found: &mut Vec<Neighbor>,
         stats: &mut SearchStats,
     ) -> Result<()> {
-        self.check(query)?;
-        let start = found.len();
-        let radius = radius.min(query.code_len().bits() as u32);
-        let mut walk = self.walk(query, radius, plan::scan_ns(self.rows.codes, allowed));
-        let finished = self.visit_balls(&mut walk, radius as usize, allowed, found, stats)?;
-        walk.end(stats);
-        if finished {
-            stats.segments_mih += 1;
-            found[start..].sort_unstable_by_key(|neighbor| neighbor.address);
+        let scan_ns = plan::scan_ns(self.rows.codes, allowed);
+        if self.range_but_scan(query, radius, allowed, scan_ns, found, stats)? {
             return Ok(());
         }
-        stats.fell_back += 1;
-        found.truncate(start);
         LinearScan::new(self.rows)
             .with_kernel(self.kernel)
             .range(query, radius, allowed, found, stats)

@@ -274,7 +274,13 @@ fn search(column: &HashColumn, max_doc: u32, rng: &mut impl Rng, outcome: &mut O
         ));
         let mut found = [Vec::new(), Vec::new()];
         outcome.note(range_batch(
-            &rows, &queries, radius, allowed, &mut found, &mut stats,
+            &rows,
+            EngineChoice::Auto,
+            &queries,
+            radius,
+            allowed,
+            &mut found,
+            &mut stats,
         ));
     }
 }

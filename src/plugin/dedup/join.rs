@@ -256,6 +256,7 @@ impl<'a> SelfJoin<'a> {
             let mut found = vec![Vec::new(); queries.len()];
             engine::range_batch(
                 self.rows,
+                EngineChoice::Scan,
                 queries,
                 self.radius,
                 &all,
@@ -417,9 +418,25 @@ impl<'a> SelfJoin<'a> {
                     address_base: first as u64,
                     ..SegmentRows::of(rest)
                 };
-                engine::range_batch(&rows, &queries, self.radius, &all, &mut found, stats)?;
+                engine::range_batch(
+                    &rows,
+                    EngineChoice::Scan,
+                    &queries,
+                    self.radius,
+                    &all,
+                    &mut found,
+                    stats,
+                )?;
             } else {
-                engine::range_batch(self.rows, &queries, self.radius, &all, &mut found, stats)?;
+                engine::range_batch(
+                    self.rows,
+                    EngineChoice::Scan,
+                    &queries,
+                    self.radius,
+                    &all,
+                    &mut found,
+                    stats,
+                )?;
             }
             outlet.piece.n_queries += queries.len();
             for (place, found) in places.into_iter().zip(&found) {

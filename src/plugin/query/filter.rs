@@ -103,6 +103,24 @@ impl<'a> SegmentFilter<'a> {
         })
     }
 
+    /// Range search of the segment for many codes, each found in ascending address. No filter query is left
+    /// to be asked, only kept ones.
+    pub(crate) fn range_batch(
+        &self,
+        rows: &SegmentRows<'_>,
+        choice: EngineChoice,
+        codes: &[HashCode],
+        radius: u32,
+        found: &mut [Vec<Neighbor>],
+        stats: &mut SearchStats,
+    ) -> Result<()> {
+        debug_assert!(self.query.is_none());
+        self.with_base(rows, |base| {
+            engine::range_batch(rows, choice, codes, radius, base, found, stats)
+                .map_err(OpenColumn::about(self.reader))
+        })
+    }
+
     /// k-NN search of the segment.
     pub(crate) fn knn(
         &self,

@@ -18,6 +18,7 @@ use crate::plugin::query::filter::Filters;
 use crate::plugin::query::hits::{
     DocDistances, HammingResult, HitScorer, address, address_base, explain,
 };
+use crate::plugin::query::share::{SharedBound, Shares};
 use crate::plugin::{OpenColumn, plugin_of};
 use crate::scan::on_threads;
 use crate::topk::{Neighbor, TopK};
@@ -114,8 +115,8 @@ impl KnnQuery {
         self
     }
 
-    /// Threads that a search may take, 1 by default: a batch is shared out among them, a long linear scan
-    /// of one query is cut into parts. The answer is the same.
+    /// Threads that a search may take, 1 by default: a batch is shared out among them, and one query by
+    /// segments, or by parts of a long linear scan. The answer is the same.
     pub fn threads(mut self, threads: usize) -> KnnQuery {
         self.threads = threads.max(1);
         self
@@ -165,7 +166,8 @@ impl KnnQuery {
         let filters = Filters::new(self.field, &kept, None, searcher)?;
         let mut tops = vec![TopK::new(self.k, max_distance); codes.len()];
         let mut stats = SearchStats::default();
-        self.each_segment(searcher, &options, 1, |reader, rows| {
+        let all = 0..searcher.segment_readers().len() as u32;
+        self.each_segment(searcher, &options, all, 1, |reader, rows| {
             let filter = filters.on(reader)?;
             let size = codes.len().div_ceil(self.threads).max(1);
             let shares = codes.chunks(size).zip(tops.chunks_mut(size)).collect();
@@ -201,11 +203,12 @@ impl KnnQuery {
         Ok((options, max_distance))
     }
 
-    /// Calls `search` with the rows of each segment that has any.
+    /// Calls `search` with the rows of each of these segments that has any.
     fn each_segment(
         &self,
         searcher: &Searcher,
         options: &HashFieldOptions,
+        segments: impl IntoIterator<Item = u32>,
         threads: usize,
         mut search: impl FnMut(&SegmentReader, &SegmentRows<'_>) -> Result<()>,
     ) -> Result<()> {
@@ -213,7 +216,8 @@ impl KnnQuery {
         if let Some(plugin) = &plugin {
             plugin.prune(searcher.segment_readers());
         }
-        for (segment_ord, reader) in (0..).zip(searcher.segment_readers()) {
+        for segment_ord in segments {
+            let reader = searcher.segment_reader(segment_ord);
             let column = OpenColumn::open(plugin.as_deref(), reader, self.field, options)?;
             if column.n_codes() == 0 {
                 continue;
@@ -236,13 +240,31 @@ impl KnnQuery {
             self.filter.as_deref(),
             searcher,
         )?;
-        // One bound for all segments: no segment works past what the earlier ones have found.
-        let mut top = TopK::new(self.k, max_distance);
-        let mut stats = SearchStats::default();
-        self.each_segment(searcher, &options, self.threads, |reader, rows| {
-            let filter = filters.on(reader)?;
-            filter.knn(rows, self.engine, &self.code, &mut top, &mut stats)
+        // One bound for all segments: no segment works past what the earlier ones have found, nor, but for
+        // the segment it is at, past what other threads have.
+        let shares = Shares::new(searcher, self.code.code_len(), self.threads);
+        let threads = shares.threads_each;
+        let bound = SharedBound::new(max_distance);
+        let parts = shares.search(|segments| {
+            let mut top = TopK::new(self.k, max_distance);
+            let mut stats = SearchStats::default();
+            let segments = segments.iter().copied();
+            self.each_segment(searcher, &options, segments, threads, |reader, rows| {
+                let filter = filters.on(reader)?;
+                filter.knn(rows, self.engine, &self.code, &mut top, &mut stats)?;
+                bound.meet(&mut top);
+                Ok(())
+            })?;
+            Ok((top, stats))
         })?;
+        let (top, stats) = parts
+            .into_iter()
+            .reduce(|(mut top, mut stats), (part, part_stats)| {
+                top.merge(part);
+                stats.add(&part_stats);
+                (top, stats)
+            })
+            .expect("at least one share");
         tracing::debug!(k = self.k, ?stats, "k-NN search");
         Ok((top.into_sorted(), stats))
     }

@@ -9,6 +9,7 @@ mod filter;
 mod hits;
 mod knn;
 mod range;
+mod share;
 
 pub use doc_filter::DocFilter;
 pub use hits::{HammingHit, HammingResult};

@@ -7,14 +7,16 @@ use tantivy::schema::{Field, Schema};
 use tantivy::{DocId, Score, Searcher, SegmentReader};
 
 use crate::code::{CodeLen, HashCode};
-use crate::engine::{EngineChoice, SearchStats};
+use crate::engine::{EngineChoice, SearchStats, SegmentRows};
 use crate::error::{Error, Result};
 use crate::plugin::field::HashFieldOptions;
 use crate::plugin::query::doc_filter::DocFilter;
 use crate::plugin::query::filter::{Filters, SegmentFilter};
 use crate::plugin::query::hits::{DocDistances, HammingResult, HitScorer, address_base, explain};
 use crate::plugin::query::knn::check_distance;
+use crate::plugin::query::share::Shares;
 use crate::plugin::{OpenColumn, PluginState, plugin_of};
+use crate::scan::on_threads;
 use crate::topk::Neighbor;
 
 /// Every document whose code lies within a radius of a code: `distance <= radius`, so radius 0 finds
@@ -57,7 +59,8 @@ impl HammingQuery {
         self
     }
 
-    /// Threads that a long linear scan may take, 1 by default. The answer is the same.
+    /// Threads that a search may take, 1 by default: a batch is shared out among them, and one query by
+    /// segments, or by parts of a long linear scan. The answer is the same.
     pub fn threads(mut self, threads: usize) -> HammingQuery {
         self.threads = threads.max(1);
         self
@@ -79,19 +82,82 @@ impl HammingQuery {
             plugin.prune(searcher.segment_readers());
         }
         let filters = Filters::new(self.field, &self.doc_filters, filter, searcher)?;
-        let mut found = Vec::new();
+        let shares = Shares::new(searcher, weight.code_len(), self.threads);
+        let threads = shares.threads_each;
+        let parts = shares.search(|segments| {
+            let (mut found, mut stats) = (Vec::new(), SearchStats::default());
+            for &segment_ord in segments {
+                let reader = searcher.segment_reader(segment_ord);
+                let filter = filters.on(reader)?;
+                weight.with_rows(reader, address_base(segment_ord), threads, |rows| {
+                    weight.search_segment(rows, &filter, &mut found, &mut stats)
+                })?;
+            }
+            Ok((found, stats))
+        })?;
+        let (mut found, stats) = parts
+            .into_iter()
+            .reduce(|(mut found, mut stats), (mut part, part_stats)| {
+                found.append(&mut part);
+                stats.add(&part_stats);
+                (found, stats)
+            })
+            .expect("at least one share");
+        found.sort_unstable();
+        Ok(HammingResult::new(weight.code_len(), &found, stats))
+    }
+
+    /// Searches for each of `codes` in place of this query's own, as [`search`](Self::search) does, one
+    /// result a code. Where the linear scan answers, the stored codes are read once for all of them; the
+    /// filter is evaluated once. The statistics of the first result are those of the whole batch.
+    ///
+    /// # Errors
+    /// As `search`.
+    pub fn search_batch(
+        &self,
+        codes: &[HashCode],
+        searcher: &Searcher,
+        filter: Option<&dyn Query>,
+    ) -> Result<Vec<HammingResult>> {
+        let weight = self.weight_of(searcher.schema(), plugin_of(searcher.index()))?;
+        for code in codes {
+            weight.code_len().check(code.code_len())?;
+        }
+        if let Some(plugin) = &weight.plugin {
+            plugin.prune(searcher.segment_readers());
+        }
+        let mut kept = self.doc_filters.clone();
+        if let Some(filter) = filter {
+            kept.push(Arc::new(DocFilter::evaluate(searcher, filter)?));
+        }
+        let filters = Filters::new(self.field, &kept, None, searcher)?;
+        let mut found = vec![Vec::new(); codes.len()];
         let mut stats = SearchStats::default();
         for (segment_ord, reader) in (0..).zip(searcher.segment_readers()) {
-            weight.search_segment(
-                reader,
-                address_base(segment_ord),
-                &filters.on(reader)?,
-                &mut found,
-                &mut stats,
-            )?;
+            let filter = filters.on(reader)?;
+            weight.with_rows(reader, address_base(segment_ord), 1, |rows| {
+                let size = codes.len().div_ceil(self.threads).max(1);
+                let shares = codes.chunks(size).zip(found.chunks_mut(size)).collect();
+                let searched = on_threads(shares, |(codes, found): (&[HashCode], &mut [_])| {
+                    let mut stats = SearchStats::default();
+                    let (engine, radius) = (self.engine, self.radius);
+                    let result = filter.range_batch(rows, engine, codes, radius, found, &mut stats);
+                    result.map(|()| stats)
+                });
+                for share in searched {
+                    stats.add(&share?);
+                }
+                Ok(())
+            })?;
         }
-        found.sort_unstable();
-        Ok(HammingResult::new(weight.code.code_len(), &found, stats))
+        Ok(found
+            .into_iter()
+            .map(|mut found: Vec<Neighbor>| {
+                found.sort_unstable();
+                let stats = std::mem::take(&mut stats);
+                HammingResult::new(weight.code_len(), &found, stats)
+            })
+            .collect())
     }
 
     fn weight_of(
@@ -155,13 +221,13 @@ struct HammingWeight {
 }
 
 impl HammingWeight {
-    fn search_segment(
+    /// Calls `search` with the rows of a segment, if it has any.
+    fn with_rows(
         &self,
         reader: &SegmentReader,
         address_base: u64,
-        filter: &SegmentFilter<'_>,
-        found: &mut Vec<Neighbor>,
-        stats: &mut SearchStats,
+        threads: usize,
+        search: impl FnOnce(&SegmentRows<'_>) -> Result<()>,
     ) -> Result<()> {
         // Where tantivy deletes by query there is no searcher to find the plugin by.
         let plugin = self.plugin.clone().or_else(|| plugin_of(reader.index()));
@@ -172,8 +238,18 @@ impl HammingWeight {
         let mut rows = column
             .rows(address_base, self.engine != EngineChoice::Scan)
             .map_err(OpenColumn::about(reader))?;
-        rows.threads = self.threads;
-        filter.range(&rows, self.engine, &self.code, self.radius, found, stats)
+        rows.threads = threads;
+        search(&rows)
+    }
+
+    fn search_segment(
+        &self,
+        rows: &SegmentRows<'_>,
+        filter: &SegmentFilter<'_>,
+        found: &mut Vec<Neighbor>,
+        stats: &mut SearchStats,
+    ) -> Result<()> {
+        filter.range(rows, self.engine, &self.code, self.radius, found, stats)
     }
 
     fn code_len(&self) -> CodeLen {
@@ -184,7 +260,9 @@ impl HammingWeight {
     fn hits(&self, reader: &SegmentReader) -> Result<DocDistances> {
         let (mut found, mut stats) = (Vec::new(), SearchStats::default());
         let filter = SegmentFilter::new(self.field, &self.doc_filters, None, reader)?;
-        self.search_segment(reader, 0, &filter, &mut found, &mut stats)?;
+        self.with_rows(reader, 0, self.threads, |rows| {
+            self.search_segment(rows, &filter, &mut found, &mut stats)
+        })?;
         let mut hits: DocDistances = found
             .iter()
             .map(|neighbor| (neighbor.address as DocId, neighbor.distance))
