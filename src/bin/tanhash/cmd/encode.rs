@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -36,7 +37,7 @@ pub struct Args {
     #[arg(long)]
     bits: Option<usize>,
     /// A folder of pictures, a list .txt of paths, a manifest .jsonl, or .tar shards; one .npy matrix of floats
-    /// for an encoder of vectors
+    /// for an encoder of vectors, or for a model that was trained on features
     #[arg(long, num_args = 1.., required = true)]
     input: Vec<PathBuf>,
     /// The file of packed rows; `<out>.jsonl` says which picture each row is of
@@ -57,7 +58,9 @@ const BATCH: usize = 512;
 const BATCH_BYTES: usize = 64 << 20;
 
 pub fn run(args: Args, common: Common) -> Result<()> {
-    let Some(model) = &args.model else {
+    let is_matrix =
+        matches!(&args.input[..], [file] if file.extension().is_some_and(|e| e == "npy"));
+    let Some(model) = args.model.as_ref().filter(|_| !is_matrix) else {
         return encode_vectors(&args, common);
     };
     let encoder = open_model(model)?;
@@ -157,11 +160,11 @@ fn encode_vectors(args: &Args, common: Common) -> Result<()> {
     let started = Instant::now();
     let (vectors, dim) = read_vectors(input)?;
     let len = || CodeLen::new(args.bits.unwrap_or_default());
-    let encoder: Box<dyn Encoder> = match (args.encoder, &args.encoder_file, &args.fit) {
+    let encoder: Arc<dyn Encoder> = match (args.encoder, &args.encoder_file, &args.fit) {
         (Some(VectorEncoder::Itq), _, Some(fit)) => {
             let (learned_from, dim) = read_vectors(fit)?;
             let fitted = Itq::fit(&learned_from, dim, len()?, common.seed, 50);
-            Box::new(fitted.with_context(|| fit.display().to_string())?.itq)
+            Arc::new(fitted.with_context(|| fit.display().to_string())?.itq)
         }
         (Some(VectorEncoder::Itq), _, None) => {
             bail!(
@@ -171,7 +174,7 @@ fn encode_vectors(args: &Args, common: Common) -> Result<()> {
         (Some(VectorEncoder::Lsh), _, Some(_)) => {
             bail!("random hyperplanes learn nothing; leave out --fit")
         }
-        (Some(VectorEncoder::Lsh), _, None) => Box::new(SignLsh::new(len()?, dim, common.seed)?),
+        (Some(VectorEncoder::Lsh), _, None) => Arc::new(SignLsh::new(len()?, dim, common.seed)?),
         (None, Some(file), _) => {
             let itq = open_itq(file)?;
             if let Some(bits) = args.bits.filter(|bits| *bits != itq.code_len().bits()) {
@@ -181,9 +184,12 @@ fn encode_vectors(args: &Args, common: Common) -> Result<()> {
                     itq.code_len()
                 );
             }
-            Box::new(itq)
+            Arc::new(itq)
         }
-        (None, None, _) => bail!("expected --model, --encoder or --encoder-file"),
+        (None, None, _) => match &args.model {
+            Some(model) => open_model(model)?,
+            None => bail!("expected --model, --encoder or --encoder-file"),
+        },
     };
     let mut codes = Codes::with_capacity(encoder.code_len(), vectors.len() / dim);
     for rows in vectors.chunks(BATCH * dim) {
