@@ -21,7 +21,7 @@ pub use itq::Itq;
 pub use lsh::SignLsh;
 pub use phash::PerceptualHash;
 pub use precomputed::LogitsEncoder;
-pub use service::{EncoderService, ServiceOptions, ServiceStats, Ticket};
+pub use service::{EncoderService, FailureShare, ServiceOptions, ServiceStats, Ticket};
 
 /// What a document carries instead of a code until an encoder has seen it.
 #[derive(Clone, Debug, PartialEq)]
