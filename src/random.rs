@@ -70,7 +70,10 @@ mod tests {
         }
         assert_ne!(permutation(50, 7, 0), permutation(50, 7, 1));
         assert_ne!(permutation(50, 7, 0), permutation(50, 8, 0));
-        assert_eq!(permutation(50, 7, 3), permutation(50, 7, 3));
+        assert_eq!(permutation(8, 7, 3), [6, 2, 3, 4, 7, 5, 0, 1]);
+        assert_eq!(sample(1000, 4, 7, 3), [45, 273, 744, 833]);
+        assert_eq!(uniform(7, 3), 0.18154186395125538);
+        assert_eq!(near_normal(&mut generator(7, 3)), -1.4944038391113281);
     }
 
     #[test]

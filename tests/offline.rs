@@ -297,8 +297,10 @@ fn broken_pictures_are_counted_and_named() {
         expected.push(("self.jpg", "read", "symbolic links"));
         expected.push(("deep/er/folder.png", "read", "expected a file"));
         // Nobody writes into it, so opening it would never end.
-        let pipe = Command::new("mkfifo").arg(photos.join("pipe.jpg")).status();
-        assert!(pipe.unwrap().success());
+        let (inner, input) = (photos.join("pipe.jpg"), dir.path().join("pipe.jsonl"));
+        let pipes = Command::new("mkfifo").args([&inner, &input]).status();
+        assert!(pipes.unwrap().success());
+        fail(&phash(&[&input], &index), "found a pipe");
         expected.push(("pipe.jpg", "read", "found a pipe"));
         symlink("pipe.jpg", photos.join("to-pipe.jpg")).unwrap();
         expected.push(("to-pipe.jpg", "read", "found a pipe"));

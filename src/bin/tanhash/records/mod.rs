@@ -144,8 +144,11 @@ impl Source {
             }
             return Ok(Source::Folder(path.to_path_buf(), paths));
         }
-        if !path.exists() {
-            bail!("{}: no such file or directory", path.display());
+        // Opening a pipe would wait for its writer, and no run could go on where another stopped.
+        let found = fs::metadata(path).with_context(|| path.display().to_string())?;
+        if !found.is_file() {
+            let found = kind(found.file_type());
+            bail!("{}: {EXPECTED}, found {found}", path.display());
         }
         let path = path.to_path_buf();
         let extension = path.extension().unwrap_or_default().to_string_lossy();
