@@ -65,14 +65,16 @@ pub enum ErrorKind {
     /// The encoder's device is gone for this process. No batch will do better.
     #[error("the encoder's device is lost: {0}; restart the process, or encode on the CPU")]
     DeviceLost(String),
-    /// An encoder service gave up after so many calls in a row failed on single payloads.
+    /// An encoder service gave up after so many of its last calls on single payloads failed.
     #[error(
-        "the encoder failed {failures} times in a row and was stopped, the last time by: {last}; \
-         repair it, then call reset_encoders"
+        "the encoder failed {failures} of its last {tried} tries and was stopped, the last time by: \
+         {last}; repair it, then call reset_encoders"
     )]
     EncoderStopped {
-        /// Failed calls in a row.
+        /// Failed tries.
         failures: usize,
+        /// Tries they were counted over; the same number where they failed in a row.
+        tried: usize,
         /// The last failure.
         last: String,
     },

@@ -31,6 +31,14 @@ pub(crate) fn uniform(seed: u64, stream: u64) -> f64 {
     (generator(seed, stream).next_u64() >> 11) as f64 / (1u64 << 53) as f64
 }
 
+/// A number of mean 0 and deviation 1. The sum of twelve uniform numbers is normal to within what hashing can
+/// notice, and exact in integers, where a logarithm would differ from one mathematics library to the next.
+/// An f32 holds it exactly.
+pub(crate) fn near_normal(rng: &mut ChaCha8Rng) -> f64 {
+    let sum: i64 = (0..12).map(|_| i64::from(rng.next_u32() >> 12)).sum();
+    (sum - 6 * ((1 << 20) - 1)) as f64 / f64::from(1 << 20)
+}
+
 /// A random sample of `size` numbers below `n`, ascending: one from each of `size` equal stretches.
 /// All numbers if `size` is not less than `n`.
 pub(crate) fn sample(n: usize, size: usize, seed: u64, stream: u64) -> Vec<u32> {
@@ -62,7 +70,22 @@ mod tests {
         }
         assert_ne!(permutation(50, 7, 0), permutation(50, 7, 1));
         assert_ne!(permutation(50, 7, 0), permutation(50, 8, 0));
-        assert_eq!(permutation(50, 7, 3), permutation(50, 7, 3));
+        assert_eq!(permutation(8, 7, 3), [6, 2, 3, 4, 7, 5, 0, 1]);
+        assert_eq!(sample(1000, 4, 7, 3), [45, 273, 744, 833]);
+        assert_eq!(uniform(7, 3), 0.18154186395125538);
+        assert_eq!(near_normal(&mut generator(7, 3)), -1.4944038391113281);
+    }
+
+    #[test]
+    fn near_normal_numbers_are_exact_and_have_the_moments() {
+        let mut rng = generator(7, 0);
+        let drawn: Vec<f64> = (0..20_000).map(|_| near_normal(&mut rng)).collect();
+        let moment = |power| drawn.iter().map(|x: &f64| x.powi(power)).sum::<f64>() / 20_000.0;
+        assert!(moment(1).abs() < 0.02, "{}", moment(1));
+        assert!((moment(2) - 1.0).abs() < 0.03, "{}", moment(2));
+        // 3 for a normal distribution, 2.9 for this sum.
+        assert!((moment(4) - 2.9).abs() < 0.15, "{}", moment(4));
+        assert!(drawn.iter().all(|&x| f64::from(x as f32) == x));
     }
 
     #[test]

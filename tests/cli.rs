@@ -4,55 +4,15 @@
 mod common;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 
+use common::program::{
+    counts, json_lines, npy, phash, quarantine, refuse, succeed, succeed_json, tanhash, text,
+};
 use common::seeded;
 use image::{Rgb, RgbImage};
 use rand::Rng;
 use serde_json::Value;
 use tanhash::plugin::{HashFieldOptions, HashIndex, HashPlugin, SchemaBuilderExt};
-
-fn tanhash(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_tanhash"))
-        .args(args)
-        .output()
-        .unwrap()
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-fn succeed(args: &[&str]) -> String {
-    let output = tanhash(args);
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{args:?}: {stderr}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// Exit code 1, nothing on stdout, one line on stderr that names what is expected.
-fn refuse(args: &[&str], expected: &str) {
-    let output = tanhash(args);
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{args:?}: {stderr}");
-    assert!(output.stdout.is_empty(), "{args:?}");
-    assert_eq!(stderr.lines().count(), 1, "{args:?}: {stderr}");
-    assert!(
-        stderr.contains(expected),
-        "{args:?}: expected {expected:?} in {stderr}"
-    );
-    assert!(
-        !stderr.contains("panicked") && !stderr.contains("internal error"),
-        "{args:?}: {stderr}"
-    );
-}
-
-fn json_lines(stdout: &str) -> Vec<Value> {
-    stdout
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect()
-}
 
 /// Packed random rows round a few centers, with copies.
 fn packed(rng: &mut impl Rng, n: usize, bytes: usize) -> Vec<u8> {
@@ -305,43 +265,25 @@ fn a_photo_folder_becomes_a_searchable_index() {
     let dir = tempfile::tempdir().unwrap();
     let (input, index) = (dir.path().join("photos"), dir.path().join("index"));
     photos(&input);
-    let index = text(&index);
-    let built = succeed(&[
-        "index",
-        "--encoder",
-        "phash",
-        "--input",
-        text(&input),
-        "--index",
-        index,
-        "--json",
-    ]);
-    let built: Value = serde_json::from_str(&built).unwrap();
-    assert_eq!(
-        (&built["documents"], &built["codes"], &built["failed"]),
-        (&32.into(), &30.into(), &2.into())
-    );
-    let quarantine =
-        std::fs::read_to_string(PathBuf::from(index).join("quarantine.jsonl")).unwrap();
-    let mut keys: Vec<String> = json_lines(&quarantine)
+    let build = phash(&[&input], &index);
+    assert_eq!(counts(&succeed_json(&build)), [32, 30, 2, 0]);
+    let refused = quarantine(&index);
+    let mut keys: Vec<&str> = refused
         .iter()
-        .map(|line| line["key"].as_str().unwrap().to_owned())
+        .map(|line| line["key"].as_str().unwrap())
         .collect();
-    keys.sort();
+    keys.sort_unstable();
     assert_eq!(keys, ["green_waves/empty.png", "red_stripes/broken.jpg"]);
 
+    let index = text(&index);
     assert!(succeed(&["verify", "--index", index]).contains("sound"));
-    let inspected: Value =
-        serde_json::from_str(&succeed(&["inspect", "--index", index, "--json"])).unwrap();
+    let inspected = succeed_json(&["inspect", "--index", index]);
     assert_eq!(inspected["documents"], 32);
     assert_eq!(inspected["columns"][0]["n_codes"], 30);
 
     let picture = input.join("blue_spots/4.png");
-    let search = |args: &[&str]| -> Value {
-        let mut all = vec!["search", "--index", index, "--json"];
-        all.extend(args);
-        serde_json::from_str(&succeed(&all)).unwrap()
-    };
+    let search =
+        |args: &[&str]| -> Value { succeed_json(&[&["search", "--index", index], args].concat()) };
     let found = search(&["--image", text(&picture), "--k", "5"]);
     assert_eq!(found["hits"][0]["key"], "blue_spots/4.png");
     assert_eq!(
@@ -392,18 +334,7 @@ fn a_photo_folder_becomes_a_searchable_index() {
     let plain = succeed(&["search", "--index", index, "--text", "spots", "--explain"]);
     assert!(plain.lines().count() > 10, "{plain}");
 
-    refuse(
-        &[
-            "index",
-            "--encoder",
-            "phash",
-            "--input",
-            text(&input),
-            "--index",
-            index,
-        ],
-        "found one in",
-    );
+    refuse(&build, "found one in");
     refuse(
         &[
             "search",
@@ -455,100 +386,6 @@ fn a_photo_folder_becomes_a_searchable_index() {
     let output = tanhash(&["verify", "--index", index]);
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains(".hcode"));
-}
-
-#[test]
-fn manifests_and_tar_shards_are_read() {
-    let dir = tempfile::tempdir().unwrap();
-    let at = |name: &str| dir.path().join(name);
-    let input = at("photos");
-    photos(&input);
-    let manifest = at("manifest.jsonl");
-    let lines = [
-        r#"{"image": "photos/red_stripes/1.png", "id": "a", "text": "a red one", "label": "red", "price": 12}"#,
-        r#"{"image": "photos/green_waves/1.png", "text": "a green one", "price": 30}"#,
-        r#"{"id": 7, "text": "words alone"}"#,
-        r#"{"image": "photos/missing.png", "id": "gone", "text": "not there"}"#,
-    ];
-    std::fs::write(&manifest, lines.join("\n")).unwrap();
-    let index = at("index");
-    let built = succeed(&[
-        "index",
-        "--encoder",
-        "phash",
-        "--input",
-        text(&manifest),
-        "--index",
-        text(&index),
-        "--json",
-    ]);
-    let built: Value = serde_json::from_str(&built).unwrap();
-    assert_eq!(
-        (&built["documents"], &built["codes"], &built["failed"]),
-        (&4.into(), &2.into(), &1.into())
-    );
-    let picture = input.join("red_stripes/1.png");
-    let args = [
-        "search",
-        "--index",
-        text(&index),
-        "--json",
-        "--image",
-        text(&picture),
-        "--filter",
-        "meta.price:[10 TO 20]",
-    ];
-    let found: Value = serde_json::from_str(&succeed(&args)).unwrap();
-    assert_eq!(found["hits"].as_array().unwrap().len(), 1);
-    assert_eq!(
-        (&found["hits"][0]["key"], &found["hits"][0]["meta"]["price"]),
-        (&"a".into(), &12.into())
-    );
-
-    std::fs::write(&manifest, [lines[0], "{\"image\": "].join("\n")).unwrap();
-    let other = at("other");
-    let args = ["index", "--encoder", "phash", "--input", text(&manifest)];
-    let output = tanhash(&[&args[..], &["--index", text(&other)]].concat());
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains("line 2"), "{stderr}");
-    assert!(succeed(&["verify", "--index", text(&other)]).contains("1 live documents"));
-
-    let shard = at("shard-000.tar");
-    let mut tar = tar::Builder::new(std::fs::File::create(&shard).unwrap());
-    for number in 0..5 {
-        let mut add = |name: String, bytes: &[u8]| {
-            let mut header = tar::Header::new_gnu();
-            header.set_size(bytes.len() as u64);
-            header.set_mode(0o644);
-            header.set_cksum();
-            tar.append_data(&mut header, name, bytes).unwrap();
-        };
-        let picture = std::fs::read(input.join(format!("blue_spots/{number}.png"))).unwrap();
-        add(format!("{number:05}.png"), &picture);
-        add(
-            format!("{number:05}.txt"),
-            format!("spots number {number}").as_bytes(),
-        );
-        add(format!("{number:05}.json"), br#"{"width": 48}"#);
-    }
-    tar.into_inner().unwrap();
-    let index = at("tar-index");
-    let built = succeed(&[
-        "index",
-        "--encoder",
-        "phash",
-        "--input",
-        text(&shard),
-        "--index",
-        text(&index),
-        "--json",
-    ]);
-    let built: Value = serde_json::from_str(&built).unwrap();
-    assert_eq!(
-        (&built["documents"], &built["codes"]),
-        (&5.into(), &5.into())
-    );
 }
 
 #[test]
@@ -692,17 +529,8 @@ fn codes_files_are_indexed_and_bad_ones_refused() {
         "--index",
         text(&index),
     ]);
-    let found = succeed(&[
-        "search",
-        "--index",
-        text(&index),
-        "--code",
-        "0000000000000000",
-        "--k",
-        "200",
-        "--json",
-    ]);
-    let found: Value = serde_json::from_str(&found).unwrap();
+    let search = ["search", "--index", text(&index), "--k", "200"];
+    let found = succeed_json(&[&search[..], &["--code", "0000000000000000"]].concat());
     assert_eq!(
         found["hits"].as_array().unwrap().len(),
         100,
@@ -768,17 +596,6 @@ fn codes_files_are_indexed_and_bad_ones_refused() {
     ]);
     assert_eq!(usage.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&usage.stderr).contains("magic"));
-}
-
-/// A `.npy` matrix of floats.
-fn npy(path: &Path, rows: usize, dim: usize, values: &[f32]) {
-    let header =
-        format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {dim}), }}\n");
-    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
-    bytes.extend((header.len() as u16).to_le_bytes());
-    bytes.extend(header.bytes());
-    bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-    std::fs::write(path, bytes).unwrap();
 }
 
 #[test]
@@ -1006,7 +823,7 @@ fn vectors_are_fitted_encoded_and_measured() {
         .collect();
     let labels: String = (0..n).map(|row| format!("{}\n", row % 4)).collect();
     let (vectors, labels_file) = (at("v.npy"), at("l.txt"));
-    npy(Path::new(&vectors), n, dim, &values);
+    npy(Path::new(&vectors), dim, &values);
     std::fs::write(&labels_file, labels).unwrap();
     let itq = at("itq.bin");
     let fit = json_lines(&succeed(&[

@@ -5,22 +5,19 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use common::directory::{Hook, Hooked};
 use common::encoder::Lookup;
 use common::{Doc, Fields, check_against_model, random_code, schema, seeded};
 use tanhash::plugin::{
     CodeOutcome, HashDocumentExt, HashIndex, HashPlugin, KnnQuery, OnBadDocument, WriterOptions,
 };
 use tanhash::{ErrorKind, HashCode};
-use tantivy::directory::error::{DeleteError, LockError, OpenReadError, OpenWriteError};
-use tantivy::directory::{
-    DirectoryLock, FileHandle, Lock, RamDirectory, WatchCallback, WatchHandle, WritePtr,
-};
 use tantivy::index::IndexSettings;
-use tantivy::{Directory, IndexWriter, TantivyDocument, Term};
+use tantivy::{IndexWriter, TantivyDocument, Term};
 
 const MODEL: &str = "lookup";
 
@@ -332,56 +329,24 @@ fn a_key_must_be_exact() {
         .unwrap();
 }
 
-/// A directory whose writes fail while the switch is on.
-#[derive(Clone, Debug)]
-struct Faulty {
-    inner: RamDirectory,
-    broken: Arc<AtomicBool>,
-}
+/// Refuses hash files while the switch is on.
+#[derive(Default)]
+struct Faulty(AtomicBool);
 
-impl Directory for Faulty {
-    fn get_file_handle(&self, path: &Path) -> Result<Arc<dyn FileHandle>, OpenReadError> {
-        self.inner.get_file_handle(path)
-    }
-    fn delete(&self, path: &Path) -> Result<(), DeleteError> {
-        self.inner.delete(path)
-    }
-    fn exists(&self, path: &Path) -> Result<bool, OpenReadError> {
-        self.inner.exists(path)
-    }
-    fn open_write(&self, path: &Path) -> Result<WritePtr, OpenWriteError> {
-        if self.broken.load(Ordering::SeqCst) && path.extension().is_some_and(|ext| ext == "hcode")
-        {
-            let error = std::io::Error::other("no space left on device");
-            return Err(OpenWriteError::wrap_io_error(error, PathBuf::from(path)));
+impl Hook for Faulty {
+    fn before_write(&self, path: &Path) -> std::io::Result<()> {
+        match self.0.load(Ordering::SeqCst) && path.extension().is_some_and(|ext| ext == "hcode") {
+            true => Err(std::io::Error::other("no space left on device")),
+            false => Ok(()),
         }
-        self.inner.open_write(path)
-    }
-    fn atomic_read(&self, path: &Path) -> Result<Vec<u8>, OpenReadError> {
-        self.inner.atomic_read(path)
-    }
-    fn atomic_write(&self, path: &Path, data: &[u8]) -> std::io::Result<()> {
-        self.inner.atomic_write(path, data)
-    }
-    fn acquire_lock(&self, lock: &Lock) -> Result<DirectoryLock, LockError> {
-        self.inner.acquire_lock(lock)
-    }
-    fn watch(&self, callback: WatchCallback) -> tantivy::Result<WatchHandle> {
-        self.inner.watch(callback)
-    }
-    fn sync_directory(&self) -> std::io::Result<()> {
-        self.inner.sync_directory()
     }
 }
 
 #[test]
 fn a_failed_commit_is_rolled_back_and_the_writer_goes_on() {
     let (schema, fields) = schema(64, None);
-    let directory = Faulty {
-        inner: RamDirectory::create(),
-        broken: Arc::default(),
-    };
-    let broken = directory.broken.clone();
+    let directory = Hooked::new(Faulty::default());
+    let faulty = Arc::clone(&directory.hook);
     let index = HashIndex::create(
         directory,
         schema,
@@ -403,10 +368,10 @@ fn a_failed_commit_is_rolled_back_and_the_writer_goes_on() {
     writer.commit().unwrap();
 
     add(50..100);
-    broken.store(true, Ordering::SeqCst);
+    faulty.0.store(true, Ordering::SeqCst);
     let error = writer.commit().unwrap_err().to_string();
     assert!(!error.is_empty() && !error.contains('\n'), "{error}");
-    broken.store(false, Ordering::SeqCst);
+    faulty.0.store(false, Ordering::SeqCst);
 
     // tantivy by itself would now accept documents and drop them.
     model.extend(add(100..150).into_iter().map(|doc| (doc.key, doc)));

@@ -12,15 +12,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
+use common::directory::{Hook, Hooked};
 use common::{Doc, Fields, check_against_model, key_of, random_code, schema, seeded};
 use parking_lot::Mutex;
 use tanhash::plugin::{
     HashDirectory, HashIndex, HashIndexWriter, HashPlugin, KnnQuery, WriterOptions,
 };
-use tantivy::directory::error::{DeleteError, OpenReadError, OpenWriteError};
-use tantivy::directory::{
-    FileHandle, MmapDirectory, RamDirectory, WatchCallback, WatchHandle, WritePtr,
-};
+use tantivy::directory::{MmapDirectory, RamDirectory};
 use tantivy::index::{Index, IndexSettings, SegmentId};
 use tantivy::merge_policy::{MergeCandidate, MergePolicy, NoMergePolicy};
 use tantivy::schema::Schema;
@@ -290,53 +288,30 @@ fn the_merge_policy_outlives_a_rollback() {
 /// Writes to let through before the one to stop, what to say then and what to wait for.
 type Stop = (usize, Sender<()>, Receiver<()>);
 
-/// A directory that stops a write of `meta.json`.
-#[derive(Clone, Debug)]
-struct Gate {
-    inner: RamDirectory,
-    stop: Arc<Mutex<Option<Stop>>>,
-}
+/// Stops a write of `meta.json`.
+#[derive(Default)]
+struct Gate(Mutex<Option<Stop>>);
 
-impl Directory for Gate {
-    fn get_file_handle(&self, path: &Path) -> Result<Arc<dyn FileHandle>, OpenReadError> {
-        self.inner.get_file_handle(path)
-    }
-    fn delete(&self, path: &Path) -> Result<(), DeleteError> {
-        self.inner.delete(path)
-    }
-    fn exists(&self, path: &Path) -> Result<bool, OpenReadError> {
-        self.inner.exists(path)
-    }
-    fn open_write(&self, path: &Path) -> Result<WritePtr, OpenWriteError> {
-        self.inner.open_write(path)
-    }
-    fn atomic_read(&self, path: &Path) -> Result<Vec<u8>, OpenReadError> {
-        self.inner.atomic_read(path)
-    }
-    fn atomic_write(&self, path: &Path, data: &[u8]) -> io::Result<()> {
-        if path == Path::new("meta.json") {
-            let stopped = {
-                let mut stop = self.stop.lock();
-                match &mut *stop {
-                    Some((left, _, _)) if *left > 0 => {
-                        *left -= 1;
-                        None
-                    }
-                    stop => stop.take(),
-                }
-            };
-            if let Some((_, reached, go_on)) = stopped {
-                reached.send(()).unwrap();
-                go_on.recv().unwrap();
-            }
+impl Hook for Gate {
+    fn before_write(&self, path: &Path) -> io::Result<()> {
+        if path != Path::new("meta.json") {
+            return Ok(());
         }
-        self.inner.atomic_write(path, data)
-    }
-    fn watch(&self, callback: WatchCallback) -> tantivy::Result<WatchHandle> {
-        self.inner.watch(callback)
-    }
-    fn sync_directory(&self) -> io::Result<()> {
-        self.inner.sync_directory()
+        let stopped = {
+            let mut stop = self.0.lock();
+            match &mut *stop {
+                Some((left, _, _)) if *left > 0 => {
+                    *left -= 1;
+                    None
+                }
+                stop => stop.take(),
+            }
+        };
+        if let Some((_, reached, go_on)) = stopped {
+            reached.send(()).unwrap();
+            go_on.recv().unwrap();
+        }
+        Ok(())
     }
 }
 
@@ -347,10 +322,7 @@ fn a_merge_that_ends_during_a_rollback_is_known_afterwards() {
     let mut rng = seeded("late_merge", 11);
     let docs: Vec<Doc> = (0..2).map(|key| Doc::random(&mut rng, key, BITS)).collect();
     let (schema, fields) = schema(BITS, None);
-    let directory = Gate {
-        inner: RamDirectory::create(),
-        stop: Arc::default(),
-    };
+    let directory = Hooked::new(Gate::default());
     let settings = IndexSettings::default();
     let index = HashIndex::create(directory.clone(), schema, settings, HashPlugin::new()).unwrap();
     let writer = writer(&index);
@@ -364,7 +336,7 @@ fn a_merge_that_ends_during_a_rollback_is_known_afterwards() {
         .unwrap();
     let ((reached, is_reached), (go_on, goes_on)) = (channel(), channel());
     // The commit's write goes through, the one at the end of the merge does not.
-    *directory.stop.lock() = Some((1, reached, goes_on));
+    *directory.hook.0.lock() = Some((1, reached, goes_on));
     writer.commit().unwrap();
     is_reached.recv_timeout(Duration::from_secs(60)).unwrap();
     writer.set_merge_policy(Box::new(NoMergePolicy)).unwrap();

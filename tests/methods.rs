@@ -175,7 +175,7 @@ fn shapes_that_do_not_fit_are_refused() {
 }
 
 #[derive(Deserialize)]
-struct AdamReference {
+struct OptimizerReference {
     weight_decay: f64,
     backbone_lr_scale: f64,
     rates: Vec<f64>,
@@ -190,7 +190,7 @@ struct Pair<T> {
     head: T,
 }
 
-fn check_optimizer(kind: OptimizerKind, reference: &AdamReference) {
+fn check_optimizer(kind: OptimizerKind, reference: &OptimizerReference) {
     let mut weights = Weights::new(Device::Cpu);
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     let mut parameter = |name: &str, group, shape: &[i64], start: &[f32]| {
@@ -225,8 +225,8 @@ fn check_optimizer(kind: OptimizerKind, reference: &AdamReference) {
 
 #[test]
 fn optimizers_match_torch() {
-    check_optimizer(OptimizerKind::ADAM, &fixture("adam"));
     let reference: Optimizers = fixture("optimizers");
+    check_optimizer(OptimizerKind::ADAM, &reference.adam);
     check_optimizer(OptimizerKind::SGD, &reference.sgd);
     check_optimizer(OptimizerKind::RMSPROP, &reference.rmsprop);
     let bad = OptimizerKind::Sgd { momentum: 1.0 };
@@ -235,8 +235,9 @@ fn optimizers_match_torch() {
 
 #[derive(Deserialize)]
 struct Optimizers {
-    sgd: AdamReference,
-    rmsprop: AdamReference,
+    adam: OptimizerReference,
+    sgd: OptimizerReference,
+    rmsprop: OptimizerReference,
 }
 
 #[derive(Deserialize)]

@@ -8,12 +8,15 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::seeded;
-use image::{Rgb, RgbImage};
+use common::program::{
+    counts, fail, phash, picture, png, quarantine, run, shard, succeed_json, text,
+};
+use common::{program, seeded};
+use image::Rgb;
 use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
@@ -23,62 +26,6 @@ use serde_json::{Value, json};
 use tanhash::plugin::{HashIndex, HashPlugin};
 use tantivy::schema::Value as _;
 use tantivy::{DocAddress, TantivyDocument};
-
-fn tanhash(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_tanhash"))
-        .args(args)
-        .output()
-        .unwrap()
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-/// The JSON of a command, its exit code and its stderr.
-fn run(args: &[&str]) -> (Value, i32, String) {
-    let output = tanhash(&[args, &["--json"]].concat());
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    let stdout = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
-    (stdout, output.status.code().unwrap(), stderr)
-}
-
-fn succeed(args: &[&str]) -> Value {
-    let (value, code, stderr) = run(args);
-    assert_eq!(code, 0, "{args:?}: {stderr}");
-    value
-}
-
-/// Exit code 1 and one line that says this.
-fn fail(args: &[&str], expected: &str) -> Value {
-    let (value, code, stderr) = run(args);
-    assert_eq!(code, 1, "{args:?}: {stderr}");
-    let line = stderr.lines().last().unwrap_or_default();
-    assert!(
-        line.contains(expected),
-        "{args:?}: expected {expected:?} in {stderr}"
-    );
-    value
-}
-
-fn counts(summary: &Value) -> [u64; 4] {
-    ["documents", "codes", "failed", "damaged"].map(|name| summary[name].as_u64().unwrap())
-}
-
-fn picture(seed: u32) -> RgbImage {
-    RgbImage::from_fn(24, 20, |x, y| {
-        let value = ((x / 5 + seed % 7) * (y / 4 + seed / 7) * 29 + seed * 13) as u8;
-        Rgb([value, value.wrapping_mul(3), value ^ 90])
-    })
-}
-
-fn png(seed: u32) -> Vec<u8> {
-    let mut bytes = std::io::Cursor::new(Vec::new());
-    picture(seed)
-        .write_to(&mut bytes, image::ImageFormat::Png)
-        .unwrap();
-    bytes.into_inner()
-}
 
 type Contents = BTreeMap<String, (Vec<String>, Option<String>)>;
 
@@ -112,25 +59,85 @@ fn contents(dir: &Path, field: &str) -> Contents {
     found
 }
 
-fn quarantine(dir: &Path) -> Vec<Value> {
-    let text = fs::read_to_string(dir.join("quarantine.jsonl")).unwrap_or_default();
-    text.lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect()
-}
-
-#[test]
-fn a_killed_build_resumes_to_the_same_index() {
+/// Runs a command that goes on where it was killed: to its end at once for one index, and killed at random
+/// moments for others. All must end in the same documents, codes and quarantine, and a run after the end
+/// change nothing.
+fn check_kills(
+    name: &str,
+    seed: u64,
+    args: impl Fn(&Path) -> Vec<String>,
+    fields: &[&str],
+) -> Value {
     let rounds: u64 = std::env::var("TANHASH_BUILD_KILLS")
         .ok()
         .and_then(|rounds| rounds.parse().ok())
         .unwrap_or(4);
-    let mut rng = seeded("a_killed_build", 71);
+    let mut rng = seeded(name, seed);
     let dir = tempfile::tempdir().unwrap();
-    let at = |name: &str| dir.path().join(name);
-    let photos = at("photos");
-    for number in 0..300u32 {
-        let folder = photos.join(format!("class {}", number % 5));
+    let finish = |index: &Path| {
+        let args = args(index);
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let mut summary = succeed_json(&args);
+        for name in ["seconds", "resumed_at", "quarantine"] {
+            summary[name] = Value::Null;
+        }
+        summary
+    };
+    let contents_of = |index: &Path| -> Vec<Contents> {
+        fields.iter().map(|field| contents(index, field)).collect()
+    };
+    let straight = dir.path().join("straight");
+    let began = std::time::Instant::now();
+    let expected = finish(&straight);
+    let mut took = began.elapsed();
+    let mut n_kills = 0;
+    for round in 0..rounds {
+        let index = dir.path().join(format!("killed-{round}"));
+        for _ in 0..3 {
+            let mut child = Command::new(env!("CARGO_BIN_EXE_tanhash"))
+                .args(args(&index))
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            std::thread::sleep(Duration::from_micros(
+                rng.random_range(0..took.as_micros() as u64),
+            ));
+            match child.try_wait().unwrap() {
+                None => n_kills += 1,
+                // The first run was slower than this one: the machine was busy.
+                Some(_) => took = took * 3 / 4,
+            }
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        for run in ["resumed", "again"] {
+            assert_eq!(finish(&index), expected, "round {round}, {run}");
+            assert_eq!(
+                contents_of(&index),
+                contents_of(&straight),
+                "round {round}, {run}"
+            );
+            assert_eq!(
+                quarantine(&index),
+                quarantine(&straight),
+                "round {round}, {run}"
+            );
+        }
+        succeed_json(&["verify", "--index", text(&index)]);
+    }
+    assert!(
+        n_kills >= rounds,
+        "{n_kills} kills before the end of {rounds} runs"
+    );
+    println!("{n_kills} kills of {rounds} runs");
+    expected
+}
+
+/// A folder of 300 files in five folders, every 25th broken and every 25th empty, of these numbers.
+fn photos(dir: &Path, numbers: std::ops::Range<u32>) {
+    for number in numbers {
+        let folder = dir.join(format!("class {}", number % 5));
         fs::create_dir_all(&folder).unwrap();
         let bytes = match number % 25 {
             7 => b"this is no picture".to_vec(),
@@ -139,59 +146,57 @@ fn a_killed_build_resumes_to_the_same_index() {
         };
         fs::write(folder.join(format!("{number}.png")), bytes).unwrap();
     }
-    let build = |index: &Path| {
-        let mut args = vec![
-            "index",
-            "--encoder",
-            "phash",
-            "--input",
-            text(&photos),
-            "--index",
-        ];
-        args.extend([text(index), "--commit-every", "64", "--resume"]);
-        args.into_iter().map(str::to_owned).collect::<Vec<_>>()
+}
+
+/// Arguments that outlive the paths they name.
+fn owned(args: &[&str]) -> Vec<String> {
+    args.iter().map(|arg| arg.to_string()).collect()
+}
+
+#[test]
+fn a_killed_build_resumes_to_the_same_index() {
+    let dir = tempfile::tempdir().unwrap();
+    photos(dir.path(), 0..300);
+    let args = |index: &Path| {
+        let build = phash(&[dir.path()], index);
+        owned(&[&build[..], &["--commit-every", "64", "--resume"]].concat())
     };
-    let straight = at("straight");
-    let args = build(&straight);
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let began = std::time::Instant::now();
-    let expected = succeed(&args);
-    let took = began.elapsed();
+    let expected = check_kills("a_killed_build", 71, args, &["image"]);
     assert_eq!(counts(&expected), [300, 276, 24, 0]);
-    let mut n_kills = 0;
-    for round in 0..rounds {
-        let index = at(&format!("killed-{round}"));
-        let args = build(&index);
-        for _ in 0..3 {
-            let mut child = Command::new(env!("CARGO_BIN_EXE_tanhash"))
-                .args(&args)
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-                .unwrap();
-            std::thread::sleep(Duration::from_micros(
-                rng.random_range(0..took.as_micros() as u64),
-            ));
-            n_kills += u64::from(child.try_wait().unwrap().is_none());
-            child.kill().unwrap();
-            child.wait().unwrap();
-        }
-        let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        let mut resumed = succeed(&args);
-        for name in ["seconds", "resumed_at", "quarantine"] {
-            resumed[name] = expected[name].clone();
-        }
-        assert_eq!(resumed, expected, "round {round}");
-        assert_eq!(
-            contents(&index, "image"),
-            contents(&straight, "image"),
-            "round {round}"
-        );
-        assert_eq!(quarantine(&index), quarantine(&straight), "round {round}");
-        succeed(&["verify", "--index", text(&index)]);
-    }
-    assert!(n_kills > 0, "no build was killed before its end");
-    println!("{n_kills} kills of {rounds} builds");
+}
+
+/// The input has some of the index's pictures, some broken ones and some that the index does not know.
+#[test]
+fn a_killed_rehash_resumes_to_the_same_index() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let (input, known, old) = (at("input"), at("known"), at("old"));
+    photos(&known, 0..240);
+    photos(&input, 100..280);
+    succeed_json(&phash(&[&known], &old));
+    let args = |out: &Path| {
+        let rehash = ["rehash", "--index", text(&old), "--input", text(&input)];
+        let new = ["--encoder", "phash", "--bits", "128", "--field", "wide"];
+        let more = ["--commit-every", "32", "--resume", "--out", text(out)];
+        owned(&[&rehash[..], &new, &more].concat())
+    };
+    let expected = check_kills("a_killed_rehash", 73, args, &["image", "wide"]);
+    // 140 of the 240 documents are in the input, 11 of those broken; the other 100 get no new code. The 221
+    // old codes are counted too.
+    assert_eq!(counts(&expected), [240, 221 + 129, 111, 0]);
+
+    // Without --resume what is there stays as it is.
+    let out = at("out");
+    let args = args(&out);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    succeed_json(&args);
+    let anew: Vec<&str> = args
+        .iter()
+        .copied()
+        .filter(|&arg| arg != "--resume")
+        .collect();
+    fail(&anew, "--resume");
+    assert_eq!(contents(&out, "image"), contents(&old, "image"));
 }
 
 /// A PNG header of these dimensions with nothing behind it.
@@ -279,6 +284,7 @@ fn broken_pictures_are_counted_and_named() {
         ("header.tiff", "decode", "TIFF"),
         ("cmyk-cut.jpg", "decode", "JPEG"),
     ];
+    let mut n_good = 5;
     #[cfg(unix)]
     {
         use std::os::unix::fs::symlink;
@@ -290,20 +296,28 @@ fn broken_pictures_are_counted_and_named() {
         expected.push(("dangling.jpg", "read", "No such file"));
         expected.push(("self.jpg", "read", "symbolic links"));
         expected.push(("deep/er/folder.png", "read", "expected a file"));
+        // Nobody writes into it, so opening it would never end.
+        let (inner, input) = (photos.join("pipe.jpg"), dir.path().join("pipe.jsonl"));
+        let pipes = Command::new("mkfifo").args([&inner, &input]).status();
+        assert!(pipes.unwrap().success());
+        fail(&phash(&[&input], &index), "found a pipe");
+        expected.push(("pipe.jpg", "read", "found a pipe"));
+        symlink("pipe.jpg", photos.join("to-pipe.jpg")).unwrap();
+        expected.push(("to-pipe.jpg", "read", "found a pipe"));
+        symlink("/dev/zero", photos.join("endless.png")).unwrap();
+        expected.push(("endless.png", "read", "found a device"));
+        let _socket = std::os::unix::net::UnixListener::bind(photos.join("s.gif")).unwrap();
+        expected.push(("s.gif", "read", "found a socket"));
+        // A folder whose name is a picture's is read as a folder.
+        fs::create_dir(photos.join("folder.jpg")).unwrap();
+        put("folder.jpg/inside.png", &png(6));
+        n_good += 1;
     }
-    let args = [
-        "index",
-        "--encoder",
-        "phash",
-        "--input",
-        text(&photos),
-        "--index",
-        text(&index),
-    ];
+    let args = phash(&[&photos], &index);
     let (summary, code, stderr) = run(&args);
     assert_eq!(code, 0, "{stderr}");
-    let n = 5 + expected.len() as u64;
-    assert_eq!(counts(&summary), [n, 5, n - 5, 0]);
+    let n = n_good + expected.len() as u64;
+    assert_eq!(counts(&summary), [n, n_good, n - n_good, 0]);
     #[cfg(unix)]
     assert!(
         stderr.contains("links to folders are not followed") && stderr.contains("deep/loop"),
@@ -330,30 +344,14 @@ fn broken_pictures_are_counted_and_named() {
 
     // Left out, or fatal, if asked.
     let other = dir.path().join("skip");
-    let skip = [
-        "index",
-        "--encoder",
-        "phash",
-        "--input",
-        text(&photos),
-        "--index",
-        text(&other),
-    ];
-    let summary = succeed(&[&skip[..], &["--on-bad", "skip"]].concat());
+    let skip = phash(&[&photos], &other);
+    let summary = succeed_json(&[&skip[..], &["--on-bad", "skip"]].concat());
     assert_eq!(
         (&summary["documents"], &summary["skipped"]),
-        (&json!(5), &json!(n - 5))
+        (&json!(n_good), &json!(n - n_good))
     );
     let strict = dir.path().join("strict");
-    let args = [
-        "index",
-        "--encoder",
-        "phash",
-        "--input",
-        text(&photos),
-        "--index",
-        text(&strict),
-    ];
+    let args = phash(&[&photos], &strict);
     fail(
         &[&args[..], &["--on-bad", "fail"]].concat(),
         "was removed again",
@@ -371,15 +369,7 @@ fn broken_pictures_are_counted_and_named() {
         };
         fs::write(many.join(format!("{number:03}.png")), bytes).unwrap();
     }
-    let args = [
-        "index",
-        "--encoder",
-        "phash",
-        "--input",
-        text(&many),
-        "--index",
-        text(&stopped),
-    ];
+    let args = phash(&[&many], &stopped);
     let args = [
         &args[..],
         &[
@@ -397,7 +387,7 @@ fn broken_pictures_are_counted_and_named() {
     for number in 100..200u32 {
         fs::write(many.join(format!("{number:03}.png")), png(number)).unwrap();
     }
-    let summary = succeed(&[&args[..], &["--resume"]].concat());
+    let summary = succeed_json(&[&args[..], &["--resume"]].concat());
     assert_eq!(
         (counts(&summary), &summary["resumed_at"]),
         ([200, 200, 0, 0], &json!(64))
@@ -420,28 +410,22 @@ fn manifests_with_bad_lines_lose_those_alone() {
         String::new(),
         json!({"image_base64": base64, "id": 7}).to_string(),
         json!([1, 2]).to_string(),
+        json!({"id": "words", "text": "words alone"}).to_string(),
+        json!({"path": "missing.png", "id": "gone", "caption": "not there"}).to_string(),
     ];
     fs::write(at("m.jsonl"), lines.join("\n")).unwrap();
     let schema = "[[fields]]\nname = 'price'\ntype = 'f64'\nfast = true\n[[fields]]\nname = 'day'\nfrom = 'when'\n\
                   type = 'date'\n[[fields]]\nname = 'kind'\ntype = 'facet'\n";
     fs::write(at("schema.toml"), schema).unwrap();
     let (manifest, schema, index) = (at("m.jsonl"), at("schema.toml"), at("index"));
-    let args = [
-        "index",
-        "--encoder",
-        "phash",
-        "--input",
-        text(&manifest),
-        "--index",
-        text(&index),
-    ];
+    let args = phash(&[&manifest], &index);
     let summary = fail(
         &[&args[..], &["--schema", text(&schema)]].concat(),
         "line 2",
     );
     assert_eq!(
         (counts(&summary), &summary["replaced"]),
-        ([3, 3, 0, 3], &json!(1))
+        ([5, 3, 1, 3], &json!(1))
     );
     let names: Vec<String> = quarantine(&index)
         .iter()
@@ -451,18 +435,19 @@ fn manifests_with_bad_lines_lose_those_alone() {
         ("line 2", "JSON"),
         ("line 3", "`price`"),
         ("line 7", "JSON"),
+        ("gone", "No such file"),
     ]) {
         assert!(name.contains(line) && name.contains(reason), "{name}");
     }
     let found = contents(&index, "image");
     assert_eq!(
         found.keys().collect::<Vec<_>>(),
-        ["7", "a"],
+        ["7", "a", "gone", "words"],
         "the last of a key stays"
     );
     assert_eq!(found["a"].0[1], "blue hat");
     let search = |query: &str| -> Vec<String> {
-        let found = succeed(&["search", "--index", text(&index), "--text", query]);
+        let found = succeed_json(&["search", "--index", text(&index), "--text", query]);
         let hits = found["hits"].as_array().unwrap();
         hits.iter()
             .map(|hit| hit["key"].as_str().unwrap().to_owned())
@@ -471,53 +456,29 @@ fn manifests_with_bad_lines_lose_those_alone() {
     assert_eq!(search("price:[8 TO 10]"), ["a"]);
     assert_eq!(search("kind:/hat"), ["a"]);
     assert_eq!(search("price:3.5"), Vec::<String>::new());
+    assert_eq!(search("words"), ["words"]);
+    assert!(found["words"].1.is_none() && found["gone"].1.is_none());
 
     let csv = "id,path,caption,price\n1,0.png,\"a, quoted\",5\n2,1.png,short\n3,2.png,three,007\n";
     fs::write(at("m.csv"), csv).unwrap();
     let (manifest, index) = (at("m.csv"), at("csv"));
-    let args = [
-        "index",
-        "--encoder",
-        "phash",
-        "--input",
-        text(&manifest),
-        "--index",
-        text(&index),
-    ];
+    let args = phash(&[&manifest], &index);
     let summary = fail(&args, "m.csv, line 3: expected 4 columns, found 3");
     assert_eq!(counts(&summary), [2, 2, 0, 1]);
-    let found = succeed(&["search", "--index", text(&index), "--text", "quoted"]);
+    let found = succeed_json(&["search", "--index", text(&index), "--text", "quoted"]);
     assert_eq!(found["hits"][0]["meta"], json!({"price": 5}));
-    let found = succeed(&["search", "--index", text(&index), "--text", "three"]);
+    let found = succeed_json(&["search", "--index", text(&index), "--text", "three"]);
     assert_eq!(found["hits"][0]["meta"], json!({"price": "007"}));
+    let picture = at("0.png");
+    let by_picture = ["search", "--index", text(&index), "--image", text(&picture)];
+    let filtered = ["--filter", "meta.price:[4 TO 6]"];
+    let found = succeed_json(&[&by_picture[..], &filtered].concat());
+    assert_eq!(found["hits"].as_array().unwrap().len(), 1);
+    assert_eq!(found["hits"][0]["key"], "1");
     fs::write(at("bad.toml"), "[[fields]]\nname = 'text'\ntype = 'u64'\n").unwrap();
     let (bad, other) = (at("bad.toml"), at("other"));
-    let args = [
-        "index",
-        "--encoder",
-        "phash",
-        "--input",
-        text(&manifest),
-        "--index",
-        text(&other),
-    ];
+    let args = phash(&[&manifest], &other);
     fail(&[&args[..], &["--schema", text(&bad)]].concat(), "`text`");
-}
-
-fn shard(path: &Path, keys: std::ops::Range<u32>) {
-    let mut tar = tar::Builder::new(fs::File::create(path).unwrap());
-    for key in keys {
-        let json = json!({"caption": format!("number {key}"), "width": 24}).to_string();
-        for (extension, bytes) in [("jpg", png(key)), ("json", json.into_bytes())] {
-            let mut header = tar::Header::new_gnu();
-            header.set_size(bytes.len() as u64);
-            header.set_mode(0o644);
-            header.set_cksum();
-            tar.append_data(&mut header, format!("{key:09}.{extension}"), &bytes[..])
-                .unwrap();
-        }
-    }
-    tar.into_inner().unwrap();
 }
 
 #[test]
@@ -542,27 +503,18 @@ fn a_shard_that_ends_early_gives_what_was_read() {
         fs::write(at("1.tar"), &whole[..cut]).unwrap();
         let index = at(&format!("index-{cut}"));
         let inputs = [at("0.tar"), at("1.tar"), at("2.tar")];
-        let args = [
-            "index",
-            "--encoder",
-            "phash",
-            "--index",
-            text(&index),
-            "--input",
-        ];
-        let args = [&args[..], &inputs.each_ref().map(|path| text(path))].concat();
         let summary = fail(
-            &args,
+            &phash(&inputs.each_ref().map(|path| path.as_path()), &index),
             &format!("1.tar: the archive is damaged or ends early after {records} records"),
         );
         assert_eq!(counts(&summary), [8 + records, 8 + records, 0, 1]);
         let found = contents(&index, "image");
-        assert_eq!(
-            found["000000011"].0[1], "number 11",
-            "the caption of the .json member"
-        );
+        for key in [10, 11] {
+            let entry = &found[&format!("{key:09}")];
+            assert_eq!(entry.0[1], format!("number {key}"), "the caption's member");
+        }
         assert!(found.contains_key("000000005") && !found.contains_key("000000007"));
-        succeed(&["verify", "--index", text(&index)]);
+        succeed_json(&["verify", "--index", text(&index)]);
     }
 }
 
@@ -620,23 +572,14 @@ fn a_table_with_a_column_of_the_wrong_type_is_named() {
     .unwrap();
     let (schema, index) = (at("schema.json"), at("index"));
     let inputs = [at("bad.parquet"), at("none.parquet"), at("good.parquet")];
-    let args = [
-        "index",
-        "--encoder",
-        "phash",
-        "--index",
-        text(&index),
-        "--schema",
-        text(&schema),
-        "--input",
-    ];
-    let args = [&args[..], &inputs.each_ref().map(|path| text(path))].concat();
+    let build = phash(&inputs.each_ref().map(|path| path.as_path()), &index);
+    let args = [&build[..], &["--schema", text(&schema)]].concat();
     let summary = fail(
         &args,
         "bad.parquet: column `price`: expected a whole number of at least 0 for the field `price`, found BYTE_ARRAY",
     );
     assert_eq!(counts(&summary), [10, 10, 0, 2]);
-    let found = succeed(&[
+    let found = succeed_json(&[
         "search",
         "--index",
         text(&index),
@@ -658,38 +601,18 @@ fn a_table_with_a_column_of_the_wrong_type_is_named() {
 
     let alone = at("alone");
     let bad = at("bad.parquet");
-    let args = [
-        "index",
-        "--encoder",
-        "phash",
-        "--index",
-        text(&alone),
-        "--schema",
-        text(&schema),
-        "--input",
-        text(&bad),
-    ];
+    let args = [&phash(&[&bad], &alone)[..], &["--schema", text(&schema)]].concat();
     fail(&args, "column `price`");
     assert!(!alone.exists(), "nothing was indexed, so nothing stays");
-}
-
-fn npy(path: &Path, rows: usize, dim: usize) {
-    let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {dim}), }}");
-    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
-    bytes.extend_from_slice(&(header.len() as u16).to_le_bytes());
-    bytes.extend_from_slice(header.as_bytes());
-    for number in 0..rows * dim {
-        bytes.extend_from_slice(&((number * 37 % 101) as f32 - 50.0).to_le_bytes());
-    }
-    fs::write(path, bytes).unwrap();
 }
 
 #[test]
 fn vectors_are_hashed_beside_their_text() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
-    npy(&at("v.npy"), 6, 8);
-    npy(&at("short.npy"), 5, 8);
+    let values: Vec<f32> = (0..48).map(|at| (at * 37 % 101) as f32 - 50.0).collect();
+    program::npy(&at("v.npy"), 8, &values);
+    program::npy(&at("short.npy"), 8, &values[..40]);
     let lines: Vec<String> = (0..6)
         .map(|row| json!({"id": format!("k{row}"), "text": format!("word{row}")}).to_string())
         .collect();
@@ -739,15 +662,7 @@ fn indexes_are_appended_to_merged_rehashed_and_sealed() {
     shard(&at("b.tar"), 4..9);
     let build = |shard: &str, index: &str, more: &[&str]| {
         let (shard, index) = (at(shard), at(index));
-        let args = [
-            "index",
-            "--encoder",
-            "phash",
-            "--input",
-            text(&shard),
-            "--index",
-            text(&index),
-        ];
+        let args = phash(&[&shard], &index);
         run(&[&args[..], more].concat())
     };
     build("a.tar", "a", &[]);
@@ -770,7 +685,7 @@ fn indexes_are_appended_to_merged_rehashed_and_sealed() {
         text(&a),
         text(&b),
     ];
-    let summary = succeed(&args);
+    let summary = succeed_json(&args);
     assert_eq!(
         (&summary["documents"], &summary["replaced"]),
         (&json!(9), &json!(2))
@@ -808,7 +723,7 @@ fn indexes_are_appended_to_merged_rehashed_and_sealed() {
         &["--encoder", "phash", "--bits", "128", "--field", "wide"],
     ]
     .concat();
-    let summary = succeed(&args);
+    let summary = succeed_json(&args);
     assert_eq!(
         (&summary["documents"], &summary["failed"]),
         (&json!(9), &json!(3))
@@ -829,7 +744,7 @@ fn indexes_are_appended_to_merged_rehashed_and_sealed() {
     let picture = at("query.png");
     fs::write(&picture, png(3)).unwrap();
     for field in ["image", "wide"] {
-        let found = succeed(&[
+        let found = succeed_json(&[
             "search",
             "--index",
             text(&rehashed),
@@ -842,15 +757,15 @@ fn indexes_are_appended_to_merged_rehashed_and_sealed() {
     }
 
     let verify = ["verify", "--index", text(&merged)];
-    succeed(&verify);
+    succeed_json(&verify);
     let mut file = fs::OpenOptions::new()
         .append(true)
         .open(merged.join("tanhash.json"))
         .unwrap();
     file.write_all(b"\n").unwrap();
     fail(&verify, "tanhash.json: expected SHA-256");
-    succeed(&[&verify[..], &["--seal"]].concat());
-    succeed(&verify);
+    succeed_json(&[&verify[..], &["--seal"]].concat());
+    succeed_json(&verify);
 }
 
 /// A file that may not grow further is what a full disk looks like to a writer.
@@ -870,31 +785,15 @@ fn a_full_disk_loses_nothing_that_was_committed() {
     let lines: Vec<String> = (0..800).map(line).collect();
     let manifest = at("m.jsonl");
     fs::write(&manifest, lines.join("\n")).unwrap();
-    let build = |index: &str| -> Vec<String> {
-        let args = [
-            "index",
-            "--encoder",
-            "phash",
-            "--commit-every",
-            "100",
-            "--resume",
-            "--input",
-        ];
-        let mut args: Vec<String> = args.iter().map(|arg| arg.to_string()).collect();
-        args.extend([
-            text(&manifest).to_owned(),
-            "--index".to_owned(),
-            text(&at(index)).to_owned(),
-        ]);
-        args
-    };
-    let straight = build("straight");
-    succeed(&straight.iter().map(String::as_str).collect::<Vec<_>>());
+    let (straight, full) = (at("straight"), at("full"));
+    let more = ["--commit-every", "100", "--resume"];
+    let build = |index| [&phash(&[&manifest], index)[..], &more].concat();
+    succeed_json(&build(&straight));
     // 300 KiB a file, in blocks of 512 bytes.
     let script = "ulimit -f 600; trap '' XFSZ; exec \"$0\" \"$@\"";
     let output = Command::new("sh")
         .args(["-c", script, env!("CARGO_BIN_EXE_tanhash")])
-        .args(build("full"))
+        .args(build(&full))
         .output()
         .unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -903,17 +802,92 @@ fn a_full_disk_loses_nothing_that_was_committed() {
         stderr.contains("--resume goes on") && stderr.lines().count() == 1,
         "{stderr}"
     );
-    let committed = contents(&at("full"), "image").len();
+    let committed = contents(&full, "image").len();
     assert!(
         committed >= 100 && committed.is_multiple_of(100),
         "{committed}"
     );
-    let resumed = build("full");
-    let summary = succeed(&resumed.iter().map(String::as_str).collect::<Vec<_>>());
-    assert_eq!(summary["resumed_at"], committed);
-    assert_eq!(
-        contents(&at("full"), "image"),
-        contents(&at("straight"), "image")
-    );
-    succeed(&["verify", "--index", text(&at("full"))]);
+    let resumed = succeed_json(&build(&full));
+    assert_eq!(resumed["resumed_at"], committed);
+    assert_eq!(contents(&full, "image"), contents(&straight, "image"));
+    succeed_json(&["verify", "--index", text(&full)]);
+}
+
+/// A network: training, encoding, indexing, another model's codes beside the first one's, and merging.
+#[cfg(feature = "torch")]
+#[test]
+fn a_trained_model_rehashes_to_the_codes_that_it_encodes() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let input = at("photos");
+    photos(&input, 0..50);
+    let data = format!("folder:{}", text(&input));
+    let (first, second) = (at("first.safetensors"), at("second.safetensors"));
+    for (model, seed, bits) in [(&first, "1", "32"), (&second, "2", "48")] {
+        let what = ["train", "--data", &data, "--bits", bits, "--seed", seed];
+        let how = ["--epochs", "1", "--batch", "16", "--device", "cpu"];
+        succeed_json(&[&what[..], &how, &["--out", text(model)]].concat());
+    }
+    // What `encode` makes of each picture, by its key.
+    let encoded = |model: &Path, bytes: usize| -> BTreeMap<String, String> {
+        let out = at("codes.bin");
+        let args = ["encode", "--model", text(model), "--input", text(&input)];
+        let summary = succeed_json(&[&args[..], &["--out", text(&out)]].concat());
+        assert_eq!(
+            (&summary["codes"], &summary["failed"]),
+            (&json!(46), &json!(4))
+        );
+        let codes = fs::read(&out).unwrap();
+        let rows = program::json_lines(&fs::read_to_string(at("codes.bin.jsonl")).unwrap());
+        assert_eq!((codes.len(), rows.len()), (46 * bytes, 46));
+        let of_row = |(row, code): (&Value, &[u8])| {
+            let code = code.iter().map(|byte| format!("{byte:02x}")).collect();
+            (row["key"].as_str().unwrap().to_owned(), code)
+        };
+        rows.iter().zip(codes.chunks(bytes)).map(of_row).collect()
+    };
+    let codes_of = |index: &Path, field: &str| -> BTreeMap<String, String> {
+        let found = contents(index, field).into_iter();
+        found
+            .filter_map(|(key, (_, code))| Some((key, code?)))
+            .collect()
+    };
+    let (old_codes, new_codes) = (encoded(&first, 4), encoded(&second, 6));
+    let of_codes = |codes: &BTreeMap<String, String>| {
+        let codes: std::collections::BTreeSet<_> = codes.values().cloned().collect();
+        codes.len()
+    };
+    assert!(of_codes(&old_codes) > 5 && of_codes(&new_codes) > 5);
+
+    let build = |input: &Path, index: &Path| {
+        let args = ["index", "--model", text(&first), "--input", text(input)];
+        succeed_json(&[&args[..], &["--index", text(index)]].concat())
+    };
+    let (old, part, merged) = (at("old"), at("part"), at("merged"));
+    assert_eq!(counts(&build(&input, &old)), [50, 46, 4, 0]);
+    assert_eq!(codes_of(&old, "image"), old_codes);
+    build(&input.join("class 3"), &part);
+    let merge = ["merge", "--index", text(&merged), "--input"];
+    succeed_json(&[&merge[..], &[text(&old), text(&part)]].concat());
+    // An index has a copy of its model.
+    fs::remove_file(&first).unwrap();
+
+    let out = at("out");
+    let rehash = ["rehash", "--index", text(&merged), "--input", text(&input)];
+    let new = ["--model", text(&second), "--field", "better"];
+    let summary = succeed_json(&[&rehash[..], &new, &["--out", text(&out)]].concat());
+    // The ten documents of the part have other keys, none of them in the input. Old codes are counted too.
+    assert_eq!(counts(&summary), [60, 56 + 46, 14, 0]);
+    assert_eq!(codes_of(&out, "better"), new_codes);
+    assert_eq!(contents(&out, "image"), contents(&merged, "image"));
+    let copied = codes_of(&out, "image");
+    assert!(old_codes.iter().all(|(key, code)| copied[key] == *code));
+    succeed_json(&["verify", "--index", text(&out)]);
+    let picture = input.join("class 1/1.png");
+    for (field, codes) in [("image", &old_codes), ("better", &new_codes)] {
+        let search = ["search", "--index", text(&out), "--field", field];
+        let found = succeed_json(&[&search[..], &["--image", text(&picture)]].concat());
+        assert_eq!(found["hits"][0]["distance"], 0, "{field}");
+        assert_eq!(found["code"], codes["class 1/1.png"], "{field}");
+    }
 }

@@ -5,12 +5,12 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use common::directory::{Hook, Hooked};
 use common::encoder::Lookup;
 use common::{Doc, Fields, check_against_model, random_code, schema, seeded};
 use parking_lot::{Mutex, RwLock};
@@ -20,10 +20,7 @@ use tanhash::HashCode;
 use tanhash::plugin::{
     HashDocumentExt, HashIndex, HashIndexWriter, HashPlugin, OnBadDocument, WriterOptions,
 };
-use tantivy::directory::error::{DeleteError, OpenReadError, OpenWriteError};
-use tantivy::directory::{
-    AntiCallToken, FileHandle, RamDirectory, TerminatingWrite, WatchCallback, WatchHandle, WritePtr,
-};
+use tantivy::directory::RamDirectory;
 use tantivy::index::{Index, IndexSettings};
 use tantivy::{Directory, IndexWriter, TantivyDocument, Term};
 
@@ -214,32 +211,22 @@ fn four_threads_never_diverge_from_a_map() {
 
 /// A disk with a cache: what files hold is there once they are ended, as they are synced then; their names
 /// come and go for good when the directory is synced.
-#[derive(Clone, Debug)]
-struct Cached {
-    live: RamDirectory,
-    disk: Arc<Mutex<Disk>>,
-}
+#[derive(Default)]
+struct Disk(Mutex<Names>);
 
-#[derive(Debug, Default)]
-struct Disk {
+#[derive(Default)]
+struct Names {
     durable: BTreeMap<PathBuf, Vec<u8>>,
     /// Since the directory was synced, in order; `None` is a deletion.
     pending: Vec<(PathBuf, Option<Vec<u8>>)>,
 }
 
-impl Cached {
-    fn new() -> Cached {
-        Cached {
-            live: RamDirectory::create(),
-            disk: Arc::default(),
-        }
-    }
-
+impl Disk {
     /// What is found after the power was lost, when the disk had written some of what it need not have.
     fn after_power_loss(&self, mut written: impl FnMut() -> bool) -> RamDirectory {
-        let disk = self.disk.lock();
-        let mut found = disk.durable.clone();
-        for (path, bytes) in &disk.pending {
+        let names = self.0.lock();
+        let mut found = names.durable.clone();
+        for (path, bytes) in &names.pending {
             match bytes {
                 _ if !written() => {}
                 Some(bytes) => drop(found.insert(path.clone(), bytes.clone())),
@@ -254,77 +241,27 @@ impl Cached {
     }
 
     fn push(&self, path: &Path, bytes: Option<Vec<u8>>) {
-        self.disk.lock().pending.push((path.to_owned(), bytes));
+        self.0.lock().pending.push((path.to_owned(), bytes));
     }
 }
 
-/// A file being written.
-struct Recorder {
-    live: WritePtr,
-    bytes: Vec<u8>,
-    path: PathBuf,
-    directory: Cached,
-}
-
-impl Write for Recorder {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.live.write_all(bytes)?;
-        self.bytes.extend_from_slice(bytes);
-        Ok(bytes.len())
+impl Hook for Disk {
+    fn written(&self, path: &Path, bytes: &[u8]) {
+        self.push(path, Some(bytes.to_vec()));
     }
 
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.live.flush()
-    }
-}
-
-impl TerminatingWrite for Recorder {
-    fn terminate_ref(&mut self, token: AntiCallToken) -> std::io::Result<()> {
-        let bytes = std::mem::take(&mut self.bytes);
-        self.directory.push(&self.path, Some(bytes));
-        self.live.terminate_ref(token)
-    }
-}
-
-impl Directory for Cached {
-    fn get_file_handle(&self, path: &Path) -> Result<Arc<dyn FileHandle>, OpenReadError> {
-        self.live.get_file_handle(path)
-    }
-    fn delete(&self, path: &Path) -> Result<(), DeleteError> {
+    fn deleted(&self, path: &Path) {
         self.push(path, None);
-        self.live.delete(path)
     }
-    fn exists(&self, path: &Path) -> Result<bool, OpenReadError> {
-        self.live.exists(path)
-    }
-    fn open_write(&self, path: &Path) -> Result<WritePtr, OpenWriteError> {
-        let recorder = Recorder {
-            live: self.live.open_write(path)?,
-            bytes: Vec::new(),
-            path: path.to_owned(),
-            directory: self.clone(),
-        };
-        Ok(WritePtr::new(Box::new(recorder)))
-    }
-    fn atomic_read(&self, path: &Path) -> Result<Vec<u8>, OpenReadError> {
-        self.live.atomic_read(path)
-    }
-    fn atomic_write(&self, path: &Path, data: &[u8]) -> std::io::Result<()> {
-        self.push(path, Some(data.to_vec()));
-        self.live.atomic_write(path, data)
-    }
-    fn watch(&self, callback: WatchCallback) -> tantivy::Result<WatchHandle> {
-        self.live.watch(callback)
-    }
-    fn sync_directory(&self) -> std::io::Result<()> {
-        let disk = &mut *self.disk.lock();
-        for (path, bytes) in disk.pending.drain(..) {
+
+    fn synced(&self) {
+        let names = &mut *self.0.lock();
+        for (path, bytes) in names.pending.drain(..) {
             match bytes {
-                Some(bytes) => drop(disk.durable.insert(path, bytes)),
-                None => drop(disk.durable.remove(&path)),
+                Some(bytes) => drop(names.durable.insert(path, bytes)),
+                None => drop(names.durable.remove(&path)),
             }
         }
-        self.live.sync_directory()
     }
 }
 
@@ -333,7 +270,7 @@ fn a_commit_that_returned_survives_a_loss_of_power() {
     let mut rng = seeded("power_loss", 23);
     for round in 0..12 {
         let (schema, fields) = schema(BITS, None);
-        let directory = Cached::new();
+        let directory = Hooked::new(Disk::default());
         let settings = IndexSettings::default();
         let index =
             HashIndex::create(directory.clone(), schema, settings, HashPlugin::new()).unwrap();
@@ -359,7 +296,7 @@ fn a_commit_that_returned_survives_a_loss_of_power() {
                 writer.add_document(more).unwrap();
             }
             for share in [0.0, 1.0, 0.5] {
-                let found = directory.after_power_loss(|| rng.random_bool(share));
+                let found = directory.hook.after_power_loss(|| rng.random_bool(share));
                 let what = format!("round {round}, commit {commit}, share {share}");
                 let index = HashIndex::open(found, HashPlugin::new()).unwrap();
                 let query = random_code(&mut rng, BITS);
@@ -376,7 +313,7 @@ fn a_commit_that_returned_survives_a_loss_of_power() {
 #[test]
 fn tantivy_alone_loses_a_commit_with_the_power() {
     let (schema, fields) = schema(BITS, None);
-    let directory = Cached::new();
+    let directory = Hooked::new(Disk::default());
     let settings = IndexSettings::default();
     let index = HashIndex::create(directory.clone(), schema, settings, HashPlugin::new()).unwrap();
     directory.sync_directory().unwrap();
@@ -389,6 +326,6 @@ fn tantivy_alone_loses_a_commit_with_the_power() {
     writer.commit().unwrap();
     let live = Index::open(directory.clone()).unwrap();
     assert_eq!(live.load_metas().unwrap().segments.len(), 1);
-    let found = Index::open(directory.after_power_loss(|| false)).unwrap();
+    let found = Index::open(directory.hook.after_power_loss(|| false)).unwrap();
     assert_eq!(found.load_metas().unwrap().segments.len(), 0);
 }

@@ -246,8 +246,13 @@ mod tests {
         assert_eq!(dataset.query.labels, [0, 1, 1]);
         assert_eq!(dataset.train.len(), 10);
         assert_eq!(dataset.train.stored_picture(0).unwrap().len(), 32 * 32 * 3);
-        let mut greys: Vec<u8> = (0..dataset.train.len())
+        let learned: Vec<u8> = (0..dataset.train.len())
             .map(|i| dataset.train.stored_picture(i).unwrap()[0])
+            .collect();
+        // The cats, 100 and up, come first, and each class by name.
+        let (cats, dogs) = learned.split_at(2);
+        assert!(cats.is_sorted() && dogs.is_sorted() && cats[0] >= 100 && dogs[7] < 10);
+        let mut greys: Vec<u8> = (learned.into_iter())
             .chain((0..dataset.query.len()).map(|i| dataset.query.stored_picture(i).unwrap()[0]))
             .collect();
         greys.sort_unstable();
@@ -295,6 +300,8 @@ mod tests {
         write_picture(&dir.path().join("train/a/1.png"), 1);
         write_picture(&dir.path().join("train/b/1.png"), 2);
         write_picture(&dir.path().join("test/b/1.png"), 3);
+        // Left out, and in neither split.
+        std::fs::write(dir.path().join("train/a/0.png"), b"no picture").unwrap();
         let shape = PictureShape {
             side: 6,
             channels: 1,
@@ -302,13 +309,19 @@ mod tests {
         let dataset = load(dir.path(), Some(shape), 0).unwrap();
         assert_eq!(dataset.train.labels, [0, 1]);
         assert_eq!(dataset.query.labels, [1]);
+        assert_eq!(dataset.train.stored_picture(0).unwrap(), [1; 36]);
         assert_eq!(dataset.query.stored_picture(0).unwrap(), [3; 36]);
+        assert_eq!(dataset.skipped.len(), 1);
         write_picture(&dir.path().join("test/c/1.png"), 3);
         let error = load(dir.path(), None, 0).unwrap_err();
         assert!(
             error.to_string().starts_with("class \"c\" is in"),
             "{error}"
         );
+        std::fs::remove_dir_all(dir.path().join("test")).unwrap();
+        std::fs::create_dir_all(dir.path().join("test/b")).unwrap();
+        let error = load(dir.path(), None, 0).unwrap_err().to_string();
+        assert!(error.starts_with("no picture in"), "{error}");
     }
 
     #[test]
@@ -325,6 +338,31 @@ mod tests {
                 .starts_with("class \"single\" has 1 readable pictures"),
             "{error}"
         );
+    }
+
+    /// Nobody writes into the pipe and nothing ends the device: opening the one, or reading the other, would
+    /// never end.
+    #[cfg(unix)]
+    #[test]
+    fn pipes_and_devices_are_left_out_unopened() {
+        let dir = tempfile::tempdir().unwrap();
+        for i in 0..3 {
+            write_picture(&dir.path().join(format!("a/{i}.png")), i);
+        }
+        let pipe = dir.path().join("a/pipe.png");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.unwrap().success());
+        std::os::unix::fs::symlink("/dev/zero", dir.path().join("a/zero.png")).unwrap();
+        for side in [6, 100] {
+            let shape = PictureShape { side, channels: 3 };
+            let dataset = load(dir.path(), Some(shape), 0).unwrap();
+            assert_eq!(dataset.train.len() + dataset.query.len(), 3);
+            let reasons: Vec<&str> = dataset.skipped.iter().map(|(_, why)| &why[..]).collect();
+            assert_eq!(
+                reasons,
+                ["expected a file, found a pipe, socket or device"; 2]
+            );
+        }
     }
 
     #[cfg(unix)]

@@ -405,6 +405,43 @@ mod tests {
         );
         let error = split(pool(5, 5, 2)).unwrap_err();
         assert!(error.to_string().ends_with("the data set has 5"), "{error}");
+        let mut unsorted = pool(4, 5, 2);
+        unsorted.class_names.swap(0, 3);
+        let error = split(unsorted).unwrap_err();
+        assert!(error.to_string().contains("not in that order"), "{error}");
+    }
+
+    #[test]
+    fn a_split_without_examples_is_named() {
+        for (n_train, n_test, name) in [(3, 0, "query"), (0, 3, "train")] {
+            let error = split(pool(2, n_train, n_test), Split::Official, 0).unwrap_err();
+            let expected = format!("the {name} split is empty");
+            assert_eq!(error.to_string(), expected);
+        }
+    }
+
+    /// Figures that were published with a split are worth what it can be drawn again.
+    #[test]
+    fn draws_never_change() {
+        let of_class = |n_classes, seed| {
+            let unmarked = Pool {
+                flags: None,
+                ..pool(n_classes, 20, 0)
+            };
+            let dataset = split(unmarked, Split::Official, seed).unwrap();
+            dataset.query.rows()[..8].to_vec()
+        };
+        assert_eq!(of_class(3, 1), of_class(2, 1), "another class");
+        let shc = split(pool(4, 4000, 1000), Split::Shc, 1).unwrap();
+        let pooled = split(pool(3, 700, 100), Split::Pooled1, 5).unwrap();
+        let first = |set: &ExampleSet| set.rows()[..4].to_vec();
+        let drawn = [
+            first(&shc.query),
+            first(&pooled.query),
+            first(&pooled.train),
+        ];
+        assert_eq!(of_class(2, 1), [9, 11, 16, 19, 22, 29, 34, 38]);
+        assert_eq!(drawn, [[7, 11, 14, 15], [1, 8, 9, 10], [0, 3, 4, 5]]);
     }
 
     #[test]

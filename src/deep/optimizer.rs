@@ -2,7 +2,7 @@
 //! to the gradient), so Adam is torch's `Adam`, not `AdamW`.
 //!
 //! Own code because a run must be resumable bit for bit and tch does not hand out the optimizer's state.
-//! Checked against torch's values in `fixtures/methods/adam/` and `fixtures/methods/optimizers/`. Leaves
+//! Checked against torch's values in `fixtures/methods/optimizers/`. Leaves
 //! out what no recipe here uses: Nesterov momentum, dampening, centered RMSprop, AMSGrad.
 
 use std::fmt;

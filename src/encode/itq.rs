@@ -10,11 +10,10 @@ use std::io::Write;
 use std::path::Path;
 
 use nalgebra::DMatrix;
-use rand_chacha::rand_core::RngCore;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::{EncodeError, Encoder, Payload, dot, on_pool, pack};
+use super::{EncodeError, Encoder, Payload, products, sign_codes};
 use crate::code::{CodeLen, HashCode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::random;
@@ -76,10 +75,7 @@ impl Itq {
     ) -> Result<ItqFit> {
         let bits = len.bits();
         let mut rng = random::generator(seed, 1);
-        let normal = DMatrix::from_fn(bits, bits, |_, _| {
-            let sum: i64 = (0..12).map(|_| i64::from(rng.next_u32() >> 12)).sum();
-            (sum - 6 * ((1 << 20) - 1)) as f64 / f64::from(1 << 20)
-        });
+        let normal = DMatrix::from_fn(bits, bits, |_, _| random::near_normal(&mut rng));
         let svd = normal.svd(true, false);
         let start = svd.u.expect("U was asked for");
         let rows: Vec<f64> = start.transpose().as_slice().to_vec();
@@ -189,12 +185,12 @@ impl Itq {
                 vector.len()
             )));
         }
+        Ok(self.logits_of(vector))
+    }
+
+    fn logits_of(&self, vector: &[f32]) -> Vec<f32> {
         let centered: Vec<f32> = vector.iter().zip(&self.mean).map(|(x, m)| x - m).collect();
-        Ok(self
-            .projection
-            .chunks_exact(self.dim)
-            .map(|direction| dot(direction, &centered))
-            .collect())
+        products(&self.projection, &centered)
     }
 
     /// The encoder as a file: little-endian header, mean, projection, and the SHA-256 of all that.
@@ -318,12 +314,6 @@ impl Itq {
         let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
         format!("itq-{}-{hex}", self.len)
     }
-
-    fn code(&self, payload: &Payload) -> Result<HashCode, EncodeError> {
-        let values = payload.finite_vector(self.dim)?;
-        let logits = self.logits(values).expect("the dimension was checked");
-        pack(self.len, &logits)
-    }
 }
 
 impl Encoder for Itq {
@@ -336,9 +326,8 @@ impl Encoder for Itq {
     }
 
     fn encode(&self, batch: &[Payload]) -> Result<Vec<Result<HashCode, EncodeError>>> {
-        Ok(on_pool(|| {
-            batch.par_iter().map(|payload| self.code(payload)).collect()
-        }))
+        let logits = |vector: &[f32]| self.logits_of(vector);
+        Ok(sign_codes(self.len, self.dim, batch, logits))
     }
 }
 
@@ -447,6 +436,7 @@ fn signs_by_projected(projected: &[DMatrix<f64>], rotation: &DMatrix<f64>) -> DM
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rand_chacha::rand_core::RngCore;
 
     /// `n` vectors of `dim` numbers round four centers.
     fn vectors(n: usize, dim: usize, seed: u64) -> Vec<f32> {

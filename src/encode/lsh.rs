@@ -5,10 +5,7 @@
 //! alone, by integer arithmetic, and sums are taken in one fixed order: every machine and every
 //! release makes the same codes.
 
-use rand_chacha::rand_core::RngCore;
-use rayon::prelude::*;
-
-use super::{EncodeError, Encoder, Payload, dot, on_pool, pack};
+use super::{EncodeError, Encoder, Payload, products, sign_codes};
 use crate::code::{CodeLen, HashCode};
 use crate::error::{Error, Result};
 use crate::random;
@@ -38,28 +35,13 @@ impl SignLsh {
             )));
         }
         let mut rng = random::generator(seed, 0);
-        // The sum of twelve uniform numbers is normal to within what hashing can notice, and exact in
-        // integers, where a logarithm would differ from one mathematics library to the next.
-        let mut normal = || {
-            let sum: i64 = (0..12).map(|_| i64::from(rng.next_u32() >> 12)).sum();
-            (sum - 6 * ((1 << 20) - 1)) as f32 / (1 << 20) as f32
-        };
+        let mut normal = || random::near_normal(&mut rng) as f32;
         Ok(SignLsh {
             len,
             dim,
             model_id: format!("lsh-{len}-{dim}-{seed}"),
             normals: (0..len.bits() * dim).map(|_| normal()).collect(),
         })
-    }
-
-    fn code(&self, payload: &Payload) -> Result<HashCode, EncodeError> {
-        let values = payload.finite_vector(self.dim)?;
-        let logits: Vec<f32> = self
-            .normals
-            .chunks_exact(self.dim)
-            .map(|normal| dot(normal, values))
-            .collect();
-        pack(self.len, &logits)
     }
 }
 
@@ -73,9 +55,8 @@ impl Encoder for SignLsh {
     }
 
     fn encode(&self, batch: &[Payload]) -> Result<Vec<Result<HashCode, EncodeError>>> {
-        Ok(on_pool(|| {
-            batch.par_iter().map(|payload| self.code(payload)).collect()
-        }))
+        let logits = |vector: &[f32]| products(&self.normals, vector);
+        Ok(sign_codes(self.len, self.dim, batch, logits))
     }
 }
 

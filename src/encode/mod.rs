@@ -12,6 +12,8 @@ mod service;
 
 use std::sync::{Arc, OnceLock};
 
+use rayon::prelude::*;
+
 use crate::code::{CodeLen, HashCode};
 use crate::error::{Error, Result};
 
@@ -21,7 +23,7 @@ pub use itq::Itq;
 pub use lsh::SignLsh;
 pub use phash::PerceptualHash;
 pub use precomputed::LogitsEncoder;
-pub use service::{EncoderService, ServiceOptions, ServiceStats, Ticket};
+pub use service::{EncoderService, FailureShare, ServiceOptions, ServiceStats, Ticket};
 
 /// What a document carries instead of a code until an encoder has seen it.
 #[derive(Clone, Debug, PartialEq)]
@@ -169,12 +171,29 @@ impl Payload {
     }
 }
 
+/// Codes of vectors of `dim` finite numbers by the signs of their logits, on many threads.
+fn sign_codes(
+    len: CodeLen,
+    dim: usize,
+    batch: &[Payload],
+    logits: impl Fn(&[f32]) -> Vec<f32> + Sync,
+) -> Vec<Result<HashCode, EncodeError>> {
+    let code = |payload: &Payload| pack(len, &logits(payload.finite_vector(dim)?));
+    on_pool(|| batch.par_iter().map(code).collect())
+}
+
 /// Packs code logits; what cannot be packed is the item's failure.
 fn pack(len: CodeLen, logits: &[f32]) -> Result<HashCode, EncodeError> {
     crate::code::binarize(len, logits).map_err(|error| EncodeError {
         stage: EncodeStage::Encode,
         reason: error.to_string(),
     })
+}
+
+/// The inner products of a vector with the rows of a matrix.
+fn products(rows: &[f32], vector: &[f32]) -> Vec<f32> {
+    let rows = rows.chunks_exact(vector.len());
+    rows.map(|row| dot(row, vector)).collect()
 }
 
 /// The inner product, in eight sums that a vector unit can hold and that are added up in order.

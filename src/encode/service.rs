@@ -7,6 +7,7 @@
 //! neighbours. No code of a failed call is ever handed out. Process-killing inputs are out of reach here.
 
 mod batch_size;
+mod breaker;
 mod worker;
 
 use std::collections::VecDeque;
@@ -18,8 +19,9 @@ use parking_lot::{Condvar, Mutex};
 
 use super::{EncodeError, EncodeStage, Encoder, Payload, Prepared};
 use crate::code::HashCode;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use batch_size::BatchSize;
+use breaker::Breaker;
 
 type Answer = Result<HashCode, EncodeError>;
 
@@ -39,9 +41,24 @@ pub struct ServiceOptions {
     /// Threads that prepare payloads, of an encoder that [prepares](Encoder::prepares). 0, the default,
     /// means one a core.
     pub prepare_threads: usize,
-    /// Calls that fail on a single payload, in a row, after which the service stops; 0 for never.
+    /// Calls that fail on a single payload, in a row, after which the service stops; 0 for any number.
     /// Default: 64.
     pub max_failures: usize,
+    /// The share of such failures above which the service stops although others succeed between them;
+    /// none for any share. Default: 500 of the last 1,000 payloads.
+    pub max_failure_share: Option<FailureShare>,
+}
+
+/// How many of the last payloads may make the encoder's call fail: more, and its service stops.
+///
+/// A payload counts as failed if the call with it alone fails as a whole. One that is answered with an
+/// error of its own, such as a broken picture, counts as answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FailureShare {
+    /// Payloads that may fail; less than `of_last`.
+    pub max_failed: usize,
+    /// Payloads they are counted over, the last ones that reached the encoder.
+    pub of_last: usize,
 }
 
 impl Default for ServiceOptions {
@@ -53,6 +70,10 @@ impl Default for ServiceOptions {
             prepare_bytes: 256_000_000,
             prepare_threads: 0,
             max_failures: 64,
+            max_failure_share: Some(FailureShare {
+                max_failed: 500,
+                of_last: 1000,
+            }),
         }
     }
 }
@@ -128,9 +149,7 @@ struct State {
     /// True while a payload waits for room: then waiting for company would be waiting for nothing.
     crowded: bool,
     closing: bool,
-    /// Whole calls in a row that failed on a single payload, and the last reason.
-    failures: usize,
-    last_failure: String,
+    breaker: Breaker,
 }
 
 /// A queued payload. Dropped without an answer, it answers that it was not tried, so no ticket ever
@@ -208,11 +227,13 @@ impl EncoderService {
     /// Starts the worker.
     ///
     /// # Errors
-    /// `InvalidArgument` if `max_batch` is 0, `Io` if no thread can be had.
+    /// `InvalidArgument` if `max_batch` is 0 or a share of failures cannot be exceeded, `Io` if no thread
+    /// can be had.
     pub fn new(encoder: Arc<dyn Encoder>, options: ServiceOptions) -> Result<EncoderService> {
         if options.max_batch == 0 {
             return Err(Error::invalid("a batch has at least 1 payload, got 0"));
         }
+        let breaker = Breaker::new(options.max_failures, options.max_failure_share)?;
         let batch_size = BatchSize::new(options.max_batch.min(encoder.max_batch()));
         let prepares = encoder.prepares();
         let n_preparing = match (prepares, options.prepare_threads) {
@@ -235,8 +256,7 @@ impl EncoderService {
                 flush_to: 0,
                 crowded: false,
                 closing: false,
-                failures: 0,
-                last_failure: String::new(),
+                breaker,
             }),
             raw: Condvar::new(),
             work: Condvar::new(),
@@ -274,7 +294,7 @@ impl EncoderService {
     /// than that by itself is taken in once nothing else is held.
     ///
     /// # Errors
-    /// `EncoderStopped` once too many calls have failed in a row. Where that happens while a submission
+    /// `EncoderStopped` once too many calls have failed. Where that happens while a submission
     /// is being queued, all of it is taken in, and answered with [`EncodeStage::Stopped`] as all that is
     /// queued is.
     pub fn submit(&self, payloads: Vec<Payload>) -> Result<Ticket> {
@@ -344,7 +364,7 @@ impl EncoderService {
     /// Lets a stopped service try its encoder again.
     pub fn reset(&self) {
         let mut state = self.shared.state.lock();
-        state.failures = 0;
+        state.breaker.reset();
         state.stats.stopped = false;
     }
 
@@ -368,16 +388,9 @@ impl Drop for EncoderService {
 
 impl Shared {
     fn check_running(&self, state: &State) -> Result<()> {
-        if !state.stats.stopped {
-            return Ok(());
-        }
-        Err(self.stopped(state).into())
-    }
-
-    fn stopped(&self, state: &State) -> ErrorKind {
-        ErrorKind::EncoderStopped {
-            failures: state.failures,
-            last: state.last_failure.clone(),
+        match state.breaker.error() {
+            None => Ok(()),
+            Some(kind) => Err(kind.into()),
         }
     }
 }

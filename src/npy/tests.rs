@@ -139,7 +139,24 @@ fn every_cut_of_a_file_is_refused() {
             .to_string();
         assert!(error.contains("more than memory can hold"), "{error}");
     }
-    assert!(NpyFile::open(std::env::temp_dir()).is_err());
+}
+
+#[test]
+fn what_is_no_file_is_refused_unopened() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut paths = vec![dir.path().to_owned()];
+    #[cfg(unix)]
+    {
+        // Nobody writes into it, so opening it would never end.
+        let pipe = dir.path().join("pipe.npy");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.unwrap().success());
+        paths.push(pipe);
+    }
+    for path in paths {
+        let error = NpyFile::open(&path).unwrap_err().to_string();
+        assert!(error.contains("found a folder or a pipe"), "{error}");
+    }
 }
 
 #[test]

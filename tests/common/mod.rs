@@ -3,7 +3,10 @@
 #![allow(dead_code)]
 
 pub mod damage;
+pub mod directory;
 pub mod encoder;
+#[cfg(feature = "cli")]
+pub mod program;
 
 use std::collections::BTreeMap;
 

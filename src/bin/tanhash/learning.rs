@@ -326,15 +326,22 @@ pub fn encode_measured(
     Ok((codes, quantization_error(len, &logits)?))
 }
 
-/// Encodes both splits and measures the rankings.
-pub fn evaluate(encoder: &TorchEncoder, dataset: &Dataset, protocol: &Protocol) -> Result<Report> {
+/// Encodes both splits once and measures the rankings by each protocol.
+pub fn evaluate(
+    encoder: &TorchEncoder,
+    dataset: &Dataset,
+    protocols: &[Protocol],
+) -> Result<Vec<Report>> {
     let query = encode(encoder, &dataset.query)?;
     let database = encode(encoder, &dataset.database)?;
     let (query_labels, database_labels) = (&dataset.query.labels, &dataset.database.labels);
-    let mut report =
-        tanhash::eval::evaluate(&query, query_labels, &database, database_labels, protocol)?;
-    report.notes.extend(notes(encoder, dataset));
-    Ok(report)
+    let measure = |protocol| -> Result<Report> {
+        let mut report =
+            tanhash::eval::evaluate(&query, query_labels, &database, database_labels, protocol)?;
+        report.notes.extend(notes(encoder, dataset));
+        Ok(report)
+    };
+    protocols.iter().map(measure).collect()
 }
 
 /// What the record of a figure needs besides its protocol.

@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use tch::Tensor;
 
 use super::Backbone;
-use super::layers::{Activation, ConvNorm, ConvSpec, NormSpec, Padding, he, plane_mean};
+use super::layers::{Activation, ConvNorm, Layers, NormSpec, Padding, plane_mean};
 use crate::deep::weights::Weights;
 use crate::error::Result;
 
@@ -46,60 +46,39 @@ struct Block {
     residual: bool,
 }
 
-/// One layer by its names, with TensorFlow's padding.
-fn layer(
-    weights: &mut Weights,
-    (conv, norm): (String, String),
-    (inputs, outputs, kernel, stride, groups): (i64, i64, i64, i64, i64),
-    activation: Activation,
-    rng: &mut ChaCha8Rng,
-) -> Result<ConvNorm> {
-    let spec = ConvSpec {
-        inputs,
-        outputs,
-        kernel,
-        stride,
-        padding: Padding::Same,
-        groups,
-    };
-    let fan_out = kernel * kernel * outputs / groups;
-    ConvNorm::new(
-        weights,
-        &conv,
-        &norm,
-        spec,
-        NORM,
-        activation,
-        he(fan_out),
-        rng,
-    )
-}
-
 impl EfficientNetLite0 {
     pub(super) fn new(weights: &mut Weights, rng: &mut ChaCha8Rng) -> Result<EfficientNetLite0> {
+        let mut layers = Layers {
+            weights,
+            rng,
+            norm: NORM,
+            padding: |_| Padding::Same,
+        };
         let relu6 = Activation::Relu6;
-        let names = ("_conv_stem".into(), "_bn0".into());
-        let stem = layer(weights, names, (3, STEM, 3, 2, 1), relu6, rng)?;
+        let stem = layers.conv_norm("_conv_stem", "_bn0", [3, STEM, 3, 2, 1], relu6)?;
         let mut blocks: Vec<Block> = Vec::new();
         let mut inputs = STEM;
         for (n_blocks, kernel, first_stride, expansion, outputs) in STAGES {
             for i in 0..n_blocks {
                 let stride = if i == 0 { first_stride } else { 1 };
                 let wide = inputs * expansion;
-                let at = |what: &str| format!("_blocks.{}.{what}", blocks.len());
+                let mut layer = |conv: &str, norm: &str, sizes, activation| {
+                    let at = |what: &str| format!("_blocks.{}.{what}", blocks.len());
+                    layers.conv_norm(&at(conv), &at(norm), sizes, activation)
+                };
                 let expand = match expansion {
                     1 => None,
-                    _ => {
-                        let names = (at("_expand_conv"), at("_bn0"));
-                        Some(layer(weights, names, (inputs, wide, 1, 1, 1), relu6, rng)?)
-                    }
+                    _ => Some(layer(
+                        "_expand_conv",
+                        "_bn0",
+                        [inputs, wide, 1, 1, 1],
+                        relu6,
+                    )?),
                 };
-                let names = (at("_depthwise_conv"), at("_bn1"));
-                let sizes = (wide, wide, kernel, stride, wide);
-                let depthwise = layer(weights, names, sizes, relu6, rng)?;
-                let names = (at("_project_conv"), at("_bn2"));
-                let sizes = (wide, outputs, 1, 1, 1);
-                let project = layer(weights, names, sizes, Activation::None, rng)?;
+                let sizes = [wide, wide, kernel, stride, wide];
+                let depthwise = layer("_depthwise_conv", "_bn1", sizes, relu6)?;
+                let sizes = [wide, outputs, 1, 1, 1];
+                let project = layer("_project_conv", "_bn2", sizes, Activation::None)?;
                 blocks.push(Block {
                     expand,
                     depthwise,
@@ -109,8 +88,7 @@ impl EfficientNetLite0 {
                 inputs = outputs;
             }
         }
-        let names = ("_conv_head".into(), "_bn1".into());
-        let head = layer(weights, names, (inputs, FEATURES, 1, 1, 1), relu6, rng)?;
+        let head = layers.conv_norm("_conv_head", "_bn1", [inputs, FEATURES, 1, 1, 1], relu6)?;
         Ok(EfficientNetLite0 { stem, blocks, head })
     }
 }

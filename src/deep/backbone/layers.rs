@@ -64,6 +64,47 @@ pub(super) const TORCH_NORM: NormSpec = NormSpec {
     eps: 1e-5,
 };
 
+/// Makes the layers of one network: what all of them have in common, and where their values come from.
+pub(super) struct Layers<'a> {
+    pub weights: &'a mut Weights,
+    pub rng: &'a mut ChaCha8Rng,
+    pub norm: NormSpec,
+    /// The padding of a kernel of this side.
+    pub padding: fn(i64) -> Padding,
+}
+
+impl Layers<'_> {
+    /// A layer by its names; `sizes` are inputs, outputs, kernel, stride and groups. The kernel is drawn by
+    /// [`he`], from the outputs that one number meets.
+    pub fn conv_norm(
+        &mut self,
+        conv: &str,
+        norm_name: &str,
+        sizes: [i64; 5],
+        activation: Activation,
+    ) -> Result<ConvNorm> {
+        let [inputs, outputs, kernel, stride, groups] = sizes;
+        let spec = ConvSpec {
+            inputs,
+            outputs,
+            kernel,
+            stride,
+            padding: (self.padding)(kernel),
+            groups,
+        };
+        ConvNorm::new(
+            self.weights,
+            conv,
+            norm_name,
+            spec,
+            self.norm,
+            activation,
+            he(kernel * kernel * outputs / groups),
+            self.rng,
+        )
+    }
+}
+
 /// Convolution, batch normalization, activation.
 pub(super) struct ConvNorm {
     spec: ConvSpec,

@@ -6,7 +6,7 @@ use rand_chacha::ChaCha8Rng;
 use tch::Tensor;
 
 use super::Backbone;
-use super::layers::{Activation, ConvNorm, ConvSpec, Padding, TORCH_NORM, he, plane_mean};
+use super::layers::{Activation, ConvNorm, Layers, Padding, TORCH_NORM, plane_mean};
 use crate::deep::weights::Weights;
 use crate::error::Result;
 
@@ -37,33 +37,18 @@ struct Block {
     downsample: Option<ConvNorm>,
 }
 
-/// One layer by its names; the edge is filled up so that stride 1 keeps the size.
-fn layer(
-    weights: &mut Weights,
-    (conv, norm): (&str, &str),
-    (inputs, outputs, kernel, stride): (i64, i64, i64, i64),
-    activation: Activation,
-    rng: &mut ChaCha8Rng,
-) -> Result<ConvNorm> {
-    let spec = ConvSpec {
-        inputs,
-        outputs,
-        kernel,
-        stride,
-        padding: Padding::Both(kernel / 2),
-        groups: 1,
-    };
-    let deviation = he(kernel * kernel * outputs);
-    ConvNorm::new(
-        weights, conv, norm, spec, TORCH_NORM, activation, deviation, rng,
-    )
-}
-
 impl ResNet {
     pub(super) fn new(weights: &mut Weights, shape: Shape, rng: &mut ChaCha8Rng) -> Result<ResNet> {
+        let mut layers = Layers {
+            weights,
+            rng,
+            norm: TORCH_NORM,
+            // Stride 1 then keeps the size.
+            padding: |kernel| Padding::Both(kernel / 2),
+        };
         let (kernel, stride) = if shape.small_pictures { (3, 1) } else { (7, 2) };
-        let sizes = (shape.channels, 64, kernel, stride);
-        let stem = layer(weights, ("conv1", "bn1"), sizes, Activation::Relu, rng)?;
+        let sizes = [shape.channels, 64, kernel, stride, 1];
+        let stem = layers.conv_norm("conv1", "bn1", sizes, Activation::Relu)?;
         let expansion = if shape.bottleneck { 4 } else { 1 };
         let mut blocks = Vec::new();
         let mut inputs = 64;
@@ -72,15 +57,15 @@ impl ResNet {
             for i in 0..n_blocks {
                 let stride = if i == 0 && stage > 0 { 2 } else { 1 };
                 let path = format!("layer{}.{i}", stage + 1);
-                blocks.push(Block::new(
-                    weights,
-                    &path,
-                    inputs,
-                    planes,
-                    stride,
-                    shape.bottleneck,
-                    rng,
-                )?);
+                let sizes = match shape.bottleneck {
+                    true => vec![
+                        [inputs, planes, 1, 1, 1],
+                        [planes, planes, 3, stride, 1],
+                        [planes, planes * 4, 1, 1, 1],
+                    ],
+                    false => vec![[inputs, planes, 3, stride, 1], [planes, planes, 3, 1, 1]],
+                };
+                blocks.push(Block::new(&mut layers, &path, &sizes, stride)?);
                 inputs = planes * expansion;
             }
         }
@@ -94,55 +79,29 @@ impl ResNet {
 }
 
 impl Block {
-    fn new(
-        weights: &mut Weights,
-        path: &str,
-        inputs: i64,
-        planes: i64,
-        stride: i64,
-        bottleneck: bool,
-        rng: &mut ChaCha8Rng,
-    ) -> Result<Block> {
-        let sizes = match bottleneck {
-            true => vec![
-                (inputs, planes, 1, 1),
-                (planes, planes, 3, stride),
-                (planes, planes * 4, 1, 1),
-            ],
-            false => vec![(inputs, planes, 3, stride), (planes, planes, 3, 1)],
-        };
-        let outputs = sizes[sizes.len() - 1].1;
-        let mut layers = Vec::new();
-        for (i, &size) in sizes.iter().enumerate() {
-            let (conv, norm) = (
-                format!("{path}.conv{}", i + 1),
-                format!("{path}.bn{}", i + 1),
-            );
+    /// `sizes` are those of its convolutions.
+    fn new(layers: &mut Layers, path: &str, sizes: &[[i64; 5]], stride: i64) -> Result<Block> {
+        let (inputs, outputs) = (sizes[0][0], sizes[sizes.len() - 1][1]);
+        let mut convolutions = Vec::new();
+        for (number, &size) in (1..).zip(sizes) {
+            let names = (format!("{path}.conv{number}"), format!("{path}.bn{number}"));
             // The last activation comes after the sum.
-            let activation = match i + 1 == sizes.len() {
+            let activation = match number == sizes.len() {
                 true => Activation::None,
                 false => Activation::Relu,
             };
-            layers.push(layer(weights, (&conv, &norm), size, activation, rng)?);
+            convolutions.push(layers.conv_norm(&names.0, &names.1, size, activation)?);
         }
+        let at = |number: u8| format!("{path}.downsample.{number}");
+        let sizes = [inputs, outputs, 1, stride, 1];
         let downsample = match stride != 1 || inputs != outputs {
             false => None,
-            true => {
-                let names = (
-                    format!("{path}.downsample.0"),
-                    format!("{path}.downsample.1"),
-                );
-                let size = (inputs, outputs, 1, stride);
-                Some(layer(
-                    weights,
-                    (&names.0, &names.1),
-                    size,
-                    Activation::None,
-                    rng,
-                )?)
-            }
+            true => Some(layers.conv_norm(&at(0), &at(1), sizes, Activation::None)?),
         };
-        Ok(Block { layers, downsample })
+        Ok(Block {
+            layers: convolutions,
+            downsample,
+        })
     }
 
     fn forward(&self, xs: &Tensor, train: bool) -> Result<Tensor> {

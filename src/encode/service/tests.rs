@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::code::CodeLen;
+use crate::error::ErrorKind;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -264,6 +265,7 @@ fn a_dead_encoder_stops_the_service_until_it_is_reset() {
             error.kind(),
             &ErrorKind::EncoderStopped {
                 failures: 64,
+                tried: 64,
                 last: "encoder: out of memory".to_owned()
             }
         );
@@ -280,15 +282,77 @@ fn a_dead_encoder_stops_the_service_until_it_is_reset() {
         encoder.all_fail.store(true, Ordering::Relaxed);
         let options = ServiceOptions {
             max_failures: 0,
+            max_failure_share: None,
             ..ServiceOptions::default()
         };
         let service = EncoderService::new(encoder, options).unwrap();
-        let answers = service.submit(payloads(0..300)).unwrap().wait();
+        let answers = service.submit(payloads(0..1200)).unwrap().wait();
         assert!(
             answers
                 .iter()
                 .all(|a| a.as_ref().unwrap_err().stage == EncodeStage::Encode)
         );
+    });
+}
+
+#[test]
+fn an_encoder_that_fails_too_often_is_stopped_although_it_also_succeeds() {
+    within_seconds(60, || {
+        // Two of five fail, and never more than two in a row.
+        let encoder = || Faulty {
+            faults: (0..1000)
+                .filter(|value| value % 5 < 2)
+                .map(|value| (value, [Fault::Error, Fault::Panic][usize::from(value % 2)]))
+                .collect(),
+            ..Faulty::default()
+        };
+        let with_share = |max_failed| ServiceOptions {
+            max_failures: 3,
+            max_failure_share: Some(FailureShare {
+                max_failed,
+                of_last: 50,
+            }),
+            ..ServiceOptions::default()
+        };
+        let lenient = service(encoder(), with_share(20));
+        let answers = lenient.submit(payloads(0..1000)).unwrap().wait();
+        let failed = answers.iter().filter(|answer| answer.is_err()).count();
+        assert_eq!((failed, lenient.stats().stopped), (400, false));
+
+        let strict = service(encoder(), with_share(15));
+        let answers = strict.submit(payloads(0..1000)).unwrap().wait();
+        // The 16th that fails is 36; 37 payloads have been tried.
+        for (value, answer) in (0..).zip(&answers) {
+            match answer {
+                Ok(found) => assert!(value < 36 && found == &code(value)),
+                Err(error) if value <= 36 => assert_eq!(error.stage, EncodeStage::Encode),
+                Err(error) => assert_eq!(error.stage, EncodeStage::Stopped),
+            }
+        }
+        let expected = ErrorKind::EncoderStopped {
+            failures: 16,
+            tried: 37,
+            last: "encoder: device lost".to_owned(),
+        };
+        for _ in 0..2 {
+            let error = strict.submit(payloads(2..3)).err().unwrap();
+            assert_eq!(error.kind(), &expected);
+        }
+        // A reset forgets the failures so far.
+        strict.reset();
+        let answers = strict.submit(payloads(0..36)).unwrap().wait();
+        assert_eq!(answers.iter().filter(|answer| answer.is_err()).count(), 15);
+        assert!(!strict.stats().stopped);
+
+        let endless = ServiceOptions {
+            max_failure_share: Some(FailureShare {
+                max_failed: 5,
+                of_last: 5,
+            }),
+            ..ServiceOptions::default()
+        };
+        let error = EncoderService::new(Arc::new(Faulty::default()), endless).err();
+        assert!(error.unwrap().to_string().contains("5 of the last 5"));
     });
 }
 

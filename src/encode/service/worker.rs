@@ -3,8 +3,6 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-use parking_lot::MutexGuard;
-
 use super::{Answer, Item, Shared, State, Work};
 use crate::encode::{EncodeError, EncodeStage, Prepared};
 use crate::error::ErrorKind;
@@ -159,8 +157,8 @@ impl Shared {
     fn encode(&self, batch: &[Prepared], answers: &mut Vec<Answer>) {
         {
             let state = self.state.lock();
-            if state.stats.stopped {
-                self.refuse(&state, batch.len(), answers);
+            if let Some(kind) = state.breaker.error() {
+                refuse(&kind, batch.len(), answers);
                 return;
             }
         }
@@ -172,7 +170,7 @@ impl Shared {
         let mut is_memory = false;
         let reason = match outcome {
             Ok(Ok(codes)) if codes.len() == batch.len() => {
-                state.failures = 0;
+                state.breaker.passed(batch.len());
                 state
                     .batch_size
                     .succeeded(batch.len(), start.elapsed().as_secs_f64());
@@ -193,11 +191,8 @@ impl Shared {
                     }
                     ErrorKind::DeviceLost(_) => {
                         state.stats.n_failed_calls += 1;
-                        state.failures += 1;
-                        state.last_failure = error.to_string();
-                        state.stats.stopped = true;
-                        tracing::error!(%error, "encoder service stopped");
-                        self.refuse(&state, batch.len(), answers);
+                        state.breaker.open(&error.to_string());
+                        state.stop(batch.len(), answers);
                         return;
                     }
                     _ => {}
@@ -211,7 +206,9 @@ impl Shared {
         };
         state.stats.n_failed_calls += 1;
         if let [_] = batch {
-            self.count_failure(state, &reason);
+            if state.breaker.failed(&reason) {
+                state.stop(0, answers);
+            }
             answers.push(Err(EncodeError {
                 stage: EncodeStage::Encode,
                 reason,
@@ -225,23 +222,6 @@ impl Shared {
         let (first, second) = batch.split_at(batch.len() / 2);
         self.encode(first, answers);
         self.encode(second, answers);
-    }
-
-    fn refuse(&self, state: &State, n: usize, answers: &mut Vec<Answer>) {
-        let error = EncodeError {
-            stage: EncodeStage::Stopped,
-            reason: self.stopped(state).to_string(),
-        };
-        answers.extend((0..n).map(|_| Err(error.clone())));
-    }
-
-    fn count_failure(&self, mut state: MutexGuard<'_, State>, reason: &str) {
-        state.failures += 1;
-        state.last_failure = reason.to_owned();
-        if self.options.max_failures > 0 && state.failures >= self.options.max_failures {
-            state.stats.stopped = true;
-            tracing::error!(failures = state.failures, reason, "encoder service stopped");
-        }
     }
 
     fn check_len(&self, answer: Answer) -> Answer {
@@ -272,6 +252,23 @@ impl State {
         self.stats.max_prepared_bytes =
             self.stats.max_prepared_bytes.max(self.stats.prepared_bytes);
     }
+
+    /// Says that the breaker has opened, and answers `n` payloads with that.
+    fn stop(&mut self, n: usize, answers: &mut Vec<Answer>) {
+        self.stats.stopped = true;
+        if let Some(kind) = self.breaker.error() {
+            tracing::error!(error = %kind, "encoder service stopped");
+            refuse(&kind, n, answers);
+        }
+    }
+}
+
+fn refuse(kind: &ErrorKind, n: usize, answers: &mut Vec<Answer>) {
+    let error = EncodeError {
+        stage: EncodeStage::Stopped,
+        reason: kind.to_string(),
+    };
+    answers.extend((0..n).map(|_| Err(error.clone())));
 }
 
 impl Item {

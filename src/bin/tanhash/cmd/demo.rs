@@ -118,11 +118,10 @@ mod journey {
 
         let encoder = TorchEncoder::open(&model, Device::Auto)
             .with_context(|| model.display().to_string())?;
-        let mut reports = Vec::new();
-        for cutoff in [Cutoff::At(1000), Cutoff::All] {
-            let report = learning::evaluate(&encoder, &dataset, &Protocol::new(cutoff))?;
-            say(learning::headline(&report))?;
-            reports.push(report);
+        let protocols = [Cutoff::At(1000), Cutoff::All].map(Protocol::new);
+        let reports = learning::evaluate(&encoder, &dataset, &protocols)?;
+        for report in &reports {
+            say(learning::headline(report))?;
         }
 
         let dir = out.join("index");

@@ -13,7 +13,7 @@ mod shards;
 mod table;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, FileType};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -144,8 +144,11 @@ impl Source {
             }
             return Ok(Source::Folder(path.to_path_buf(), paths));
         }
-        if !path.exists() {
-            bail!("{}: no such file or directory", path.display());
+        // Opening a pipe would wait for its writer, and no run could go on where another stopped.
+        let found = fs::metadata(path).with_context(|| path.display().to_string())?;
+        if !found.is_file() {
+            let found = kind(found.file_type());
+            bail!("{}: {EXPECTED}, found {found}", path.display());
         }
         let path = path.to_path_buf();
         let extension = path.extension().unwrap_or_default().to_string_lossy();
@@ -273,13 +276,35 @@ impl Records {
     }
 }
 
+/// What an entry of a folder is that is no file.
+fn kind(of: FileType) -> &'static str {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        if of.is_fifo() {
+            return "a pipe";
+        }
+        if of.is_socket() {
+            return "a socket";
+        }
+        if of.is_block_device() || of.is_char_device() {
+            return "a device";
+        }
+    }
+    if of.is_dir() {
+        "a folder"
+    } else {
+        "something else"
+    }
+}
+
 /// A picture file, within the decoder's limit on bytes.
 pub fn read_picture(path: &Path) -> Body {
     let read = || -> Result<Vec<u8>> {
         // Before it is opened: opening a pipe would wait for its writer.
         let metadata = fs::metadata(path)?;
         if !metadata.is_file() {
-            bail!("expected a file");
+            bail!("expected a file, found {}", kind(metadata.file_type()));
         }
         let file = File::open(path)?;
         let max_bytes = Limits::default().max_bytes;
