@@ -55,7 +55,7 @@ impl TopK {
             },
             counts: vec![0; limit as usize],
             n_within: 0,
-            buffer: Vec::new(),
+            buffer: Vec::with_capacity(k.min(BUFFER_SLACK)),
             buffer_max: k.saturating_add(k.max(BUFFER_SLACK)),
         }
     }

@@ -146,6 +146,14 @@ RECALL = {
     "FAISS MultiHash 3x21": [dict(nflip=f) for f in (0, 1, 2)],
 }
 
+# Questions asked of real codes, and whom else.
+REAL = [
+    (knn(10), "FAISS Flat"),
+    (knn(10), "FAISS IVF2048"),
+    (knn(10), "mih-rs"),
+    (radius(4), "FAISS MultiHash 3x21"),
+]
+
 SEGMENTS = (1, 10, 100)
 
 FILTER_SHARES = (0.5, 0.01)

@@ -17,7 +17,7 @@ from pathlib import Path
 import report
 import sets
 from cases import (
-    BUILD_SET, BUILDS, CASES, FILTER_SHARES, GROWTH, GROWTH_SIZES, LARGE, MILLION, PEERS, RECALL, SEGMENTS,
+    BUILD_SET, BUILDS, CASES, FILTER_SHARES, GROWTH, GROWTH_SIZES, LARGE, MILLION, PEERS, REAL, RECALL, SEGMENTS, Case,
 )  # fmt: skip
 
 HERE = Path(__file__).resolve().parent
@@ -29,12 +29,14 @@ def arguments():
     parser = argparse.ArgumentParser(prog="run.py", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the record, the tables and the plots")
     parser.add_argument("--sizes", default="1e6", help="numbers of codes, such as 1e6,1e7 (default 1e6)")
-    parser.add_argument("--cases", default="", help="only these: rows (1,2,14), builds, filters, depth, segments, growth, recall")
+    parser.add_argument("--cases", default="", help="only these: rows (1,2,14), builds, filters, depth, segments, cold, growth, recall, real")
     parser.add_argument("--skip", default="", help="all but these")
     parser.add_argument("--rounds", type=int, default=5, help="turns of everybody, at the least")
     parser.add_argument("--seconds", type=float, default=4, help="more rounds until this time, five times as many at the most")
     parser.add_argument("--engines", default="scan,mih,cluster", help="shown beside auto, as far as tanhash has them")
     parser.add_argument("--grow-to", default="", help="largest size of the growth curves (default: the largest of --sizes)")
+    parser.add_argument("--real", action="append", default=[], metavar="NAME=CODES,QUERIES",
+                        help="files of packed 64-bit codes to measure with, themselves and multiplied")  # fmt: skip
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
     parser.add_argument("--tanhash", type=Path, help="program to measure; without it, a release build is made")
     parser.add_argument("--bench-args", default="", help="more arguments for every measuring `tanhash bench`")
@@ -102,7 +104,7 @@ class Lab:
             return
         self.leave()
         self.key = (name, n, bits)
-        self.codes, self.queries = sets.make(name, n, bits, self.args.data / "sets")
+        self.codes, self.queries = sets.make(name, n, bits, self.args.data / "sets", self.args.real)
         say(f"{name}, {n:,} codes of {bits} bits")
         self.scratch = Path(tempfile.mkdtemp(prefix="index-", dir=self.args.data))
 
@@ -394,6 +396,36 @@ def segments(lab, sizes, engines):
             lab.record.add("segments", **lab.facts(), op=list(op), engine=engine, segments=count, ms=ms)
 
 
+def cold(lab, sizes):
+    """The first query of a process, the index's files in no cache and in the page cache."""
+    n = max(sizes)
+    lab.use("c1000p10", n, 64)
+    op = ("knn", 10)
+    for engine in ("auto", "scan"):
+        lab.verify(op, engine, 30)
+        # Only pages that the disk has are dropped.
+        os.sync()
+        times = {who: [] for who in ("cold", "warm")}
+        for _ in range(lab.args.rounds):
+            for who in times:
+                for file in lab.build(engine).iterdir():
+                    with open(file, "rb") as opened:
+                        if who == "cold":
+                            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                times[who].append(lab.bench(op, engine, 1, False, None, 1, passes=1)["ms_mean"])
+        for who, ms in times.items():
+            lab.record.add("cold", **lab.facts(), op=list(op), engine=engine, who=who, ms=ms)
+
+
+def real(lab, sizes, engines):
+    """Codes of trained models: as they are, and as many as the largest size, each with fresh noise."""
+    for name, (codes, _) in lab.args.real.items():
+        for n in sorted({codes.stat().st_size // 8, max(sizes)}):
+            for op, peer in REAL:
+                case = Case("real", name, 64, op, peer, None, None, (), queries=(200, 50))
+                measure(lab, case, n, engines)
+
+
 def growth(lab, sizes, largest):
     for n in GROWTH_SIZES + [10**8]:
         if n > largest:
@@ -450,6 +482,8 @@ def about(args, engines):
     for name in ("cases", "skip", "grow_to", "bench_args"):
         if getattr(args, name):
             words += ["--" + name.replace("_", "-"), getattr(args, name)]
+    for name in args.real:
+        words += ["--real", f"{name}=CODES,QUERIES"]
     words += ["--rounds", str(args.rounds), "--seconds", f"{args.seconds:g}", "--core", str(args.core)]
     return dict(
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -471,6 +505,8 @@ def cargo(*words, **environment):
 def main():
     args = arguments()
     args.data = args.data.resolve()
+    named = (given.partition("=") for given in args.real)
+    args.real = {name: tuple(Path(path).resolve() for path in paths.split(",")) for name, _, paths in named}
     if not args.tanhash:
         cargo("build", "--release", "--features", "cli")
         args.tanhash = REPOSITORY / os.environ.get("CARGO_TARGET_DIR", "target") / "release/tanhash"
@@ -506,6 +542,10 @@ def main():
             depth(lab, sizes)
         if wanted("segments"):
             segments(lab, sizes, engines)
+        if wanted("cold"):
+            cold(lab, sizes)
+        if wanted("real"):
+            real(lab, sizes, engines)
         if wanted("recall"):
             recall(lab, sizes, engines)
         if wanted("growth"):

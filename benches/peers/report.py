@@ -205,6 +205,15 @@ def markdown(lines):
             more = (times[-1] - times[0]) / (counts[-1] - counts[0])
             rows.append([name, *map(amount, times), f"{more * 1e3:.2f} us"])
         out += ["## Segments\n", table(["case", *counts, "each further segment"], rows)]
+    if "cold" in of:
+        groups = grouped(of["cold"], lambda entry: f"{case(entry)}, {entry['engine']}")
+        rows = []
+        for name, entries in groups.items():
+            times = {entry["who"]: entry["ms"] for entry in entries}
+            rows.append([name, *(f"{amount(median(times[who]))} [{amount(min(times[who]))}..{amount(max(times[who]))}]" for who in ("cold", "warm"))])
+        out += ["## The first query of a process\n"]
+        out += ["Mapping pages and comparing the checksum of every section it needs, once.\n"]
+        out += [table(["case", "files in no cache", "files in the page cache"], rows)]
     if "growth" in of:
         groups = grouped(of["growth"], growth_label)
         counts = sorted({entry["n"] for entry in of["growth"]})

@@ -1,4 +1,4 @@
-"""Sets of packed codes and queries, from a seed: `uni`, `cCxPP`, `corr` and `dup`."""
+"""Sets of packed codes and queries: from a seed `uni`, `cCxPP`, `corr` and `dup`; and those of files."""
 
 import re
 
@@ -8,6 +8,9 @@ QUERIES = 1000
 SEED = 20
 CHUNK = 1 << 18
 COPIES = 100_000
+
+# Every bit of a real code that is taken again differs with this probability.
+FRESH_NOISE = 0.02
 
 
 def flips(rng, shape, p):
@@ -70,8 +73,20 @@ def duplicates(rng, bits, n, copies):
     return codes, queries
 
 
-def make(name, n, bits, folder):
-    """Paths of the codes and the queries, made unless they are there."""
+def more_of(rng, bits, base):
+    """Codes of a file, each as often as it comes, with fresh noise."""
+    words = -(-bits // 64)
+    wide = np.zeros((len(base), words * 8), np.uint8)
+    wide[:, : bits // 8] = base
+    wide = wide.view(np.uint64)
+    return lambda n: as_bytes(wide[rng.integers(0, len(wide), n)] ^ flips(rng, (n, words), FRESH_NOISE), bits)
+
+
+def make(name, n, bits, folder, real={}):
+    """Paths of the codes and the queries, made unless they are there. `real` has those of files, by name."""
+    files = real.get(name)
+    if files and files[0].stat().st_size == n * bits // 8:
+        return files
     stem = folder / f"{name}_{n}_{bits}_s{SEED}"
     codes, queries = stem.with_suffix(".codes"), stem.with_suffix(".queries")
     if codes.exists() and queries.exists():
@@ -84,12 +99,14 @@ def make(name, n, bits, folder):
         rows.tofile(partial)
     else:
         cluster = re.fullmatch(r"c(\d+)p(\d+)", name)
-        if cluster:
+        if files:
+            draw = more_of(rng, bits, read(files[0], bits))
+        elif cluster:
             draw = clusters(rng, bits, int(cluster[1]), int(cluster[2]) / 100)
         else:
             draw = {"uni": uniform, "corr": correlated}[name](rng, bits)
         # The queries first, so that they are the same at every n.
-        held_out = draw(QUERIES)
+        held_out = read(files[1], bits) if files else draw(QUERIES)
         with open(partial, "wb") as out:
             for start in range(0, n, CHUNK):
                 draw(min(CHUNK, n - start)).tofile(out)

@@ -120,7 +120,7 @@ impl<'a> ClusterView<'a> {
 
     /// The clusters with a shell within `bound` of a query at these distances from the centroids.
     pub(crate) fn within(&self, kernel: Kernel, distances: &[u32], bound: u32) -> Vec<u32> {
-        let mut within = Vec::new();
+        let mut within = Vec::with_capacity(64);
         kernel.near_extents(distances, self.extents, bound, &mut within);
         within
     }

@@ -4,6 +4,7 @@
 //! on the final one, so everything left to read is known exactly from the shells, and priced, before it
 //! is read. Clusters are taken in ascending order of the least distance they can hold.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use crate::cluster::{ClusterView, SECTION};
@@ -42,6 +43,11 @@ pub(crate) const SEED_CLUSTERS: usize = 8;
 
 /// "Much": this many times the least number of rows in the first reading.
 const MUCH_LEFT: usize = 24;
+
+thread_local! {
+    /// Memory for the distances to all centroids, which is more than everything else that a search takes.
+    static DISTANCES: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
+}
 
 /// What a k-NN search knows once it has read the query's own cluster, and what it has left to read.
 struct Seeded {
@@ -100,7 +106,9 @@ impl<'a> ClusterSearch<'a> {
     }
 
     fn centroid_distances(&self, query: &HashCode, stats: &mut SearchStats) -> Vec<u32> {
-        let mut distances = vec![0; self.view.n_clusters()];
+        // Every place is written, so that what the last search left there is no matter.
+        let mut distances = DISTANCES.take();
+        distances.resize(self.view.n_clusters(), 0);
         self.kernel
             .distances(self.view.centroids(), query.words(), &mut distances);
         stats.centroids += distances.len() as u64;
@@ -346,13 +354,29 @@ impl<'a> ClusterSearch<'a> {
         prefetch_rows(self.rows.codes, self.shell_rows(cluster, low, high)?);
         self.offer(query, cluster, (low, high), membership, finds, stats)?;
         // Then whatever else of it may hold a neighbor.
-        let limit = distance.saturating_sub(finds.bound());
-        if low > nearest && limit < low {
-            self.offer(query, cluster, (limit, low - 1), membership, finds, stats)?;
+        let inner = (
+            distance.saturating_sub(finds.bound()),
+            low.saturating_sub(1),
+        );
+        let outer = (high + 1, distance + finds.bound());
+        let [has_inner, has_outer] = [
+            low > nearest && inner.0 < low,
+            high < farthest && outer.1 > high,
+        ];
+        for (shells, has) in [(inner, has_inner), (outer, has_outer)] {
+            if has {
+                prefetch_rows(
+                    self.rows.codes,
+                    self.shell_rows(cluster, shells.0, shells.1)?,
+                );
+            }
         }
-        let limit = distance + finds.bound();
-        if high < farthest && limit > high {
-            self.offer(query, cluster, (high + 1, limit), membership, finds, stats)?;
+        if has_inner {
+            self.offer(query, cluster, inner, membership, finds, stats)?;
+        }
+        let outer = (outer.0, distance + finds.bound());
+        if has_outer && outer.1 > high {
+            self.offer(query, cluster, outer, membership, finds, stats)?;
         }
         seeded.seen.push(cluster as u32);
         Ok(())
@@ -402,6 +426,9 @@ impl<'a> ClusterSearch<'a> {
         finds: &mut Finds<'_>,
         stats: &mut SearchStats,
     ) -> Result<()> {
+        for first in seeded.left.iter().take(PREFETCH_CLUSTERS) {
+            prefetch_rows(self.rows.codes, first.rows());
+        }
         for (idx, &stretch) in seeded.left.iter().enumerate() {
             if let Some(next) = seeded.left.get(idx + PREFETCH_CLUSTERS) {
                 prefetch_rows(self.rows.codes, next.rows());
@@ -449,6 +476,7 @@ impl<'a> ClusterSearch<'a> {
             }
             false => stats.fell_back += 1,
         }
+        DISTANCES.set(seeded.distances);
         finds.settle(self.rows)?;
         Ok(goes_on)
     }
@@ -473,6 +501,7 @@ impl<'a> ClusterSearch<'a> {
         }
         stats.segments_cluster += 1;
         self.read_range(query, radius, allowed, &seeded, found, stats)?;
+        DISTANCES.set(seeded.distances);
         Ok(true)
     }
 
@@ -543,6 +572,9 @@ struct Finds<'t> {
     top: &'t mut TopK,
     late: Option<NearRows>,
 }
+
+/// Rows that wait in most searches.
+const NEAR_ROWS: usize = 128;
 
 /// As many rows wait: those at the k-th distance may be any number.
 const LATE_ROWS_MAX: usize = 4096;
@@ -627,7 +659,7 @@ impl NearRows {
             bound,
             n_within: counts.iter().map(|&count| count as usize).sum(),
             counts,
-            rows: Vec::new(),
+            rows: Vec::with_capacity(NEAR_ROWS),
         })
     }
 
