@@ -18,8 +18,9 @@ use crate::code::CodesRef;
 use crate::engine::{Allowed, AllowedRows, SegmentRows};
 use crate::error::{Error, Result};
 use crate::plan;
-use crate::plugin::contained;
+use crate::plugin::field::HashFieldOptions;
 use crate::plugin::query::filter::FilterQuery;
+use crate::plugin::{OpenColumn, contained, plugin_of};
 
 /// A set of live documents of one searcher, to search among.
 ///
@@ -103,6 +104,26 @@ impl DocFilter {
         Ok(DocFilter {
             segments: segments.collect(),
         })
+    }
+
+    /// Looks up now what the second search of a hash field would, so that no search is held up: where the
+    /// documents are among the field's codes. Takes some ns a document.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for another searcher than the filter was made for, or a field that holds no codes;
+    /// `Corrupt`.
+    pub fn prepare(&self, searcher: &Searcher, field: Field) -> Result<()> {
+        self.check(searcher)?;
+        let options = HashFieldOptions::of(searcher.schema(), field)?;
+        let plugin = plugin_of(searcher.index());
+        for (reader, docs) in searcher.segment_readers().iter().zip(&self.segments) {
+            let column = OpenColumn::open(plugin.as_deref(), reader, field, &options)?;
+            if column.n_codes() > 0 {
+                let rows = column.rows(0, false).map_err(OpenColumn::about(reader))?;
+                docs.prepare(field, &rows)?;
+            }
+        }
+        Ok(())
     }
 
     /// Documents in both.
@@ -253,16 +274,27 @@ const LISTED_SHARE: usize = 4;
 impl FieldRows {
     fn new(docs: &[DocId], rows: &SegmentRows<'_>) -> Result<FieldRows> {
         let n_rows = rows.codes.n_codes();
-        let mut list = rows.rows_of(docs)?.into_owned();
+        let of_docs = rows.rows_of(docs)?;
         let mut set = vec![0; n_rows.div_ceil(64)];
-        for &row in &list {
+        for &row in &*of_docs {
             set[row as usize / 64] |= 1 << (row % 64);
         }
-        list.sort_unstable();
+        // Read out of the set rather than sorted.
+        let list = (of_docs.len() <= n_rows / LISTED_SHARE).then(|| {
+            let mut list = Vec::with_capacity(of_docs.len());
+            for (word_idx, &word) in (0..).zip(&set) {
+                let mut rest: u64 = word;
+                while rest != 0 {
+                    list.push(word_idx * 64 + rest.trailing_zeros());
+                    rest &= rest - 1;
+                }
+            }
+            list
+        });
         Ok(FieldRows {
-            n_rows: list.len(),
+            n_rows: of_docs.len(),
             set,
-            list: (list.len() <= n_rows / LISTED_SHARE).then_some(list),
+            list,
         })
     }
 }
@@ -313,6 +345,35 @@ impl SegmentDocs {
         }
     }
 
+    fn prepare(&self, field: Field, rows: &SegmentRows<'_>) -> Result<()> {
+        match rows.rows_are_docs() {
+            true => drop(self.set()),
+            false => drop(self.of_field(field, rows, true)?),
+        }
+        Ok(())
+    }
+
+    /// Their rows in a field; `None` in its first search, unless they are wanted `now`.
+    fn of_field(
+        &self,
+        field: Field,
+        rows: &SegmentRows<'_>,
+        now: bool,
+    ) -> Result<Option<Arc<FieldRows>>> {
+        let mut kept = self.rows.lock();
+        match kept.get(&field.field_id()) {
+            Some(Some(of_field)) => return Ok(Some(of_field.clone())),
+            None if !now => {
+                kept.insert(field.field_id(), None);
+                return Ok(None);
+            }
+            _ => {}
+        }
+        let of_field = Arc::new(FieldRows::new(self.list(), rows)?);
+        kept.insert(field.field_id(), Some(of_field.clone()));
+        Ok(Some(of_field))
+    }
+
     /// Calls `search` with them in the form that suits many searches of one field: as rows. Where those
     /// have to be looked up, that is for the second search to do, as there may be none.
     pub(crate) fn with_rows<T>(
@@ -327,22 +388,7 @@ impl SegmentDocs {
             let allowed = AllowedRows::counted(self.set(), list, self.len);
             return search(&Allowed::Rows(allowed));
         }
-        let of_field = {
-            let mut kept = self.rows.lock();
-            match kept.get(&field.field_id()) {
-                Some(Some(of_field)) => Some(of_field.clone()),
-                Some(None) => {
-                    let of_field = Arc::new(FieldRows::new(self.list(), rows)?);
-                    kept.insert(field.field_id(), Some(of_field.clone()));
-                    Some(of_field)
-                }
-                None => {
-                    kept.insert(field.field_id(), None);
-                    None
-                }
-            }
-        };
-        match of_field {
+        match self.of_field(field, rows, false)? {
             None => search(&self.allowed(rows.codes)),
             Some(of_field) => {
                 let FieldRows { n_rows, set, list } = &*of_field;

@@ -484,6 +484,7 @@ impl Bench {
 
     fn kept_filter(&self, share: f64) -> Result<Arc<DocFilter>> {
         let filter = DocFilter::evaluate(&self.searcher, &*self.filter(share))?;
+        filter.prepare(&self.searcher, self.code)?;
         Ok(Arc::new(filter))
     }
 
