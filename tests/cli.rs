@@ -370,14 +370,29 @@ fn a_photo_folder_becomes_a_searchable_index() {
         "found none",
     );
 
+    let file = |wanted: &str| {
+        let mut files = std::fs::read_dir(index).unwrap();
+        files
+            .find_map(|entry| {
+                let path = entry.unwrap().path();
+                let extension = path.extension()?.to_str()?.to_owned();
+                (extension == wanted).then_some(path)
+            })
+            .unwrap()
+    };
+    // A sound file in place of another is noticed by the list of files alone.
+    let (norms, others) = (file("fieldnorm"), file("pos"));
+    let kept = std::fs::read(&norms).unwrap();
+    std::fs::copy(&others, &norms).unwrap();
+    refuse(
+        &["search", "--index", index, "--text", "spots"],
+        "fieldnorm: expected SHA-256",
+    );
+    std::fs::write(&norms, kept).unwrap();
+    search(&["--text", "spots"]);
+
     // A flipped bit in the codes is named, and nothing is answered.
-    let codes = std::fs::read_dir(index)
-        .unwrap()
-        .map(|entry| entry.unwrap().path());
-    let codes = codes
-        .into_iter()
-        .find(|path| path.extension().is_some_and(|ext| ext == "hcode"))
-        .unwrap();
+    let codes = file("hcode");
     let mut bytes = std::fs::read(&codes).unwrap();
     let at = bytes.len() / 2;
     bytes[at] ^= 4;

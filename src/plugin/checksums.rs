@@ -57,6 +57,60 @@ pub fn write_checksums(dir: impl AsRef<Path>) -> Result<usize> {
 /// `Io` if the directory or the list cannot be read.
 pub fn verify_checksums(dir: impl AsRef<Path>) -> Result<Option<Vec<String>>> {
     let dir = dir.as_ref();
+    let Some((listed, mut problems)) = read_list(dir)? else {
+        return Ok(None);
+    };
+    let present = file_names(dir)?;
+    for (name, expected) in &listed {
+        match present.contains(name) {
+            true => problems.extend(difference(dir, name, expected)?),
+            false => problems.push(format!("{name}: in {CHECKSUMS_FILE}, and missing")),
+        }
+    }
+    let unlisted = present.iter().filter(|name| !listed.contains_key(*name));
+    problems.extend(unlisted.map(|name| format!("{name}: not in {CHECKSUMS_FILE}")));
+    Ok(Some(problems))
+}
+
+/// Compares the segments' files with the list, if there is one: one line for each that differs. Those never
+/// change, so that a list is good for them also when the index was changed after it was written; files that
+/// came or went since are no difference.
+///
+/// # Errors
+/// `Io` if the directory, the list or a file cannot be read.
+pub fn verify_segment_checksums(dir: impl AsRef<Path>) -> Result<Vec<String>> {
+    let dir = dir.as_ref();
+    let Some((listed, _)) = read_list(dir)? else {
+        return Ok(Vec::new());
+    };
+    let present = file_names(dir)?;
+    let mut problems = Vec::new();
+    for (name, expected) in &listed {
+        if is_of_segment(name) && present.contains(name) {
+            problems.extend(difference(dir, name, expected)?);
+        }
+    }
+    Ok(problems)
+}
+
+/// Whether tantivy names files of segments so: 32 hexadecimal digits and an extension.
+fn is_of_segment(name: &str) -> bool {
+    let (stem, extension) = name.split_once('.').unwrap_or((name, ""));
+    stem.len() == 32 && stem.bytes().all(|b| b.is_ascii_hexdigit()) && !extension.is_empty()
+}
+
+fn difference(dir: &Path, name: &str, expected: &str) -> Result<Option<String>> {
+    let found = sha256_of(&dir.join(name))?;
+    Ok((found != expected).then(|| {
+        format!("{name}: expected SHA-256 {expected} as {CHECKSUMS_FILE} says, found {found}")
+    }))
+}
+
+/// File names and their sums.
+type Listed = BTreeMap<String, String>;
+
+/// The list, and its lines that are none; `None` if there is no list.
+fn read_list(dir: &Path) -> Result<Option<(Listed, Vec<String>)>> {
     let path = dir.join(CHECKSUMS_FILE);
     let file = match File::open(&path) {
         Ok(file) => file,
@@ -80,22 +134,7 @@ pub fn verify_checksums(dir: impl AsRef<Path>) -> Result<Option<Vec<String>>> {
             )),
         }
     }
-    let present = file_names(dir)?;
-    for (name, expected) in &listed {
-        if !present.contains(name) {
-            problems.push(format!("{name}: in {CHECKSUMS_FILE}, and missing"));
-            continue;
-        }
-        let found = sha256_of(&dir.join(name))?;
-        if found != *expected {
-            problems.push(format!(
-                "{name}: expected SHA-256 {expected} as {CHECKSUMS_FILE} says, found {found}"
-            ));
-        }
-    }
-    let unlisted = present.iter().filter(|name| !listed.contains_key(*name));
-    problems.extend(unlisted.map(|name| format!("{name}: not in {CHECKSUMS_FILE}")));
-    Ok(Some(problems))
+    Ok(Some((listed, problems)))
 }
 
 /// The files of a directory, sorted. Lock files, and what is about to be renamed, are nobody's data.
@@ -163,5 +202,29 @@ mod tests {
         .unwrap();
         let problems = verify_checksums(dir.path()).unwrap().unwrap();
         assert!(problems[0].contains("line 4"), "{problems:?}");
+    }
+
+    #[test]
+    fn segment_files_are_compared_whatever_else_has_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let names = [
+            "0123456789abcdef0123456789abcdef.pos",
+            "0123456789abcdef0123456789abcde0.term",
+        ];
+        for name in ["meta.json", names[0], names[1]] {
+            fs::write(at(name), name).unwrap();
+        }
+        assert!(verify_segment_checksums(dir.path()).unwrap().is_empty());
+        write_checksums(dir.path()).unwrap();
+        // A commit: another list of segments, one that is gone and one that is new.
+        fs::write(at("meta.json"), "other").unwrap();
+        fs::remove_file(at(names[1])).unwrap();
+        fs::write(at("00000000000000000000000000000000.term"), "new").unwrap();
+        assert!(verify_segment_checksums(dir.path()).unwrap().is_empty());
+        fs::write(at(names[0]), names[1]).unwrap();
+        let problems = verify_segment_checksums(dir.path()).unwrap();
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].starts_with(names[0]), "{problems:?}");
     }
 }

@@ -22,7 +22,7 @@ pub use build::{
     BuildMode, BuildOptions, BuildProgress, BuildRecord, IndexBuilder, Refusal, SegmentTarget,
     merge_by_key,
 };
-pub use checksums::{CHECKSUMS_FILE, verify_checksums, write_checksums};
+pub use checksums::{CHECKSUMS_FILE, verify_checksums, verify_segment_checksums, write_checksums};
 pub use dedup::{Dedup, DedupCounts, DedupProgress, Groups, Member, Pair};
 pub use directory::HashDirectory;
 pub use field::{FIELD_TYPE, HashFieldOptions, SchemaBuilderExt};

@@ -6,7 +6,9 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use serde_json::json;
 use tanhash::HashCode;
-use tanhash::plugin::{Fusion, HammingQuery, HybridSearch, KnnQuery, Leg, LegHit};
+use tanhash::plugin::{
+    Fusion, HammingQuery, HybridSearch, KnnQuery, Leg, LegHit, verify_segment_checksums,
+};
 
 use crate::catalog::{CODE_FIELD, Catalog, EncoderSpec, Stored, Use};
 use crate::cmd::Common;
@@ -99,8 +101,9 @@ pub fn run(args: Args, common: Common) -> Result<()> {
     };
     let catalog = Catalog::open(&args.index, purpose, args.model.as_deref(), &args.field)?;
     if !args.trust {
-        let report = catalog.index.verify()?;
-        if let Some(problem) = report.problems.first() {
+        let mut problems = catalog.index.verify()?.problems;
+        problems.extend(verify_segment_checksums(&args.index)?);
+        if let Some(problem) = problems.first() {
             bail!("{problem}; restore or rebuild {}", args.index.display());
         }
     }
