@@ -60,7 +60,7 @@ pub enum BackboneKind {
     #[default]
     #[serde(rename = "conv-small")]
     ConvSmall,
-    /// [`ResNet9`]: 1.7 million weights, for pictures of 16 to 64 pixels, from nothing: 256 features.
+    /// [`ResNet9`]: 1.6 million weights, for pictures of 16 to 64 pixels, from nothing: 256 features.
     #[serde(rename = "resnet-9")]
     ResNet9,
     /// None: the examples are feature vectors already.

@@ -23,8 +23,8 @@ use crate::error::Result;
 /// ```
 ///
 /// Every convolution is 3 x 3 without bias, then batch normalization and ReLU; pooling takes the maximum. A
-/// picture of 28 x 28 takes 69 million multiplications, ten times those of `conv-small` and a sixth of those of
-/// `resnet-18-cifar`. What else Page's recipe has (its schedule, half precision, cutout) belongs to training.
+/// picture of 28 x 28 takes 69 million multiplications, eight times those of `conv-small` and a seventh of
+/// those of `resnet-18-cifar`. What else Page's recipe has (its schedule, cutout) belongs to training.
 pub struct ResNet9 {
     prepare: ConvNorm,
     stages: Vec<Stage>,
