@@ -97,10 +97,16 @@ pub(super) fn erase(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use rand::SeedableRng;
     use tch::Kind;
 
     use super::*;
+    use crate::data::ExampleSet;
+    use crate::deep::augment::{Augment, Batches};
+    use crate::deep::checkpoint::{InputSpec, PictureInput};
+    use crate::media::Resize;
 
     fn rng() -> ChaCha8Rng {
         ChaCha8Rng::seed_from_u64(5)
@@ -178,5 +184,50 @@ mod tests {
         assert_eq!(erased(0.0), pictures);
         assert_ne!(erased(1.0), pictures);
         assert_eq!(erased(1.0), erased(1.0));
+    }
+
+    #[test]
+    fn pictures_of_every_source_are_erased() {
+        let shape = PictureShape {
+            side: 16,
+            channels: 1,
+        };
+        let grey = ExampleSet::from_pixels(shape, vec![100; 16 * 16], vec![0]).unwrap();
+        let grey = Arc::new(grey);
+        let erasing = Augment {
+            erase: 1.0,
+            ..Augment::NONE
+        };
+        let cut = Augment {
+            crop_area_min: Some(0.5),
+            ..erasing
+        };
+        // Kept in memory, cut out of it, and enlarged when fetched.
+        for (side, augment) in [(16, erasing), (16, cut), (24, erasing)] {
+            let input = InputSpec::Pictures(PictureInput {
+                picture_side: side,
+                picture_channels: 1,
+                normalization: Normalization {
+                    mean: vec![0.0],
+                    std: vec![1.0 / 255.0],
+                },
+                resize: Resize::default(),
+            });
+            let batches = Batches::new(grey.clone(), input, augment, tch::Device::Cpu).unwrap();
+            let batch = batches.batch(&[0; 8], &mut rng()).unwrap();
+            let values: Vec<f32> = Vec::try_from(batch.contiguous().view([-1])).unwrap();
+            for picture in values.chunks(side * side) {
+                let noise = picture.iter().filter(|x| (**x - 100.0).abs() > 0.5).count();
+                let share = noise as f64 / picture.len() as f64;
+                assert!((0.01..=0.45).contains(&share), "{share} at {side} pixels");
+            }
+        }
+        let named = Augment::from_name("pad-crop-erase").unwrap();
+        assert_eq!(named, Augment::PAD_CROP_ERASE);
+        let wrong = Augment {
+            erase: 1.5,
+            ..Augment::NONE
+        };
+        assert!(wrong.check().is_err());
     }
 }
