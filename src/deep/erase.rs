@@ -163,7 +163,8 @@ mod tests {
                 last % side - first % side + 1,
             );
             assert_eq!(changed.len(), height * width, "not a rectangle");
-            assert!((2..=106).contains(&changed.len()), "{height} x {width}");
+            // 40 % of 256 pixels are 102; both sides are rounded.
+            assert!((2..=115).contains(&changed.len()), "{height} x {width}");
         }
         assert!((80..=120).contains(&n_erased), "{n_erased} of 200");
         // Bytes from 0 to 255, so from -2 to 2, uniformly.
