@@ -52,6 +52,7 @@ fn input(kind: BackboneKind) -> PictureInput {
     PictureInput {
         picture_side: match kind {
             BackboneKind::ResNet18Cifar => 32,
+            BackboneKind::ResNet9 => 28,
             _ => SIDE,
         },
         picture_channels: 3,
@@ -121,7 +122,7 @@ fn features_are_those_of_the_published_networks() {
     );
     let reference: serde_json::Value = serde_json::from_str(&text.unwrap()).unwrap();
     let reference = reference.as_object().unwrap();
-    assert_eq!(reference.len(), 6);
+    assert_eq!(reference.len(), 7);
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("weights.safetensors");
     let _no_grad = tch::no_grad_guard();
@@ -160,6 +161,51 @@ fn features_are_those_of_the_published_networks() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn resnet_9_reads_small_pictures_and_learns_with_every_weight() {
+    let built = |side: usize, channels: usize| {
+        let input = InputSpec::Pictures(PictureInput {
+            picture_side: side,
+            picture_channels: channels,
+            ..input(BackboneKind::ResNet9)
+        });
+        let device = tch::Device::Cpu;
+        DeepHashNet::new(BackboneKind::ResNet9, &input, 16, HeadKind::NORM, 3, device)
+    };
+    for (side, channels) in [(16, 1), (28, 1), (32, 3), (64, 3)] {
+        let network = built(side, channels).unwrap();
+        let size = [4, channels as i64, side as i64, side as i64];
+        let pictures = Tensor::arange(
+            size.iter().product::<i64>(),
+            (tch::Kind::Float, tch::Device::Cpu),
+        );
+        let pictures = (pictures * 0.37).sin().view(size);
+        let logits = network.forward(&pictures, true).unwrap();
+        assert_eq!(network.n_features(), 256);
+        assert_eq!(logits.size(), [4, 16]);
+        (logits * Tensor::arange(16, (tch::Kind::Float, tch::Device::Cpu)))
+            .square()
+            .sum(None)
+            .backward();
+        for entry in network.weights().entries() {
+            if entry.tensor.requires_grad() {
+                let moved = entry.tensor.grad().abs().max().double_value(&[]);
+                assert!(moved > 0.0, "{} at {side} pixels", entry.name);
+            }
+        }
+    }
+    for side in [8, 65] {
+        let Err(error) = built(side, 1) else {
+            panic!("{side} pixels were taken");
+        };
+        let text = error.to_string();
+        assert!(
+            text.contains("resnet-9 does not read") && !text.contains('\n'),
+            "{text}"
+        );
     }
 }
 

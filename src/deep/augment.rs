@@ -13,6 +13,7 @@ use tch::{Kind, Tensor};
 
 use crate::data::{ExampleSet, PictureShape, Source};
 use crate::deep::checkpoint::{InputSpec, PictureInput};
+use crate::deep::erase::erase;
 use crate::error::{Error, Result};
 use crate::media::Resize;
 
@@ -34,6 +35,9 @@ pub struct Augment {
     /// Differences from the picture's mean grey are scaled likewise: `ColorJitter(contrast)`. Always
     /// after the brightness.
     pub contrast: f64,
+    /// The probability that a rectangle of 2 to 40 % of the area becomes noise: random erasing (Zhong et
+    /// al., AAAI 2020), after everything else.
+    pub erase: f64,
 }
 
 impl Default for Augment {
@@ -53,6 +57,7 @@ impl Augment {
         crop_area_min: None,
         brightness: 0.0,
         contrast: 0.0,
+        erase: 0.0,
     };
 
     /// Mirroring alone.
@@ -80,6 +85,12 @@ impl Augment {
         ..Augment::FLIP
     };
 
+    /// The same with random erasing in half of the pictures.
+    pub const PAD_CROP_ERASE: Augment = Augment {
+        erase: 0.5,
+        ..Augment::PAD_CROP
+    };
+
     /// A recipe by name.
     ///
     /// # Errors
@@ -90,11 +101,12 @@ impl Augment {
             "flip" => Augment::FLIP,
             "shift" => Augment::default(),
             "pad-crop" => Augment::PAD_CROP,
+            "pad-crop-erase" => Augment::PAD_CROP_ERASE,
             "jitter" => Augment::JITTER,
             "resized-crop" => Augment::RESIZED_CROP,
             _ => {
                 return Err(Error::invalid(format!(
-                    "no augmentation is called {name:?}; there are none, flip, shift, pad-crop, jitter, resized-crop"
+                    "no augmentation is called {name:?}; there are none, flip, shift, pad-crop, pad-crop-erase, jitter, resized-crop"
                 )));
             }
         })
@@ -104,10 +116,10 @@ impl Augment {
     /// `InvalidArgument` for a value out of range.
     pub(crate) fn check(&self) -> Result<()> {
         let area = self.crop_area_min.unwrap_or(1.0);
-        let light = [self.brightness, self.contrast];
-        if !(area > 0.0 && area <= 1.0) || light.iter().any(|x| !(0.0..=1.0).contains(x)) {
+        let shares = [self.brightness, self.contrast, self.erase];
+        if !(area > 0.0 && area <= 1.0) || shares.iter().any(|x| !(0.0..=1.0).contains(x)) {
             return Err(Error::invalid(format!(
-                "expected an area above 0 and at most 1, and shares of light from 0 to 1, got {self:?}"
+                "expected an area above 0 and at most 1, and brightness, contrast and erase from 0 to 1, got {self:?}"
             )));
         }
         Ok(())
@@ -250,6 +262,15 @@ impl Batches {
             InputSpec::Features { .. } => return self.features(rows),
             InputSpec::Pictures(input) => input,
         };
+        let pictures = self.pictures(rows, input, rng)?;
+        match self.augment.erase {
+            0.0 => Ok(pictures),
+            chance => erase(&pictures, chance, &input.normalization, rng),
+        }
+    }
+
+    /// Pictures moved, cut, mirrored and relit.
+    fn pictures(&self, rows: &[i64], input: &PictureInput, rng: &mut ChaCha8Rng) -> Result<Tensor> {
         match &self.store {
             Store::Padded(padded) => {
                 let bytes = self.shifted(padded, rows, input.shape(), rng)?;

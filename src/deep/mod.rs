@@ -35,6 +35,7 @@ pub mod checkpoint;
 mod curves;
 pub mod device;
 mod encoder;
+mod erase;
 pub mod features;
 pub mod hash_head;
 pub mod method;

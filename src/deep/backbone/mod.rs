@@ -9,6 +9,7 @@ mod conv_small;
 mod efficientnet;
 mod layers;
 mod resnet;
+mod resnet9;
 
 use std::fmt;
 use std::path::Path;
@@ -22,6 +23,7 @@ pub use alexnet::AlexNet;
 pub use conv_small::ConvSmall;
 pub use efficientnet::EfficientNetLite0;
 pub use resnet::ResNet;
+pub use resnet9::ResNet9;
 
 use crate::data::{ExampleSet, PictureShape};
 use crate::deep::augment::Normalization;
@@ -58,6 +60,9 @@ pub enum BackboneKind {
     #[default]
     #[serde(rename = "conv-small")]
     ConvSmall,
+    /// [`ResNet9`]: 1.6 million weights, for pictures of 16 to 64 pixels, from nothing: 256 features.
+    #[serde(rename = "resnet-9")]
+    ResNet9,
     /// None: the examples are feature vectors already.
     #[serde(rename = "identity")]
     Identity,
@@ -82,8 +87,9 @@ pub enum BackboneKind {
 }
 
 /// Each backbone with its name.
-const NAMES: [(BackboneKind, &str); 8] = [
+const NAMES: [(BackboneKind, &str); 9] = [
     (BackboneKind::ConvSmall, "conv-small"),
+    (BackboneKind::ResNet9, "resnet-9"),
     (BackboneKind::Identity, "identity"),
     (BackboneKind::EfficientNetLite0, "efficientnet-lite0"),
     (BackboneKind::ResNet18, "resnet-18"),
@@ -125,7 +131,10 @@ impl BackboneKind {
             (_, Some(_)) => Err(Error::invalid(format!(
                 "the backbone {self} takes pictures, the data set has feature vectors; use --backbone identity"
             ))),
-            (BackboneKind::ConvSmall | BackboneKind::ResNet18Cifar, None) => {
+            (
+                BackboneKind::ConvSmall | BackboneKind::ResNet9 | BackboneKind::ResNet18Cifar,
+                None,
+            ) => {
                 let shape = set.stored_shape().ok_or_else(|| {
                     Error::invalid(format!(
                         "the backbone {self} takes small pictures from memory, the data set was opened for large ones"
@@ -173,7 +182,10 @@ impl BackboneKind {
     /// The shape that pictures should be opened for, where it does not depend on the data set.
     pub fn picture_shape(self) -> Option<PictureShape> {
         match self {
-            BackboneKind::ConvSmall | BackboneKind::ResNet18Cifar | BackboneKind::Identity => None,
+            BackboneKind::ConvSmall
+            | BackboneKind::ResNet9
+            | BackboneKind::ResNet18Cifar
+            | BackboneKind::Identity => None,
             _ => Some(PictureShape {
                 side: IMAGENET_SIDE,
                 channels: 3,
@@ -210,7 +222,7 @@ impl BackboneKind {
         };
         let fits = match self {
             BackboneKind::ConvSmall => true,
-            BackboneKind::ResNet18Cifar => (16..=64).contains(&shape.side),
+            BackboneKind::ResNet9 | BackboneKind::ResNet18Cifar => (16..=64).contains(&shape.side),
             _ => (64..=1024).contains(&shape.side) && shape.channels == 3,
         };
         if !fits {
@@ -220,6 +232,7 @@ impl BackboneKind {
         }
         Ok(match self {
             BackboneKind::ConvSmall => Box::new(ConvSmall::new(weights, shape, rng)?),
+            BackboneKind::ResNet9 => Box::new(ResNet9::new(weights, shape, rng)?),
             BackboneKind::EfficientNetLite0 => Box::new(EfficientNetLite0::new(weights, rng)?),
             BackboneKind::ResNet18 | BackboneKind::ResNet18Cifar => {
                 Box::new(ResNet::new(weights, resnet([2, 2, 2, 2], false), rng)?)
@@ -362,6 +375,6 @@ mod tests {
             assert_eq!(serde_json::to_value(kind).unwrap(), name);
         }
         let error = "vgg".parse::<BackboneKind>().unwrap_err().to_string();
-        assert!(error.contains("conv-small, identity"), "{error}");
+        assert!(error.contains("conv-small, resnet-9, identity"), "{error}");
     }
 }

@@ -24,7 +24,7 @@ pub struct Args {
     /// Bits of each code: a multiple of 8 from 16 to 1024
     #[arg(long, default_value_t = 64)]
     pub bits: usize,
-    /// The feature network: conv-small, resnet-18-cifar, efficientnet-lite0, resnet-18, resnet-34,
+    /// The feature network: conv-small, resnet-9, resnet-18-cifar, efficientnet-lite0, resnet-18, resnet-34,
     /// resnet-50 or alexnet for pictures, identity for features; the first or the last if not given
     #[arg(long)]
     pub backbone: Option<String>,
@@ -37,7 +37,8 @@ pub struct Args {
     /// Keep those features in this directory, for other runs
     #[arg(long, requires = "freeze")]
     pub feature_cache: Option<PathBuf>,
-    /// What happens to pictures: none, flip, shift, pad-crop, jitter or resized-crop
+    /// What happens to pictures: none, flip, shift, pad-crop, pad-crop-erase, jitter or
+    /// resized-crop
     #[arg(long)]
     pub augment: Option<String>,
     /// Compute the feature network in bfloat16
