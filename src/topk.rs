@@ -38,10 +38,13 @@ pub struct TopK {
 /// Room beyond `k` in the buffer of a small `k`, so that it is not cut at every push.
 const BUFFER_SLACK: usize = 32;
 
+/// The neighbors that there is room for from the start.
+const BUFFER_ROOM: usize = 1024;
+
 impl TopK {
     /// Room for the `k` nearest codes no farther than `max_distance` bits.
     ///
-    /// Takes memory as neighbors come in, never for `k` in advance. Distances are those of codes, at
+    /// Takes memory as neighbors come in, never for a large `k` in advance. Distances are those of codes, at
     /// most [`CodeLen::MAX_BITS`].
     pub fn new(k: usize, max_distance: u32) -> TopK {
         let bound = max_distance.min(CodeLen::MAX_BITS as u32);
@@ -55,7 +58,7 @@ impl TopK {
             },
             counts: vec![0; limit as usize],
             n_within: 0,
-            buffer: Vec::with_capacity(k.min(BUFFER_SLACK)),
+            buffer: Vec::with_capacity(k.min(BUFFER_ROOM) + BUFFER_SLACK),
             buffer_max: k.saturating_add(k.max(BUFFER_SLACK)),
         }
     }
@@ -187,7 +190,9 @@ impl TopK {
             self.buffer.select_nth_unstable(self.k);
             self.buffer.truncate(self.k);
         }
-        self.buffer.sort_unstable();
+        // The order of neighbors as one number, which is compared without a branch.
+        let key = |of: &Neighbor| u128::from(of.distance) << 64 | u128::from(of.address);
+        self.buffer.sort_unstable_by_key(key);
         self.buffer
     }
 }

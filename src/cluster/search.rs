@@ -573,7 +573,8 @@ struct Finds<'t> {
     late: Option<NearRows>,
 }
 
-/// Rows that wait in most searches.
+/// Rows that wait in most searches: some for each neighbor that is wanted, and some anyway.
+const NEAR_ROWS_EACH: usize = 4;
 const NEAR_ROWS: usize = 128;
 
 /// As many rows wait: those at the k-th distance may be any number.
@@ -654,12 +655,13 @@ impl NearRows {
     fn of(top: &TopK, rows: &SegmentRows<'_>) -> Option<NearRows> {
         let bound = top.bound_from(rows.address_base)?;
         let counts = top.counts_within(bound).to_vec();
+        let n_rows = NEAR_ROWS_EACH.saturating_mul(top.k());
         Some(NearRows {
             k: top.k(),
             bound,
             n_within: counts.iter().map(|&count| count as usize).sum(),
             counts,
-            rows: Vec::with_capacity(NEAR_ROWS),
+            rows: Vec::with_capacity(n_rows.clamp(NEAR_ROWS, LATE_ROWS_MAX)),
         })
     }
 
