@@ -4,7 +4,7 @@ use rand_chacha::ChaCha8Rng;
 use tch::Tensor;
 
 use super::Backbone;
-use super::layers::{Activation, ConvNorm, ConvSpec, Padding, TORCH_NORM, he};
+use super::layers::{ConvNorm, small_layer};
 use crate::data::PictureShape;
 use crate::deep::weights::Weights;
 use crate::error::{Error, Result};
@@ -46,24 +46,7 @@ impl ConvSmall {
         for (stage_idx, (outputs, stride)) in STAGES.into_iter().enumerate() {
             let mut layer = |layer: &str, inputs: i64, stride: i64| {
                 let path = format!("{stage_idx}.{layer}");
-                let spec = ConvSpec {
-                    inputs,
-                    outputs,
-                    kernel: 3,
-                    stride,
-                    padding: Padding::Both(1),
-                    groups: 1,
-                };
-                ConvNorm::new(
-                    weights,
-                    &format!("{path}.conv"),
-                    &format!("{path}.norm"),
-                    spec,
-                    TORCH_NORM,
-                    Activation::Relu,
-                    he(inputs * 9),
-                    rng,
-                )
+                small_layer(weights, &path, (inputs, outputs), stride, rng)
             };
             let widen = layer("widen", inputs, stride)?;
             let residual = layer("residual", outputs, 1)?;

@@ -105,6 +105,36 @@ impl Layers<'_> {
     }
 }
 
+/// A layer of the networks for small pictures: a 3 x 3 convolution that keeps the size at stride 1, its
+/// kernel drawn by [`he`] from the inputs that one number comes of, normalization and ReLU, at `path.conv` and
+/// `path.norm`.
+pub(super) fn small_layer(
+    weights: &mut Weights,
+    path: &str,
+    (inputs, outputs): (i64, i64),
+    stride: i64,
+    rng: &mut ChaCha8Rng,
+) -> Result<ConvNorm> {
+    let spec = ConvSpec {
+        inputs,
+        outputs,
+        kernel: 3,
+        stride,
+        padding: Padding::Both(1),
+        groups: 1,
+    };
+    ConvNorm::new(
+        weights,
+        &format!("{path}.conv"),
+        &format!("{path}.norm"),
+        spec,
+        TORCH_NORM,
+        Activation::Relu,
+        he(inputs * 9),
+        rng,
+    )
+}
+
 /// Convolution, batch normalization, activation.
 pub(super) struct ConvNorm {
     spec: ConvSpec,

@@ -4,7 +4,7 @@ use rand_chacha::ChaCha8Rng;
 use tch::Tensor;
 
 use super::Backbone;
-use super::layers::{Activation, ConvNorm, ConvSpec, Padding, TORCH_NORM, he};
+use super::layers::{ConvNorm, small_layer};
 use crate::data::PictureShape;
 use crate::deep::weights::Weights;
 use crate::error::Result;
@@ -49,24 +49,7 @@ impl ResNet9 {
         rng: &mut ChaCha8Rng,
     ) -> Result<ResNet9> {
         let mut layer = |path: &str, inputs: i64, outputs: i64| {
-            let spec = ConvSpec {
-                inputs,
-                outputs,
-                kernel: 3,
-                stride: 1,
-                padding: Padding::Both(1),
-                groups: 1,
-            };
-            ConvNorm::new(
-                weights,
-                &format!("{path}.conv"),
-                &format!("{path}.norm"),
-                spec,
-                TORCH_NORM,
-                Activation::Relu,
-                he(inputs * 9),
-                rng,
-            )
+            small_layer(weights, path, (inputs, outputs), 1, rng)
         };
         let prepare = layer("prepare", shape.channels as i64, PREPARED)?;
         let mut inputs = PREPARED;

@@ -253,21 +253,25 @@ impl<'a> SelfJoin<'a> {
         let started = Instant::now();
         // Few at a time, so that a wide radius finds no more than fits.
         for queries in queries.chunks(TRIAL_QUERIES / 3) {
-            let mut found = vec![Vec::new(); queries.len()];
-            engine::range_batch(
-                self.rows,
-                EngineChoice::Scan,
-                queries,
-                self.radius,
-                &all,
-                &mut found,
-                &mut stats,
-            )?;
+            self.scan(self.rows, queries, &mut stats)?;
             if started.elapsed() > single {
                 return Ok(Way::Single(choice));
             }
         }
         Ok(Way::Batch)
+    }
+
+    /// What the linear scan finds of these rows for each query.
+    fn scan(
+        &self,
+        rows: &SegmentRows<'_>,
+        queries: &[HashCode],
+        stats: &mut SearchStats,
+    ) -> Result<Vec<Vec<Neighbor>>> {
+        let mut found = vec![Vec::new(); queries.len()];
+        let (scan, all) = (EngineChoice::Scan, Allowed::All);
+        engine::range_batch(rows, scan, queries, self.radius, &all, &mut found, stats)?;
+        Ok(found)
     }
 
     /// Hands `each(pairs, queries finished since)` the pairs on the calling thread, until it breaks.
@@ -407,9 +411,7 @@ impl<'a> SelfJoin<'a> {
                 .map(|number| self.query(number))
                 .collect::<Result<Vec<_>>>()?;
             let (places, queries): (Vec<u32>, Vec<HashCode>) = queries.into_iter().unzip();
-            let mut found = vec![Vec::new(); queries.len()];
-            let all = Allowed::All;
-            if self.rows.ascend() {
+            let found = if self.rows.ascend() {
                 // Codes before the batch were its left, and need no second look.
                 let first = batch.start / BLOCK_ROWS * BLOCK_ROWS;
                 let blocks = &codes.blocks()[first * codes.code_len().words()..];
@@ -418,26 +420,10 @@ impl<'a> SelfJoin<'a> {
                     address_base: first as u64,
                     ..SegmentRows::of(rest)
                 };
-                engine::range_batch(
-                    &rows,
-                    EngineChoice::Scan,
-                    &queries,
-                    self.radius,
-                    &all,
-                    &mut found,
-                    stats,
-                )?;
+                self.scan(&rows, &queries, stats)?
             } else {
-                engine::range_batch(
-                    self.rows,
-                    EngineChoice::Scan,
-                    &queries,
-                    self.radius,
-                    &all,
-                    &mut found,
-                    stats,
-                )?;
-            }
+                self.scan(self.rows, &queries, stats)?
+            };
             outlet.piece.n_queries += queries.len();
             for (place, found) in places.into_iter().zip(&found) {
                 if emit(place, found, outlet).is_err() {
