@@ -117,11 +117,20 @@ pub fn run(args: Args, common: Common) -> Result<()> {
         "expected a new name for --field, the index has `{}` already",
         args.field
     );
+    let schema = &old_layout.schema;
+    // The input is opened before anything is made, so that a wrong path leaves nothing behind.
+    let all = args.codes.records(&args.input, schema, 0)?;
     let catalog = if exists && args.resume {
         Catalog::open(&args.out, Use::Encode, None, &args.field)?
     } else {
         let spec =
             spec.context("expected an encoder: give --model F, --encoder phash, --encoder lsh or --encoder-file F")?;
+        ensure!(
+            !exists,
+            "--out: expected a directory without an index, found one in {}; choose another, remove it, or go on \
+             with its run by --resume",
+            args.out.display()
+        );
         let mut layout = old_layout.clone();
         for (_, spec) in &mut layout.codes {
             if let Some(file) = spec.file_mut() {
@@ -139,10 +148,8 @@ pub fn run(args: Args, common: Common) -> Result<()> {
             args.index.display()
         );
     }
-    let schema = &old_layout.schema;
     let found = BuildProgress::of(&catalog.index)?;
     let name = |source: &str| format!("{source} for `{}`", args.field);
-    let all = args.codes.records(&args.input, schema, 0)?;
     let (mode, skip) = match found {
         Some(found) if args.resume && found.source == name(&all.source) => {
             (BuildMode::Resume, found.position)
