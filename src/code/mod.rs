@@ -164,11 +164,10 @@ impl HashCode {
 
     /// The packed bytes, [`CodeLen::bytes`] of them.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes: Vec<u8> = self
-            .words
-            .iter()
-            .flat_map(|word| word.to_le_bytes())
-            .collect();
+        let mut bytes = Vec::with_capacity(self.words.len() * 8);
+        for word in &self.words {
+            bytes.extend_from_slice(&word.to_le_bytes());
+        }
         bytes.truncate(self.len.bytes());
         bytes
     }

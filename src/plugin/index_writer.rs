@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock, RwLockUpgradableReadGuard};
+use smallvec::SmallVec;
 use tantivy::index::SegmentId;
 use tantivy::indexer::UserOperation;
 use tantivy::merge_policy::{MergeCandidate, MergePolicy, NoMergePolicy};
@@ -17,11 +18,11 @@ use tantivy::schema::{Field, FieldEntry, FieldType, Schema};
 use tantivy::{Directory, IndexWriter, Opstamp, SegmentMeta, TantivyDocument, Term};
 
 use crate::code::HashCode;
-use crate::encode::{EncodeStage, Payload, Ticket};
+use crate::encode::{EncodeError, EncodeStage, Payload, Ticket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plugin::field::HashFieldOptions;
 use crate::plugin::index::HashIndex;
-use crate::plugin::value::{HashDocumentExt, HashValue, encoded_bytes};
+use crate::plugin::value::{HashDocumentExt, HashValue, add_encoded, ready_len};
 use crate::plugin::{HashPlugin, payload_sha256, refusal, sha256_hex};
 
 /// Threads, memory and what to do with bad documents.
@@ -74,8 +75,12 @@ pub struct DocumentOutcome {
     /// tantivy's stamp, or `None` if the document was not indexed.
     pub opstamp: Option<Opstamp>,
     /// One entry a value of a hash field.
-    pub codes: Vec<(Field, CodeOutcome)>,
+    pub codes: CodeOutcomes,
 }
+
+/// What became of the values of a document's hash fields. A slice of pairs, which for one field needs no
+/// allocation.
+pub type CodeOutcomes = SmallVec<[(Field, CodeOutcome); 1]>;
 
 impl DocumentOutcome {
     /// The first reason why a value has no code.
@@ -144,18 +149,78 @@ impl std::fmt::Debug for HashIndexWriter {
 
 /// A document whose payloads are with the encoder.
 struct Prepared {
-    /// Everything but the values of hash fields.
     document: TantivyDocument,
-    codes: Vec<(Field, PreparedCode)>,
+    codes: PreparedCodes,
+    /// What its values take, about.
+    size_bytes: usize,
+}
+
+enum PreparedCodes {
+    /// The document still holds its codes, each of them ready.
+    InPlace(CodeOutcomes),
+    /// The document holds everything but the values of hash fields.
+    Taken(Vec<(Field, PreparedCode)>),
 }
 
 enum PreparedCode {
     Code(HashCode),
-    /// The document still holds its ready code.
-    InPlace,
     /// Position among the payloads sent for the field.
     Payload(usize),
     Refused(String),
+}
+
+/// A field, its payloads, and what became of each.
+type Encoded = (
+    Field,
+    Vec<Payload>,
+    Vec<std::result::Result<HashCode, EncodeError>>,
+);
+
+/// A document that is ready for tantivy.
+struct Finished {
+    document: TantivyDocument,
+    outcomes: CodeOutcomes,
+    size_bytes: usize,
+}
+
+/// Documents that go to tantivy in one call.
+#[derive(Default)]
+struct Call {
+    /// Positions among the outcomes of the batch, one a document.
+    positions: SmallVec<[usize; CALL_DOCUMENTS]>,
+    documents: SmallVec<[UserOperation; CALL_DOCUMENTS]>,
+    size_bytes: usize,
+}
+
+impl Call {
+    fn has_room(&self, size_bytes: usize) -> bool {
+        self.documents.len() < CALL_DOCUMENTS && self.size_bytes + size_bytes <= CALL_BYTES
+    }
+
+    fn push(&mut self, position: usize, document: TantivyDocument, size_bytes: usize) {
+        self.positions.push(position);
+        self.documents.push(UserOperation::Add(document));
+        self.size_bytes += size_bytes;
+    }
+
+    /// Adds the documents, and notes their stamps, which come one after the other before the one that
+    /// tantivy returns.
+    fn run(
+        &mut self,
+        writer: &IndexWriter,
+        outcomes: &mut [DocumentOutcome],
+    ) -> tantivy::Result<()> {
+        if self.documents.is_empty() {
+            return Ok(());
+        }
+        self.size_bytes = 0;
+        let n = self.documents.len() as Opstamp;
+        let end = writer.run(std::mem::take(&mut self.documents))?;
+        for (stamp, position) in (end - n..end).zip(self.positions.drain(..)) {
+            outcomes[position].opstamp = Some(stamp);
+        }
+        Ok(())
+    }
 }
 
 /// Documents whose payloads are with the encoder.
@@ -169,6 +234,11 @@ struct Submitted {
 /// Documents, and bytes of payloads, that [`HashIndexWriter::add_stream`] adds at once.
 const GROUP_DOCUMENTS: usize = 512;
 const GROUP_BYTES: usize = 8_000_000;
+
+/// tantivy bounds its queue by 10,000 calls, whatever comes in each. A call wakes an indexing thread, so small
+/// documents go together, as many as a call carries without an allocation, and the queue stays below 10 MB.
+const CALL_DOCUMENTS: usize = 4;
+const CALL_BYTES: usize = 1_000;
 
 /// The payloads of one field of one call.
 struct FieldBatch {
@@ -310,14 +380,15 @@ impl HashIndexWriter {
 
     /// Looks through documents and hands their payloads to the encoder.
     fn submit(&self, documents: Vec<TantivyDocument>, key: Option<Field>) -> Result<Submitted> {
-        if let Some((idx, reason)) = (documents.iter().enumerate())
-            .find_map(|(idx, document)| Some((idx, self.mistyped(document)?)))
-        {
-            let message = format!(
-                "document {idx} of {}: {reason}; nothing was added",
-                documents.len()
-            );
-            return Err(Error::invalid(message));
+        let mut sizes = Vec::with_capacity(documents.len());
+        for (idx, document) in documents.iter().enumerate() {
+            let size_bytes = self.check_types(document).map_err(|reason| {
+                let n = documents.len();
+                Error::invalid(format!(
+                    "document {idx} of {n}: {reason}; nothing was added"
+                ))
+            })?;
+            sizes.push(size_bytes);
         }
         let keys = match key {
             None => vec![None; documents.len()],
@@ -331,7 +402,8 @@ impl HashIndexWriter {
         let mut batches: Vec<FieldBatch> = Vec::new();
         let prepared = documents
             .into_iter()
-            .map(|document| self.prepare(document, &mut batches))
+            .zip(sizes)
+            .map(|(document, size_bytes)| self.prepare(document, size_bytes, &mut batches))
             .collect::<Result<Vec<_>>>()?;
         let tickets = batches
             .into_iter()
@@ -369,49 +441,9 @@ impl HashIndexWriter {
             }
             encoded.push((field, payloads, outcomes));
         }
-        let finished: Vec<(TantivyDocument, Vec<(Field, CodeOutcome)>)> = prepared
+        let finished: Vec<Finished> = prepared
             .into_iter()
-            .map(|prepared| {
-                let Prepared {
-                    mut document,
-                    codes,
-                } = prepared;
-                let mut outcomes = Vec::with_capacity(codes.len());
-                for (field, code) in codes {
-                    let (code, outcome) = match code {
-                        PreparedCode::InPlace => (None, CodeOutcome::Ready),
-                        PreparedCode::Code(code) => (Some(code), CodeOutcome::Ready),
-                        PreparedCode::Refused(reason) => (None, CodeOutcome::Failed(reason)),
-                        PreparedCode::Payload(position) => {
-                            let found = encoded.iter().find(|(of, _, _)| *of == field);
-                            let found = found.and_then(|(_, payloads, outcomes)| {
-                                Some((payloads.get(position)?, outcomes.get(position)?))
-                            });
-                            match found {
-                                Some((_, Ok(code))) => (Some(code.clone()), CodeOutcome::Encoded),
-                                Some((payload, Err(error))) => {
-                                    let sha256 = payload_sha256(payload);
-                                    self.report_failure(field, refusal(error), sha256);
-                                    (None, CodeOutcome::Failed(refusal(error)))
-                                }
-                                None => (
-                                    None,
-                                    CodeOutcome::Failed("the encoder gave no answer".to_owned()),
-                                ),
-                            }
-                        }
-                    };
-                    match (code, &outcome) {
-                        (Some(code), CodeOutcome::Encoded) => {
-                            document.add_custom(field, &encoded_bytes(&code));
-                        }
-                        (Some(code), _) => document.add_code(field, &code),
-                        (None, _) => {}
-                    }
-                    outcomes.push((field, outcome));
-                }
-                (document, outcomes)
-            })
+            .map(|prepared| self.take_codes(prepared, &encoded))
             .collect();
 
         if self.on_bad_document == OnBadDocument::Fail {
@@ -424,7 +456,7 @@ impl HashIndexWriter {
             let bad = finished
                 .iter()
                 .enumerate()
-                .find_map(|(idx, (_, codes))| Some((idx, reason(codes)?)));
+                .find_map(|(idx, finished)| Some((idx, reason(&finished.outcomes)?)));
             if let Some((idx, reason)) = bad {
                 let message = format!(
                     "document {idx} of {}: {reason}; nothing was added",
@@ -438,61 +470,132 @@ impl HashIndexWriter {
             documents: Vec::with_capacity(finished.len()),
         };
         self.with_writer(|writer| {
-            for ((document, codes), term) in finished.into_iter().zip(keys) {
+            let mut call = Call::default();
+            for (finished, term) in finished.into_iter().zip(keys) {
                 let mut outcome = DocumentOutcome {
                     opstamp: None,
-                    codes,
+                    codes: finished.outcomes,
                 };
-                if !skip_bad || outcome.failure().is_none() {
-                    // A document a call: tantivy bounds its queue by the number of calls.
-                    outcome.opstamp = Some(match term {
-                        None => writer.add_document(document)?,
-                        Some(term) => writer
-                            .run([UserOperation::Delete(term), UserOperation::Add(document)])?,
-                    });
+                let is_added = !skip_bad || outcome.failure().is_none();
+                match term {
+                    _ if !is_added => {}
+                    None => {
+                        if !call.has_room(finished.size_bytes) {
+                            call.run(writer, &mut batch.documents)?;
+                        }
+                        call.push(
+                            batch.documents.len(),
+                            finished.document,
+                            finished.size_bytes,
+                        );
+                    }
+                    Some(term) => {
+                        let replace = [
+                            UserOperation::Delete(term),
+                            UserOperation::Add(finished.document),
+                        ];
+                        outcome.opstamp = Some(writer.run(replace)?);
+                    }
                 }
                 batch.documents.push(outcome);
             }
-            Ok(())
+            call.run(writer, &mut batch.documents)
         })?;
         Ok(batch)
     }
 
+    /// Puts the codes into a document whose payloads are encoded.
+    fn take_codes(&self, prepared: Prepared, encoded: &[Encoded]) -> Finished {
+        let mut document = prepared.document;
+        let taken = match prepared.codes {
+            PreparedCodes::Taken(taken) => taken,
+            PreparedCodes::InPlace(outcomes) => {
+                return Finished {
+                    document,
+                    outcomes,
+                    size_bytes: prepared.size_bytes,
+                };
+            }
+        };
+        let mut outcomes = CodeOutcomes::new();
+        for (field, code) in taken {
+            let outcome = match code {
+                PreparedCode::Code(code) => {
+                    document.add_code(field, &code);
+                    CodeOutcome::Ready
+                }
+                PreparedCode::Refused(reason) => CodeOutcome::Failed(reason),
+                PreparedCode::Payload(position) => {
+                    let found = encoded.iter().find(|(of, _, _)| *of == field);
+                    let found = found.and_then(|(_, payloads, codes)| {
+                        Some((payloads.get(position)?, codes.get(position)?))
+                    });
+                    match found {
+                        Some((_, Ok(code))) => {
+                            add_encoded(&mut document, field, code);
+                            CodeOutcome::Encoded
+                        }
+                        Some((payload, Err(error))) => {
+                            let sha256 = payload_sha256(payload);
+                            self.report_failure(field, refusal(error), sha256);
+                            CodeOutcome::Failed(refusal(error))
+                        }
+                        None => CodeOutcome::Failed("the encoder gave no answer".to_owned()),
+                    }
+                }
+            };
+            outcomes.push((field, outcome));
+        }
+        Finished {
+            document,
+            outcomes,
+            size_bytes: prepared.size_bytes,
+        }
+    }
+
+    /// The bytes that the values of a document take, about.
+    ///
     /// A value of another type than its field would kill tantivy's indexing thread, and with it every
     /// document since the last commit, so it is refused before tantivy sees it.
-    fn mistyped(&self, document: &TantivyDocument) -> Option<String> {
-        document.field_values().find_map(|(field, value)| {
+    fn check_types(&self, document: &TantivyDocument) -> std::result::Result<usize, String> {
+        let mut size_bytes = 0;
+        for (field, value) in document.field_values() {
             if field.field_id() as usize >= self.schema.num_fields() {
-                return Some(format!(
+                return Err(format!(
                     "expected fields of the schema, got field {}",
                     field.field_id()
                 ));
             }
             let entry = self.schema.get_field_entry(field);
-            let fits = match entry.field_type() {
-                FieldType::Str(_) => {
-                    value.as_str().is_some() || value.as_pre_tokenized_text().is_some()
-                }
-                FieldType::U64(_) => value.as_u64().is_some(),
-                FieldType::I64(_) => value.as_i64().is_some(),
-                FieldType::F64(_) => value.as_f64().is_some(),
-                FieldType::Bool(_) => value.as_bool().is_some(),
-                FieldType::Date(_) => value.as_datetime().is_some(),
-                FieldType::Facet(_) => value.as_facet().is_some(),
-                FieldType::Bytes(_) => value.as_bytes().is_some(),
-                FieldType::IpAddr(_) => value.as_ip_addr().is_some(),
+            let small = |fits: bool| fits.then_some(8);
+            // Nobody counts what is in these.
+            let large = |fits: bool| fits.then_some(CALL_BYTES);
+            let found = match entry.field_type() {
+                FieldType::Str(_) => match value.as_str() {
+                    Some(text) => Some(text.len()),
+                    None => large(value.as_pre_tokenized_text().is_some()),
+                },
+                FieldType::U64(_) => small(value.as_u64().is_some()),
+                FieldType::I64(_) => small(value.as_i64().is_some()),
+                FieldType::F64(_) => small(value.as_f64().is_some()),
+                FieldType::Bool(_) => small(value.as_bool().is_some()),
+                FieldType::Date(_) => small(value.as_datetime().is_some()),
+                FieldType::Facet(_) => large(value.as_facet().is_some()),
+                FieldType::Bytes(_) => value.as_bytes().map(<[u8]>::len),
+                FieldType::IpAddr(_) => small(value.as_ip_addr().is_some()),
                 FieldType::JsonObject(_) => {
-                    value.as_object().is_some() && json_fits(&value.as_value().into(), 0)
+                    large(value.as_object().is_some() && json_fits(&value.as_value().into(), 0))
                 }
-                FieldType::Custom(_) => value.as_custom().is_some(),
-                _ => true,
+                FieldType::Custom(_) => value.as_custom().map(<[u8]>::len),
+                _ => large(true),
             };
-            (!fits).then(|| {
+            size_bytes += found.ok_or_else(|| {
                 let (name, expected) = (entry.name(), entry.field_type().value_type());
                 let got = kind_of(&value.as_value().into());
                 format!("field `{name}`: expected a value of type {expected:?}, got {got}")
-            })
-        })
+            })?;
+        }
+        Ok(size_bytes)
     }
 
     fn field_options(&self, field: Field) -> Result<&(Field, HashFieldOptions)> {
@@ -504,12 +607,17 @@ impl HashIndexWriter {
     fn prepare(
         &self,
         document: TantivyDocument,
+        size_bytes: usize,
         batches: &mut Vec<FieldBatch>,
     ) -> Result<Prepared> {
         let is_hash = |field: Field| self.fields.iter().any(|(of, _)| *of == field);
         // Nothing is copied where nothing is to be replaced.
-        if let Some(codes) = self.ready_codes(&document) {
-            return Ok(Prepared { document, codes });
+        if let Some(outcomes) = self.ready_codes(&document) {
+            return Ok(Prepared {
+                document,
+                codes: PreparedCodes::InPlace(outcomes),
+                size_bytes,
+            });
         }
         let mut rest = TantivyDocument::new();
         let mut codes: Vec<(Field, PreparedCode)> = Vec::new();
@@ -527,24 +635,23 @@ impl HashIndexWriter {
         }
         Ok(Prepared {
             document: rest,
-            codes,
+            codes: PreparedCodes::Taken(codes),
+            size_bytes,
         })
     }
 
     /// The hash fields of a document, if each has one ready code of the right length.
-    fn ready_codes(&self, document: &TantivyDocument) -> Option<Vec<(Field, PreparedCode)>> {
-        let mut codes: Vec<(Field, PreparedCode)> = Vec::new();
+    fn ready_codes(&self, document: &TantivyDocument) -> Option<CodeOutcomes> {
+        let mut codes = CodeOutcomes::new();
         for (field, value) in document.field_values() {
             let Some((_, options)) = self.fields.iter().find(|(of, _)| *of == field) else {
                 continue;
             };
-            let code = HashValue::from_bytes(value.as_custom()?).ok()?;
-            let is_ready =
-                matches!(code, HashValue::Code(code) if code.code_len().bits() == options.bits);
+            let is_ready = ready_len(value.as_custom()?)?.bits() == options.bits;
             if !is_ready || codes.iter().any(|(of, _)| *of == field) {
                 return None;
             }
-            codes.push((field, PreparedCode::InPlace));
+            codes.push((field, CodeOutcome::Ready));
         }
         Some(codes)
     }

@@ -32,7 +32,8 @@ pub use hybrid::{
 };
 pub use index::{ColumnInfo, HashIndex, VerifyReport, merge_indices};
 pub use index_writer::{
-    BatchOutcome, CodeOutcome, DocumentOutcome, HashIndexWriter, OnBadDocument, WriterOptions,
+    BatchOutcome, CodeOutcome, CodeOutcomes, DocumentOutcome, HashIndexWriter, OnBadDocument,
+    WriterOptions,
 };
 pub use query::{DocFilter, HammingHit, HammingQuery, HammingResult, KnnQuery};
 pub use value::{HashDocumentExt, HashValue};
