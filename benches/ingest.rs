@@ -1,11 +1,13 @@
 //! How fast documents come in: decoding against the libraries alone and Pillow, the pipeline against its
 //! encoder, ready codes against a `bytes` fast field, and a million documents end to end.
 //!
-//! `cargo bench --bench ingest -- decode|pipeline|codes|million|memory ...`. Pictures come from the folder
-//! tree `TANHASH_BENCH_PICTURES`, or are made. `TANHASH_BENCH_PYTHON`, an interpreter with Pillow, adds its
-//! turns to `decode`. Rivals take turns round by round; ratios are medians over rounds, so that a busy
+//! `cargo bench --bench ingest -- decode|pipeline|codes|million|memory|model ...`. Pictures come from the folder
+//! tree `TANHASH_BENCH_PICTURES`, or are made. `TANHASH_BENCH_PYTHON`, an interpreter with Pillow and PyTorch, adds
+//! their turns to `decode` and `model`. `model` is of the feature `torch` and wants a trained ResNet,
+//! `TANHASH_BENCH_MODEL`; `TANHASH_BENCH_DEVICE` is `cpu` or `cuda`. Rivals take turns round by round; ratios are medians over rounds, so that a busy
 //! machine disturbs both alike. Beside the clock, each way's processor time is counted, where Linux tells:
-//! what a machine without anything else to do would come to. Leaves out networks: the encoder of `pipeline` is a stand-in of known cost.
+//! what a machine without anything else to do would come to. Leaves out training.
+//! The encoder of `pipeline` is a stand-in of known cost.
 
 use std::hint::black_box;
 use std::io::{BufRead, BufReader, Write};
@@ -42,12 +44,13 @@ fn main() {
         .skip(1)
         .filter(|arg| !arg.starts_with('-'))
         .collect();
-    let benches: [(&str, fn()); 5] = [
+    let benches: [(&str, fn()); 6] = [
         ("decode", decode),
         ("pipeline", pipeline),
         ("codes", codes),
         ("million", million),
         ("memory", memory),
+        ("model", model),
     ];
     for (name, bench) in benches {
         if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
@@ -171,7 +174,12 @@ fn made_picture(rng: &mut ChaCha8Rng) -> Arc<[u8]> {
 fn decode() {
     let files = pictures();
     let bytes: usize = files.iter().map(|file| file.len()).sum();
-    let mut pillow = Pillow::start();
+    let mut pillow = std::env::var("TANHASH_BENCH_PICTURES")
+        .ok()
+        .and_then(|folder| {
+            let max = std::env::var("TANHASH_BENCH_MAX").unwrap_or_else(|_| "1200".to_owned());
+            Rival::start("pillow_decode.py", &[folder, max])
+        });
     let mut names = vec!["service, null encoder", "libraries alone"];
     if pillow.is_some() {
         names.push("Pillow, 2 processes");
@@ -193,7 +201,7 @@ fn decode() {
             }
             1 => libraries(&files),
             _ => {
-                let (rate, cpu_rate) = pillow.as_mut().unwrap().run(files.len());
+                let (rate, cpu_rate, _) = pillow.as_mut().unwrap().run("go", files.len());
                 cpu_rates[way].push(cpu_rate);
                 return rate;
             }
@@ -241,25 +249,20 @@ fn libraries(files: &[Arc<[u8]>]) {
     });
 }
 
-/// `benches/ingest/pillow_decode.py`, which waits for a line and answers with the seconds it took.
-struct Pillow {
+/// A script of `benches/ingest/`, which says its versions, and answers each line with what it took.
+struct Rival {
     child: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
 }
 
-impl Pillow {
-    fn start() -> Option<Pillow> {
+impl Rival {
+    fn start(script: &str, args: &[String]) -> Option<Rival> {
         let python = std::env::var("TANHASH_BENCH_PYTHON").ok()?;
-        let folder = std::env::var("TANHASH_BENCH_PICTURES")
-            .expect("Pillow reads the pictures from TANHASH_BENCH_PICTURES");
-        let max = std::env::var("TANHASH_BENCH_MAX").unwrap_or_else(|_| "1200".to_owned());
-        let script = concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/benches/ingest/pillow_decode.py"
-        );
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/ingest");
         let mut child = Command::new(python)
-            .args([script, &folder, &max])
+            .arg(folder.join(script))
+            .args(args)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -269,27 +272,28 @@ impl Pillow {
         let mut versions = String::new();
         output.read_line(&mut versions).unwrap();
         print!("{versions}");
-        Some(Pillow {
+        Some(Rival {
             child,
             input,
             output,
         })
     }
 
-    /// Pictures a second, and a second of processor time.
-    fn run(&mut self, n_files: usize) -> (f64, f64) {
-        writeln!(self.input, "go").unwrap();
+    /// Pictures a second, and a second of processor time; and what else it answers.
+    fn run(&mut self, request: &str, n_files: usize) -> (f64, f64, String) {
+        writeln!(self.input, "{request}").unwrap();
         let mut line = String::new();
         self.output.read_line(&mut line).unwrap();
-        let mut numbers = line.split_whitespace();
-        let mut next = || numbers.next().unwrap().parse::<f64>().unwrap();
+        let mut words = line.split_whitespace();
+        let mut next = || words.next().unwrap().parse::<f64>().unwrap();
         let (n, seconds, cpu_seconds) = (next(), next(), next());
-        assert_eq!(n as usize, n_files, "Pillow decodes the same files");
-        (n / seconds, n / cpu_seconds)
+        assert_eq!(n as usize, n_files, "the rival takes the same pictures");
+        let more = words.next().unwrap_or_default().to_owned();
+        (n / seconds, n / cpu_seconds, more)
     }
 }
 
-impl Drop for Pillow {
+impl Drop for Rival {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -393,6 +397,92 @@ fn pipeline() {
         n as f64 / start.elapsed().as_secs_f64()
     });
     report("pipeline", "pictures/s", &names, &rates);
+}
+
+#[cfg(not(feature = "torch"))]
+fn model() {
+    println!("model: left out, it needs the feature `torch`");
+}
+
+/// A trained network behind [`Encoder`], next to PyTorch with the same weights and the same pixels.
+#[cfg(feature = "torch")]
+fn model() {
+    use tanhash::deep::{Device, TorchEncoder, device};
+    let Ok(file) = std::env::var("TANHASH_BENCH_MODEL") else {
+        println!("model: left out, TANHASH_BENCH_MODEL names no trained model");
+        return;
+    };
+    let name = std::env::var("TANHASH_BENCH_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
+    let chosen: Device = name.parse().unwrap();
+    let encoder = TorchEncoder::open(&file, chosen).unwrap();
+    let shape = encoder.picture_shape().expect("a model of pictures");
+    let prepared: Vec<Prepared> = pictures()
+        .into_iter()
+        .map(|file| encoder.prepare(&Payload::Image(file)).unwrap())
+        .collect();
+    let dir = tempfile::tempdir().unwrap();
+    let pixels_path = dir.path().join("pixels");
+    let mut pixels = std::io::BufWriter::new(std::fs::File::create(&pixels_path).unwrap());
+    for one in &prepared {
+        let Prepared::Pixels(bytes) = one else {
+            unreachable!("a model of pictures prepares pixels")
+        };
+        pixels.write_all(bytes).unwrap();
+    }
+    pixels.into_inner().unwrap();
+    let threads = device::threads();
+    let batch = encoder.max_batch();
+    println!(
+        "model: {} pictures of {}, batches of {batch}, {threads} threads, {name}",
+        prepared.len(),
+        encoder.config().backbone
+    );
+    let args = [
+        file,
+        pixels_path.display().to_string(),
+        shape.side.to_string(),
+        batch.to_string(),
+        threads.to_string(),
+        name,
+    ];
+    let mut rival = Rival::start("torch_encode.py", &args);
+    let mut names = vec!["TorchEncoder"];
+    if rival.is_some() {
+        names.extend(["PyTorch, eager", "PyTorch, eager, channels last"]);
+    }
+    let mut codes: Vec<String> = vec![String::new(); names.len()];
+    let rates = turns(names.len(), |way| {
+        let start = Instant::now();
+        if way > 0 {
+            let request = ["plain", "channels-last"][way - 1];
+            let (rate, _, found) = rival.as_mut().unwrap().run(request, prepared.len());
+            codes[way] = found;
+            return rate;
+        }
+        let found: Vec<HashCode> = (prepared.chunks(batch))
+            .flat_map(|batch| encoder.encode_prepared(batch).unwrap())
+            .map(|code| code.unwrap())
+            .collect();
+        let rate = prepared.len() as f64 / start.elapsed().as_secs_f64();
+        codes[0] = found.iter().map(HashCode::to_hex).collect();
+        rate
+    });
+    report("model", "pictures/s", &names, &rates);
+    for (name, other) in names.iter().zip(&codes).skip(1) {
+        let differ = hex_distance(&codes[0], other);
+        println!(
+            "model: {differ} of {} bits differ from {name}",
+            other.len() * 4
+        );
+    }
+}
+
+#[cfg(feature = "torch")]
+fn hex_distance(a: &str, b: &str) -> u32 {
+    assert_eq!(a.len(), b.len());
+    let digit = |digit: char| digit.to_digit(16).unwrap();
+    let pairs = a.chars().zip(b.chars());
+    pairs.map(|(a, b)| (digit(a) ^ digit(b)).count_ones()).sum()
 }
 
 /// Gigabytes of pictures through a stated budget; Linux tells the peak.
