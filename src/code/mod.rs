@@ -129,13 +129,16 @@ impl HashCode {
     /// # Errors
     /// `InvalidArgument` unless there are 2 to 128 bytes.
     pub fn from_bytes(bytes: &[u8]) -> Result<HashCode> {
-        let mut code = HashCode::zeros(CodeLen::new(bytes.len() * 8)?);
-        for (word, chunk) in code.words.iter_mut().zip(bytes.chunks(8)) {
-            let mut buffer = [0; 8];
-            buffer[..chunk.len()].copy_from_slice(chunk);
-            *word = u64::from_le_bytes(buffer);
+        let len = CodeLen::new(bytes.len() * 8)?;
+        let (whole, rest) = bytes.as_chunks::<8>();
+        let mut words: SmallVec<[u64; 4]> = SmallVec::with_capacity(len.words());
+        words.extend(whole.iter().map(|word| u64::from_le_bytes(*word)));
+        if !rest.is_empty() {
+            let mut word = [0; 8];
+            word[..rest.len()].copy_from_slice(rest);
+            words.push(u64::from_le_bytes(word));
         }
-        Ok(code)
+        Ok(HashCode { len, words })
     }
 
     /// From hexadecimal digits, two a byte, first byte first.
