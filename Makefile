@@ -78,9 +78,11 @@ results:
 results-gpu:
 	$(call run-results,gpu)
 
-## gpu-check: correctness and throughput on a GPU; says so and passes where there is none
+## gpu-check: correctness and throughput on a GPU; says so and passes where there is none. With a trained ResNet, MODEL, and a
+## Python that has PyTorch and torchvision, TANHASH_BENCH_PYTHON, also PyTorch's throughput, in turns
 gpu-check: libtorch
 	$(CARGO) test --release --features cli,torch,cuda-tests --test cuda -- --nocapture
+	$(if $(MODEL),TANHASH_BENCH_MODEL="$(MODEL)" TANHASH_BENCH_HALF=1 $(CARGO) bench --bench ingest $(FULL) -- model)
 
 # A CPU libtorch of the version that `tch` binds to, in .libtorch, unless the caller has one: set
 # LIBTORCH=DIR or LIBTORCH_USE_PYTORCH=1. The wheel's CUDA half is left out of the folder on purpose:

@@ -4,7 +4,8 @@
 //! `cargo bench --bench ingest -- decode|pipeline|codes|million|memory|model ...`. Pictures come from the folder
 //! tree `TANHASH_BENCH_PICTURES`, or are made. `TANHASH_BENCH_PYTHON`, an interpreter with Pillow and PyTorch, adds
 //! their turns to `decode` and `model`. `model` is of the feature `torch` and wants a trained ResNet,
-//! `TANHASH_BENCH_MODEL`; `TANHASH_BENCH_DEVICE` is `cpu` or `cuda`. Rivals take turns round by round; ratios are medians over rounds, so that a busy
+//! `TANHASH_BENCH_MODEL`; `TANHASH_BENCH_DEVICE` is `cpu` or `cuda`, which it is where there is one, and `TANHASH_BENCH_HALF=1`
+//! asks both for bfloat16. Rivals take turns round by round; ratios are medians over rounds, so that a busy
 //! machine disturbs both alike. Beside the clock, each way's processor time is counted, where Linux tells:
 //! what a machine without anything else to do would come to. Leaves out training.
 //! The encoder of `pipeline` is a stand-in of known cost.
@@ -411,14 +412,30 @@ fn model() {
 /// A trained network behind [`Encoder`], next to PyTorch with the same weights and the same pixels.
 #[cfg(feature = "torch")]
 fn model() {
-    use tanhash::deep::{Device, TorchEncoder, device};
+    use tanhash::deep::{Device, EncoderOptions, TorchEncoder, device};
     let Ok(file) = std::env::var("TANHASH_BENCH_MODEL") else {
         println!("model: left out, TANHASH_BENCH_MODEL names no trained model");
         return;
     };
-    let name = std::env::var("TANHASH_BENCH_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
-    let chosen: Device = name.parse().unwrap();
-    let encoder = TorchEncoder::open(&file, chosen).unwrap();
+    let half = std::env::var("TANHASH_BENCH_HALF").is_ok_and(|half| half == "1");
+    let options = EncoderOptions {
+        half,
+        ..EncoderOptions::default()
+    };
+    let open = |name: &str| {
+        let device: Device = name.parse().unwrap();
+        TorchEncoder::with_options(&file, device, options)
+    };
+    let (encoder, name) = match std::env::var("TANHASH_BENCH_DEVICE") {
+        Ok(name) => (open(&name).unwrap(), name),
+        Err(_) => match open("cuda") {
+            Ok(encoder) => (encoder, "cuda".to_owned()),
+            Err(error) => {
+                println!("model: NO GPU WAS FOUND ({error}), what follows is of the CPU");
+                (open("cpu").unwrap(), "cpu".to_owned())
+            }
+        },
+    };
     let shape = encoder.picture_shape().expect("a model of pictures");
     let prepared: Vec<Prepared> = pictures()
         .into_iter()
@@ -437,12 +454,13 @@ fn model() {
     let threads = device::threads();
     let batch = encoder.max_batch();
     println!(
-        "model: {} pictures of {}, batches of {batch}, {threads} threads, {name}",
+        "model: {} pictures of {}, batches of {batch}, {threads} threads, {name}{}",
         prepared.len(),
-        encoder.config().backbone
+        encoder.config().backbone,
+        if half { ", bfloat16" } else { "" }
     );
     let args = [
-        file,
+        file.clone(),
         pixels_path.display().to_string(),
         shape.side.to_string(),
         batch.to_string(),
@@ -458,8 +476,11 @@ fn model() {
     let rates = turns(names.len(), |way| {
         let start = Instant::now();
         if way > 0 {
-            let request = ["plain", "channels-last"][way - 1];
-            let (rate, _, found) = rival.as_mut().unwrap().run(request, prepared.len());
+            let mut request = ["plain", "channels-last"][way - 1].to_owned();
+            if half {
+                request += " half";
+            }
+            let (rate, _, found) = rival.as_mut().unwrap().run(&request, prepared.len());
             codes[way] = found;
             return rate;
         }

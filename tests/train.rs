@@ -9,8 +9,8 @@ use tanhash::centers::{CentersKind, ClassSimilarity, Codebook};
 use tanhash::data::{Dataset, ExampleSet, PictureShape};
 use tanhash::deep::checkpoint::state_path;
 use tanhash::deep::{
-    Device, MethodConfig, Recipe, SelectBy, Selection, TorchEncoder, TrainOptions, TrainProgress,
-    TrainSummary, adapt, train,
+    Device, EncoderOptions, MethodConfig, Recipe, SelectBy, Selection, TorchEncoder, TrainOptions,
+    TrainProgress, TrainSummary, adapt, train,
 };
 use tanhash::encode::EncodeStage;
 use tanhash::eval::{Cutoff, Protocol, evaluate};
@@ -610,6 +610,30 @@ fn only_an_exact_model_file_is_opened() {
     assert!(TorchEncoder::open(&path, Device::Cpu).is_ok());
     let missing = TorchEncoder::open(path.with_extension("gone"), Device::Cpu);
     assert!(matches!(missing.err().unwrap().kind(), ErrorKind::Io(_)));
+}
+
+#[test]
+fn bfloat16_changes_few_bits_and_logits_by_its_rounding() {
+    let (_dir, path) = trained();
+    let set = pictures(64, 3);
+    let half = EncoderOptions {
+        half: true,
+        ..EncoderOptions::default()
+    };
+    let half = TorchEncoder::with_options(&path, Device::Cpu, half).unwrap();
+    let expected = encoder(&path).logits_of(&set, &mut |_| {}).unwrap();
+    let found = half.logits_of(&set, &mut |_| {}).unwrap();
+    assert_ne!(found, expected, "bfloat16 has 8 bits of a number's 24");
+    let deviation = |values: &[f32]| {
+        let squares: f32 = values.iter().map(|value| value * value).sum();
+        (squares / values.len() as f32).sqrt()
+    };
+    let errors: Vec<f32> = found.iter().zip(&expected).map(|(a, b)| a - b).collect();
+    let share = deviation(&errors) / deviation(&expected);
+    assert!(share < 0.03, "errors are {share} of the logits");
+    let flipped = (found.iter().zip(&expected)).filter(|(a, b)| (**a > 0.0) != (**b > 0.0));
+    let flipped = flipped.count();
+    assert!(flipped * 50 < found.len(), "{flipped} of {}", found.len());
 }
 
 #[test]

@@ -56,7 +56,7 @@ pub use augment::{Augment, Normalization};
 pub use backbone::BackboneKind;
 pub use checkpoint::{Checkpoint, InputSpec, ModelConfig, PictureInput, SelectionRecord};
 pub use device::Device;
-pub use encoder::TorchEncoder;
+pub use encoder::{EncoderOptions, TorchEncoder};
 pub use features::FeatureExtractor;
 pub use method::{LossTerms, Method, MethodConfig, StepInfo};
 pub use network::{BackboneMode, DeepHashNet};
