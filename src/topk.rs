@@ -41,6 +41,9 @@ const BUFFER_SLACK: usize = 32;
 /// The neighbors that there is room for from the start.
 const BUFFER_ROOM: usize = 1024;
 
+/// As many are sorted as they are rather than by groups.
+const SORTED_AT_ONCE: usize = 24;
+
 impl TopK {
     /// Room for the `k` nearest codes no farther than `max_distance` bits.
     ///
@@ -49,6 +52,7 @@ impl TopK {
     pub fn new(k: usize, max_distance: u32) -> TopK {
         let bound = max_distance.min(CodeLen::MAX_BITS as u32);
         let limit = if k == 0 { 0 } else { bound + 1 };
+        let buffer_max = k.saturating_add(k.max(BUFFER_SLACK));
         TopK {
             k,
             bound,
@@ -58,8 +62,8 @@ impl TopK {
             },
             counts: vec![0; limit as usize],
             n_within: 0,
-            buffer: Vec::with_capacity(k.min(BUFFER_ROOM) + BUFFER_SLACK),
-            buffer_max: k.saturating_add(k.max(BUFFER_SLACK)),
+            buffer: Vec::with_capacity(buffer_max.min(BUFFER_ROOM)),
+            buffer_max,
         }
     }
 
@@ -186,14 +190,39 @@ impl TopK {
 
     /// The answer, in (distance, address) order.
     pub fn into_sorted(mut self) -> Vec<Neighbor> {
-        if self.buffer.len() > self.k {
-            self.buffer.select_nth_unstable(self.k);
+        if self.buffer.len() <= SORTED_AT_ONCE {
+            // The order of neighbors as one number, which is compared without a branch.
+            let key = |of: &Neighbor| u128::from(of.distance) << 64 | u128::from(of.address);
+            self.buffer.sort_unstable_by_key(key);
             self.buffer.truncate(self.k);
+            return self.buffer;
         }
-        // The order of neighbors as one number, which is compared without a branch.
-        let key = |of: &Neighbor| u128::from(of.distance) << 64 | u128::from(of.address);
-        self.buffer.sort_unstable_by_key(key);
-        self.buffer
+        // How many there are at each distance is known, so each neighbor goes to its group at once.
+        let mut ends = Vec::with_capacity(self.counts.len());
+        let mut start = 0;
+        for &count in self.counts_within(self.bound) {
+            ends.push(start);
+            start += count as usize;
+        }
+        let nowhere = Neighbor {
+            distance: 0,
+            address: 0,
+        };
+        let mut sorted = vec![nowhere; start];
+        for &neighbor in &self.buffer {
+            if let Some(end) = ends.get_mut(neighbor.distance as usize) {
+                sorted[*end] = neighbor;
+                *end += 1;
+            }
+        }
+        let mut start = 0;
+        for end in ends {
+            let group = &mut sorted[start..end];
+            group.sort_unstable_by_key(|of| of.address);
+            start = end;
+        }
+        sorted.truncate(self.k);
+        sorted
     }
 }
 

@@ -77,7 +77,7 @@ impl Neon {
         out: &mut Vec<u32>,
     ) {
         // SAFETY: `self` proves NEON.
-        unsafe { neon::near_extents(distances, extents, bound, out) }
+        unsafe { neon::near_extents(self, distances, extents, bound, out) }
     }
 
     #[inline]

@@ -354,6 +354,15 @@ trait Lanes: Copy {
     /// Bit `lane` is set where the distance is at most `bound`.
     fn within(self, distances: Self::Distances, bound: Self::Word) -> u8;
     fn to_array(self, distances: Self::Distances) -> [u32; BLOCK_ROWS];
+
+    /// Bit `i`: whether `distances[i]` is within `bound` of the stretch `extents[i]`.
+    #[inline(always)]
+    fn near(self, distances: &[u32; EXTENTS], extents: &[u32; EXTENTS], bound: u32) -> u16 {
+        let pairs = distances.iter().zip(extents);
+        pairs.rev().fold(0, |near, (&distance, &extent)| {
+            near << 1 | u16::from(is_near(distance, extent, bound))
+        })
+    }
 }
 
 /// Which rows a scan may report.
@@ -568,6 +577,9 @@ fn gather_rows<const WORDS: usize>(
 /// Numbers that share one branch.
 const NUMBERS: usize = 64;
 
+/// Stretches that are compared together.
+const EXTENTS: usize = 16;
+
 /// The place of the smallest number. Plain loops, which become instructions of the set they are compiled for.
 #[inline(always)]
 fn least_place(numbers: &[u32]) -> usize {
@@ -582,28 +594,37 @@ fn least_place(numbers: &[u32]) -> usize {
     start + chunk.take_while(|&&number| number != least).count()
 }
 
-/// The places of [`Kernel::near_extents`]. Few pass, so that a chunk needs no branch a number.
+/// Whether a distance is within `bound` of the stretch `extent`, see [`Kernel::near_extents`].
 #[inline(always)]
-fn near_extent_places(distances: &[u32], extents: &[u32], bound: u32, out: &mut Vec<u32>) {
-    let is_near = |distance: u32, extent: u32| {
-        // Signed: the one comparison of vectors that every instruction set has.
-        let (distance, bound) = (distance as i32, bound as i32);
-        let (nearest, farthest) = ((extent & 0xffff) as i32, (extent >> 16) as i32);
-        (distance - farthest <= bound) & (nearest - distance <= bound)
-    };
-    let chunks = distances.chunks(NUMBERS).zip(extents.chunks(NUMBERS));
-    for (idx, (distances, extents)) in chunks.enumerate() {
-        let pairs = || distances.iter().zip(extents);
-        let any = pairs().fold(0, |any, (&distance, &extent)| {
-            any | u32::from(is_near(distance, extent))
-        });
-        if any == 0 {
-            continue;
+fn is_near(distance: u32, extent: u32, bound: u32) -> bool {
+    // Signed: the one comparison of vectors that every instruction set has.
+    let (distance, bound) = (distance as i32, bound as i32);
+    let (nearest, farthest) = ((extent & 0xffff) as i32, (extent >> 16) as i32);
+    (distance - farthest <= bound) & (nearest - distance <= bound)
+}
+
+/// The places of [`Kernel::near_extents`].
+#[inline(always)]
+fn near_extent_places<L: Lanes>(
+    lanes: L,
+    distances: &[u32],
+    extents: &[u32],
+    bound: u32,
+    out: &mut Vec<u32>,
+) {
+    let (of_distances, last_distances) = distances.as_chunks::<EXTENTS>();
+    let (of_extents, last_extents) = extents.as_chunks::<EXTENTS>();
+    for (idx, (distances, extents)) in of_distances.iter().zip(of_extents).enumerate() {
+        let mut near = lanes.near(distances, extents, bound);
+        while near != 0 {
+            out.push((idx * EXTENTS) as u32 + near.trailing_zeros());
+            near &= near - 1;
         }
-        for (place, (&distance, &extent)) in pairs().enumerate() {
-            if is_near(distance, extent) {
-                out.push((idx * NUMBERS + place) as u32);
-            }
+    }
+    let last = last_distances.iter().zip(last_extents);
+    for (place, (&distance, &extent)) in last.enumerate() {
+        if is_near(distance, extent, bound) {
+            out.push((of_distances.len() * EXTENTS + place) as u32);
         }
     }
 }
@@ -739,12 +760,13 @@ macro_rules! loops {
 
         $(#[target_feature(enable = $features)])?
         pub(super) fn near_extents(
+            lanes: $lanes,
             distances: &[u32],
             extents: &[u32],
             bound: u32,
             out: &mut Vec<u32>,
         ) {
-            crate::hamming::near_extent_places(distances, extents, bound, out);
+            crate::hamming::near_extent_places(lanes, distances, extents, bound, out);
         }
 
         $(#[target_feature(enable = $features)])?

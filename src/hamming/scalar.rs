@@ -112,7 +112,7 @@ impl Scalar {
         bound: u32,
         out: &mut Vec<u32>,
     ) {
-        plain::near_extents(distances, extents, bound, out);
+        plain::near_extents(self, distances, extents, bound, out);
     }
 
     pub(super) fn gather(

@@ -10,7 +10,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use crate::code::BLOCK_ROWS;
-use crate::hamming::{BatchSink, INDEX_BITS, Lanes, Nearest, RowMask, Sink};
+use crate::hamming::{BatchSink, EXTENTS, INDEX_BITS, Lanes, Nearest, RowMask, Sink};
 
 /// Asks for the cache line at `address`, which may be anywhere.
 #[inline(always)]
@@ -146,6 +146,27 @@ impl Lanes for Avx2 {
         }
         lanes.map(|distance| distance as u32)
     }
+
+    #[inline(always)]
+    fn near(self, distances: &[u32; EXTENTS], extents: &[u32; EXTENTS], bound: u32) -> u16 {
+        let half = |start: usize| {
+            // SAFETY: `self` proves AVX2; `start` is 0 or 8, so that the two unaligned loads read eight
+            // numbers of an array of sixteen.
+            unsafe {
+                let distances = _mm256_loadu_si256(distances.as_ptr().add(start).cast());
+                let extents = _mm256_loadu_si256(extents.as_ptr().add(start).cast());
+                let nearest = _mm256_and_si256(extents, _mm256_set1_epi32(0xffff));
+                let farthest = _mm256_srli_epi32::<16>(extents);
+                let bound = _mm256_set1_epi32(bound as i32);
+                let beyond = _mm256_or_si256(
+                    _mm256_cmpgt_epi32(_mm256_sub_epi32(distances, farthest), bound),
+                    _mm256_cmpgt_epi32(_mm256_sub_epi32(nearest, distances), bound),
+                );
+                !_mm256_movemask_ps(_mm256_castsi256_ps(beyond)) as u8
+            }
+        };
+        u16::from_le_bytes([half(0), half(8)])
+    }
 }
 
 impl Lanes for Avx512 {
@@ -212,6 +233,21 @@ impl Lanes for Avx512 {
         unsafe { _mm512_storeu_si512(lanes.as_mut_ptr().cast(), distances) };
         lanes.map(|distance| distance as u32)
     }
+
+    #[inline(always)]
+    fn near(self, distances: &[u32; EXTENTS], extents: &[u32; EXTENTS], bound: u32) -> u16 {
+        // SAFETY: `self` proves AVX-512 F; each unaligned load reads the sixteen numbers of an array.
+        unsafe {
+            let distances = _mm512_loadu_si512(distances.as_ptr().cast());
+            let extents = _mm512_loadu_si512(extents.as_ptr().cast());
+            let nearest = _mm512_and_si512(extents, _mm512_set1_epi32(0xffff));
+            let farthest = _mm512_srli_epi32::<16>(extents);
+            let bound = _mm512_set1_epi32(bound as i32);
+            let reaches = _mm512_cmple_epi32_mask(_mm512_sub_epi32(distances, farthest), bound);
+            let begins = _mm512_sub_epi32(nearest, distances);
+            _mm512_mask_cmple_epi32_mask(reaches, begins, bound)
+        }
+    }
 }
 
 /// The safe face of the loops that enable instructions.
@@ -263,7 +299,7 @@ macro_rules! face {
                 out: &mut Vec<u32>,
             ) {
                 // SAFETY: `self` proves the instructions that the function enables.
-                unsafe { $loops::near_extents(distances, extents, bound, out) }
+                unsafe { $loops::near_extents(self, distances, extents, bound, out) }
             }
 
             #[inline]
