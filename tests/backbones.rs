@@ -12,8 +12,9 @@ use tanhash::deep::{
     Augment, BackboneKind, DeepHashNet, Device, FeatureExtractor, InputSpec, MethodConfig,
     Normalization, PictureInput, TorchEncoder, TrainOptions, features, train,
 };
+use tanhash::eval::{Cutoff, Protocol, evaluate};
 use tanhash::media::Resize;
-use tanhash::npy::{NpyType, NpyWriter, write_integers};
+use tanhash::npy::{NpyType, NpyWriter, i8_bytes, write_integers};
 use tanhash::{CodeLen, Encoder, ErrorKind, Payload};
 use tch::Tensor;
 
@@ -357,6 +358,77 @@ fn a_head_on_frozen_features_makes_a_model_of_pictures() {
     frozen.weights = None;
     let error = train(&dataset, &frozen, &mut |_| {}).unwrap_err();
     assert!(error.to_string().contains("needs weights"), "{error}");
+}
+
+#[test]
+fn examples_of_several_classes_are_learned_and_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    // Each row has one or two of four classes, and its vector is about the sum of theirs.
+    let (n, dim, n_classes) = (240, 12, 4);
+    let classes = |row: usize| match row % 3 {
+        0 => vec![row % 4],
+        _ => vec![row % 4, (row + 1 + row % 3) % 4],
+    };
+    let (mut values, mut indicators) = (Vec::new(), vec![0i8; n * n_classes]);
+    for row in 0..n {
+        for column in 0..dim {
+            let own = classes(row).contains(&(column % n_classes));
+            let own = if own { 2.0 } else { 0.0 };
+            values.push((own + uniform("several", row * dim + column)) as f32);
+        }
+        for class in classes(row) {
+            indicators[row * n_classes + class] = 1;
+        }
+    }
+    let mut writer = NpyWriter::resume(at("features.npy"), n, dim).unwrap();
+    writer.append(&values).unwrap();
+    writer.finish().unwrap();
+    std::fs::write(at("labels.npy"), i8_bytes(n_classes, &indicators)).unwrap();
+    let spec: DatasetSpec = format!(
+        "features:{},labels:{}",
+        at("features.npy").display(),
+        at("labels.npy").display()
+    )
+    .parse()
+    .unwrap();
+    let dataset = load(&spec, None, 1).unwrap();
+
+    let map = |name: &str| {
+        let mut options = options(at(&format!("{name}.safetensors")));
+        options.method = MethodConfig::from_name(name).unwrap();
+        options.backbone = BackboneKind::Identity;
+        options.epochs = 30;
+        options.selection.validation_share = 0.1;
+        train(&dataset, &options, &mut |_| {})?;
+        let encoder = TorchEncoder::open(&options.out, Device::Cpu)?;
+        let query = encoder.encode_set(&dataset.query, &mut |_| {})?;
+        let database = encoder.encode_set(&dataset.database, &mut |_| {})?;
+        let labels = (dataset.query.all_labels(), dataset.database.all_labels());
+        let protocol = Protocol::new(Cutoff::All);
+        evaluate(&query, labels.0, &database, labels.1, &protocol).map(|report| report.map)
+    };
+    let shares = |a: usize, b: usize| {
+        let (a, b) = (dataset.query.rows()[a], dataset.database.rows()[b]);
+        (classes(a as usize).iter()).any(|class| classes(b as usize).contains(class))
+    };
+    let pairs = dataset.query.len() * dataset.database.len();
+    let relevant = (0..dataset.query.len())
+        .flat_map(|a| (0..dataset.database.len()).map(move |b| (a, b)))
+        .filter(|&(a, b)| shares(a, b));
+    let chance = relevant.count() as f64 / pairs as f64;
+    for name in ["orthohash", "csq", "hashnet"] {
+        let map = map(name).unwrap();
+        assert!(
+            map > 0.85 && chance < 0.65,
+            "{name}: {map}, by chance {chance}"
+        );
+    }
+    for name in ["shc", "dpn", "greedyhash", "shrewd"] {
+        let error = map(name).unwrap_err().to_string();
+        let expected = format!("{name} is defined for one class an example");
+        assert!(error.contains(&expected), "{error}");
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::eval::{LabelSets, Labels};
 use crate::media::{Limits, Picture, PictureShape, Resize, decode_to_shape, resize_to_shape};
 use crate::npy::NpyFile;
 
@@ -29,14 +30,22 @@ pub enum Source {
     Features(NpyFile),
 }
 
-/// Examples with one label each.
+/// Examples with one label each, or several.
 #[derive(Clone, Debug)]
 pub struct ExampleSet {
     source: Arc<Source>,
     /// Row of the source, for each example.
     rows: Vec<u32>,
-    /// The class of each example, an index into [`Dataset::class_names`](super::Dataset::class_names).
+    /// The class of each example, an index into [`Dataset::class_names`](super::Dataset::class_names). The
+    /// first of its classes, or 0 without any, where [`ExampleSet::label_sets`] has them all.
     pub labels: Vec<u32>,
+    label_sets: Option<LabelSets>,
+}
+
+/// The first class of each item, 0 for one without any.
+pub(super) fn first_labels(sets: &LabelSets) -> Vec<u32> {
+    let first = |item| sets.of(item).first().copied().unwrap_or(0);
+    (0..sets.len()).map(first).collect()
 }
 
 impl ExampleSet {
@@ -62,7 +71,37 @@ impl ExampleSet {
             source,
             rows,
             labels,
+            label_sets: None,
         })
+    }
+
+    /// As [`ExampleSet::new`], with any number of classes an example.
+    ///
+    /// # Errors
+    /// As [`ExampleSet::new`].
+    pub fn with_label_sets(
+        source: Arc<Source>,
+        rows: Vec<u32>,
+        label_sets: LabelSets,
+    ) -> Result<ExampleSet> {
+        let set = ExampleSet::new(source, rows, first_labels(&label_sets))?;
+        Ok(ExampleSet {
+            label_sets: Some(label_sets),
+            ..set
+        })
+    }
+
+    /// All classes of each example, in a set where an example may have several.
+    pub fn label_sets(&self) -> Option<&LabelSets> {
+        self.label_sets.as_ref()
+    }
+
+    /// The classes of the examples, one each or several: what [`evaluate`](crate::eval::evaluate) reads.
+    pub fn all_labels(&self) -> Labels<'_> {
+        match &self.label_sets {
+            Some(sets) => Labels::Sets(sets),
+            None => Labels::Classes(&self.labels),
+        }
     }
 
     /// Pictures of one shape in memory, all of them: `n x side x side x channels` bytes.
@@ -112,6 +151,18 @@ impl ExampleSet {
         &self.rows
     }
 
+    /// The same examples and labels, with the row of another source in place of each row.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if a row is past the end of that source.
+    pub fn on_source(&self, source: Arc<Source>) -> Result<ExampleSet> {
+        let set = ExampleSet::new(source, self.rows.clone(), self.labels.clone())?;
+        Ok(ExampleSet {
+            label_sets: self.label_sets.clone(),
+            ..set
+        })
+    }
+
     /// All examples of the source, those of other splits too, row by row. Labels are not known here and
     /// are all 0.
     pub fn whole_source(&self) -> ExampleSet {
@@ -120,6 +171,7 @@ impl ExampleSet {
             source: Arc::clone(&self.source),
             rows: (0..n_rows as u32).collect(),
             labels: vec![0; n_rows],
+            label_sets: None,
         }
     }
 
@@ -129,6 +181,7 @@ impl ExampleSet {
             source: Arc::clone(&self.source),
             rows: chosen.iter().map(|&i| self.rows[i]).collect(),
             labels: chosen.iter().map(|&i| self.labels[i]).collect(),
+            label_sets: (self.label_sets.as_ref()).map(|sets| sets.subset(chosen.iter().copied())),
         }
     }
 

@@ -2,15 +2,16 @@
 //!
 //! `features` is n x q of floating-point numbers, `labels` n integers from 0 (a class none has is
 //! allowed), `splits` n integers that are sums of flags: 1 train, 2 database, 4 query. Without splits a
-//! seed decides, as for a folder of pictures. Leaves out several labels an example.
+//! seed decides, as for a folder of pictures. Labels of n x C numbers 0 and 1 give each row any number of classes.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::Pool;
-use super::examples::Source;
+use super::examples::{Source, first_labels};
 use super::split::{DATABASE, QUERY, TRAIN};
 use crate::error::{Error, Result};
+use crate::eval::LabelSets;
 use crate::npy::NpyFile;
 
 /// More classes than this are taken for a mistake, such as ids in place of labels.
@@ -21,7 +22,7 @@ const CLASSES_MAX: usize = 1 << 20;
 pub struct FeatureFiles {
     /// n x q numbers.
     pub features: PathBuf,
-    /// n labels.
+    /// n labels, or n x C indicators.
     pub labels: PathBuf,
     /// n sums of flags.
     pub splits: Option<PathBuf>,
@@ -111,8 +112,19 @@ pub(super) fn load(files: &FeatureFiles) -> Result<Pool> {
     }
     let class_names = files.classes.as_deref().map(class_names).transpose()?;
     let labels_file = NpyFile::open(&files.labels)?;
-    let labels = labels(&labels_file, n_rows, class_names.as_ref().map(Vec::len))?;
-    let n_classes = labels.iter().max().map_or(0, |&label| label as usize + 1);
+    let named = class_names.as_ref().map(Vec::len);
+    let (labels, label_sets, n_classes) = match labels_file.header().shape[..] {
+        [_, _] => {
+            let sets = label_sets(&labels_file, n_rows, named)?;
+            let n_classes = sets.n_classes();
+            (first_labels(&sets), Some(sets), n_classes)
+        }
+        _ => {
+            let labels = labels(&labels_file, n_rows, named)?;
+            let n_classes = labels.iter().max().map_or(0, |&label| label as usize + 1);
+            (labels, None, n_classes)
+        }
+    };
     let class_names =
         class_names.unwrap_or_else(|| (0..n_classes).map(|class| class.to_string()).collect());
     let flags = match &files.splits {
@@ -123,6 +135,7 @@ pub(super) fn load(files: &FeatureFiles) -> Result<Pool> {
         class_names,
         source: Source::Features(features),
         labels,
+        label_sets,
         flags,
         skipped: Vec::new(),
     })
@@ -143,16 +156,26 @@ fn class_names(path: &Path) -> Result<Vec<String>> {
 /// The integers of a file, one a row.
 fn column(file: &NpyFile, n_rows: usize, what: &str) -> Result<Vec<i64>> {
     if file.header().shape != [n_rows] {
-        let hint = match file.header().shape.len() {
-            2 => "; several labels an example are not read, save the class of each row",
-            _ => "",
-        };
         return Err(file.corrupt(format!(
-            "expected {n_rows} {what}, one a row of the features, found the shape {:?}{hint}",
+            "expected {n_rows} {what}, one a row of the features, found the shape {:?}",
             file.header().shape
         )));
     }
     file.integers()
+}
+
+/// The classes of each row, of a matrix of indicators.
+fn label_sets(file: &NpyFile, n_rows: usize, n_classes: Option<usize>) -> Result<LabelSets> {
+    let shape = &file.header().shape;
+    let expected = [n_rows, n_classes.unwrap_or(shape[1])];
+    if shape[..] != expected {
+        return Err(file.corrupt(format!(
+            "expected {} rows of indicators of {} classes, found the shape {shape:?}",
+            expected[0], expected[1]
+        )));
+    }
+    LabelSets::from_indicators(expected[1], &file.integers()?)
+        .map_err(|error| file.corrupt(error.to_string()))
 }
 
 fn labels(file: &NpyFile, n_rows: usize, n_classes: Option<usize>) -> Result<Vec<u32>> {
@@ -187,8 +210,8 @@ fn flags(file: &NpyFile, n_rows: usize) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::{DatasetSpec, load};
-    use crate::npy::{NpyType, NpyWriter, write_integers};
+    use crate::data::{DatasetSpec, ExampleSet, load};
+    use crate::npy::{NpyType, NpyWriter, i8_bytes, write_integers};
 
     fn write(dir: &Path, n: usize, dim: usize) {
         let mut writer = NpyWriter::resume(dir.join("features.npy"), n, dim).unwrap();
@@ -233,6 +256,30 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    /// `labels.npy` of any number of classes a row.
+    fn indicators(dir: &Path, n_classes: usize, values: &[i8]) {
+        std::fs::write(dir.join("labels.npy"), i8_bytes(n_classes, values)).unwrap();
+    }
+
+    #[test]
+    fn rows_of_indicators_give_several_classes() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path();
+        write(at, 4, 3);
+        indicators(at, 3, &[1, 0, 1, 0, 0, 0, 0, 1, 0, 0, 1, 1]);
+        integers(at, "splits.npy", &[1, 3, 2, 4]);
+        let dataset = load_text(format!("features:{}", at.display())).unwrap();
+        assert_eq!(dataset.class_names, ["0", "1", "2"]);
+        let of = |set: &ExampleSet, example| set.all_labels().of(example);
+        assert_eq!(of(&dataset.train, 0), [0, 2]);
+        assert!(of(&dataset.train, 1).is_empty());
+        assert_eq!(of(&dataset.database, 1), [1]);
+        assert_eq!(of(&dataset.query, 0), [1, 2]);
+        assert_eq!(of(&dataset.train.subset(&[1, 0]), 1), [0, 2]);
+        assert_eq!(dataset.train.labels, [0, 0]);
+        assert_eq!(dataset.query.label_sets().unwrap().n_classes(), 3);
     }
 
     #[test]
@@ -304,7 +351,14 @@ mod tests {
         integers(at, "splits.npy", &[3, 3, 3]);
         check("the query split is empty");
         std::fs::copy(at.join("features.npy"), at.join("labels.npy")).unwrap();
-        check("several labels an example are not read");
+        check("labels.npy: expected integers");
+        indicators(at, 2, &[0, 1, 1, 2, 0, 0]);
+        check("row 1: expected 0 or 1 for each class, got 2");
+        indicators(at, 3, &[0, 1, 1, 1, 0, 0]);
+        check("expected 3 rows of indicators of 3 classes, found the shape [2, 3]");
+        std::fs::write(at.join("classes.txt"), "only").unwrap();
+        indicators(at, 2, &[0, 1, 1, 1, 0, 0]);
+        check("expected 3 rows of indicators of 1 classes, found the shape [3, 2]");
         std::fs::copy(at.join("splits.npy"), at.join("features.npy")).unwrap();
         check("expected an n x q array of floating-point numbers");
     }

@@ -82,6 +82,7 @@ fn pool(
         source,
         flags: n_train.map(|n_train| train_then_query(n_train, labels.len())),
         labels,
+        label_sets: None,
         skipped,
     };
     match counts.iter().position(|&count| count < min) {

@@ -22,6 +22,7 @@ pub use split::Split;
 pub use crate::media::PictureShape;
 
 use crate::error::{Error, Result};
+use crate::eval::LabelSets;
 
 /// A data set with its three splits. Splits that are the same examples share them.
 #[derive(Clone, Debug)]
@@ -48,8 +49,10 @@ pub struct Dataset {
 struct Pool {
     class_names: Vec<String>,
     source: Source,
-    /// The class of each row of the source.
+    /// The class of each row of the source, the first of several.
     labels: Vec<u32>,
+    /// All classes of each row, where a row may have several.
+    label_sets: Option<LabelSets>,
     /// The data set's own split: [`split::TRAIN`], [`split::DATABASE`] and [`split::QUERY`] of each row.
     flags: Option<Vec<u8>>,
     skipped: Vec<(PathBuf, String)>,
@@ -69,6 +72,7 @@ impl Pool {
             source: Source::Pixels { shape, bytes },
             flags: Some(train_then_query(n_train, labels.len())),
             labels,
+            label_sets: None,
             skipped: Vec::new(),
         }
     }

@@ -108,12 +108,13 @@ pub(super) fn split(mut pool: Pool, split: Split, seed: u64) -> Result<Dataset> 
     };
     let source = Arc::new(pool.source);
     let set = |rows: &[u32]| -> Result<Arc<ExampleSet>> {
-        let labels = rows.iter().map(|&row| pool.labels[row as usize]).collect();
-        Ok(Arc::new(ExampleSet::new(
-            Arc::clone(&source),
-            rows.to_vec(),
-            labels,
-        )?))
+        let items = rows.iter().map(|&row| row as usize);
+        let (source, rows) = (Arc::clone(&source), rows.to_vec());
+        let set = match &pool.label_sets {
+            Some(sets) => ExampleSet::with_label_sets(source, rows, sets.subset(items))?,
+            None => ExampleSet::new(source, rows, items.map(|row| pool.labels[row]).collect())?,
+        };
+        Ok(Arc::new(set))
     };
     let train = set(&rows.train)?;
     let database = match rows.database == rows.train {
@@ -218,6 +219,11 @@ fn first_classes(pool: &mut Pool, kept: usize, left: usize, seed: u64) -> Result
     if !pool.class_names.is_sorted() {
         return Err(Error::invalid(format!(
             "the split {kept}-{left} takes classes by name, those of the data set are not in that order"
+        )));
+    }
+    if pool.label_sets.is_some() {
+        return Err(Error::invalid(format!(
+            "the split {kept}-{left} is of examples with one class each, the data set has several"
         )));
     }
     let mut rows = official(pool, seed)?;
@@ -362,6 +368,7 @@ mod tests {
                 bytes: vec![0; labels.len()],
             },
             labels,
+            label_sets: None,
             flags: Some(flags),
             skipped: Vec::new(),
         }

@@ -195,12 +195,7 @@ pub fn cached(config: &ModelConfig, dataset: &Dataset, cache: &Path) -> Result<O
 fn with_features(dataset: &Dataset, path: &Path) -> Result<Dataset> {
     let source = Arc::new(Source::Features(NpyFile::open(path)?));
     let set = |set: &Arc<ExampleSet>| -> Result<Arc<ExampleSet>> {
-        let (rows, labels) = (set.rows().to_vec(), set.labels.clone());
-        Ok(Arc::new(ExampleSet::new(
-            Arc::clone(&source),
-            rows,
-            labels,
-        )?))
+        Ok(Arc::new(set.on_source(Arc::clone(&source))?))
     };
     let train = set(&dataset.train)?;
     let database = match Arc::ptr_eq(&dataset.database, &dataset.train) {

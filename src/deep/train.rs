@@ -17,7 +17,7 @@ use tch::Tensor;
 use crate::centers::separation::separated;
 use crate::centers::{ClassDistances, ClassSimilarity, Codebook};
 use crate::code::CodeLen;
-use crate::data::Dataset;
+use crate::data::{Dataset, ExampleSet};
 use crate::deep::augment::{Augment, Batches};
 use crate::deep::backbone::BackboneKind;
 use crate::deep::checkpoint::{Checkpoint, InputSpec, MODEL_FORMAT, ModelConfig, state_path};
@@ -32,6 +32,7 @@ use crate::deep::schedule::Schedule;
 use crate::deep::stages;
 use crate::deep::validation::{Selection, Validation, split};
 use crate::error::{Error, ErrorKind, Result};
+use crate::eval::LabelSets;
 
 /// What is known of the classes, given by the caller instead of made by the run. Options record digests.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -189,6 +190,18 @@ impl TrainOptions {
         self.optimizer.check()?;
         self.selection.check()?;
         self.check_given(dataset)?;
+        if dataset.train.label_sets().is_some()
+            && (self.stages().is_some() || !self.method.takes_label_sets())
+        {
+            let text = format!(
+                "{} is defined for one class an example, the data set has several; use orthohash, csq or hashnet",
+                match self.stages() {
+                    Some(_) => "shc",
+                    None => self.method.name(),
+                }
+            );
+            return Err(ErrorKind::Unsupported(text).into());
+        }
         check_classes(dataset, self.method.needs_pairs())
     }
 
@@ -265,18 +278,31 @@ fn check_classes(dataset: &Dataset, needs_pairs: bool) -> Result<()> {
             "training takes at least 2 classes, the data set has {n_classes}"
         )));
     }
-    let mut counts = vec![0usize; n_classes];
-    for &label in &dataset.train.labels {
-        let count = counts.get_mut(label as usize).ok_or_else(|| {
-            Error::invalid(format!(
-                "the train split has the label {label}, the data set {n_classes} classes, counted from 0"
-            ))
-        })?;
-        *count += 1;
+    if let Some(sets) = dataset.train.label_sets()
+        && sets.n_classes() != n_classes
+    {
+        return Err(Error::invalid(format!(
+            "the train split has indicators of {} classes, the data set {n_classes} classes",
+            sets.n_classes()
+        )));
     }
-    for (class, &count) in counts.iter().enumerate() {
+    let count_classes = |set: &ExampleSet| -> Result<Vec<usize>> {
+        let mut counts = vec![0usize; n_classes];
+        let labels = set.all_labels();
+        for label in (0..set.len()).flat_map(|example| labels.of(example)) {
+            let count = counts.get_mut(label as usize).ok_or_else(|| {
+                Error::invalid(format!(
+                    "a split has the label {label}, the data set {n_classes} classes, counted from 0"
+                ))
+            })?;
+            *count += 1;
+        }
+        Ok(counts)
+    };
+    let in_database = count_classes(&dataset.database)?;
+    for (class, count) in count_classes(&dataset.train)?.into_iter().enumerate() {
         let name = &dataset.class_names[class];
-        if count == 0 && !dataset.database.labels.contains(&(class as u32)) {
+        if count == 0 && in_database[class] == 0 {
             return Err(Error::invalid(format!(
                 "class {name:?} has no train picture; add pictures or remove the class"
             )));
@@ -364,6 +390,7 @@ pub fn train(
         batches: augmented,
         plain,
         labels,
+        label_sets: dataset.train.label_sets().cloned(),
         rows,
         config,
         start: Instant::now(),
@@ -499,8 +526,10 @@ pub(crate) struct Run<'a> {
     pub batches: Arc<Batches>,
     /// The same as they are.
     pub plain: Arc<Batches>,
-    /// The class of each picture of the train split.
+    /// The class of each picture of the train split, the first of several.
     pub labels: Vec<i64>,
+    /// All of them, where a picture may have several.
+    pub label_sets: Option<LabelSets>,
     /// The pictures that are learned from: all but those held back for validation.
     pub rows: Vec<i64>,
     pub config: ModelConfig,
@@ -664,11 +693,24 @@ impl Run<'_> {
 
     /// What the method is told of the pictures `rows`.
     pub fn targets(&self, method: &dyn Method, rows: &[i64]) -> Result<Tensor> {
-        let targets: Vec<i64> = match method.targets() {
-            TargetKind::Classes => rows.iter().map(|&row| self.labels[row as usize]).collect(),
-            TargetKind::Examples => rows.to_vec(),
+        let targets = match (method.targets(), &self.label_sets) {
+            (TargetKind::Examples, _) => Tensor::f_from_slice(rows)?,
+            (TargetKind::Classes, None) => {
+                let labels = rows.iter().map(|&row| self.labels[row as usize]);
+                Tensor::f_from_slice(&labels.collect::<Vec<i64>>())?
+            }
+            (TargetKind::Classes, Some(sets)) => {
+                let mut indicators = vec![0f32; rows.len() * self.n_classes];
+                for (&row, indicators) in rows.iter().zip(indicators.chunks_mut(self.n_classes)) {
+                    for class in sets.of(row as usize) {
+                        indicators[class as usize] = 1.0;
+                    }
+                }
+                let shape = [rows.len() as i64, self.n_classes as i64];
+                Tensor::f_from_slice(&indicators)?.f_view(shape)?
+            }
         };
-        Ok(Tensor::f_from_slice(&targets)?.f_to_device(self.device)?)
+        Ok(targets.f_to_device(self.device)?)
     }
 
     fn summary(

@@ -171,7 +171,8 @@ impl Metric {
 struct Pictures {
     batches: Batches,
     rows: Vec<i64>,
-    labels: Vec<u32>,
+    /// The same pictures with their labels.
+    set: ExampleSet,
 }
 
 impl Pictures {
@@ -184,7 +185,7 @@ impl Pictures {
     ) -> Result<Pictures> {
         Ok(Pictures {
             batches: Batches::new(Arc::clone(set), input.clone(), Augment::NONE, device)?,
-            labels: rows.iter().map(|&row| set.labels[row as usize]).collect(),
+            set: set.subset(&rows.iter().map(|&row| row as usize).collect::<Vec<_>>()),
             rows,
         })
     }
@@ -279,7 +280,8 @@ impl Validation {
             let query = self.query.codes(network, self.code_len)?;
             let database = self.database.codes(network, self.code_len)?;
             let protocol = Protocol::new(Cutoff::All);
-            let (query_labels, labels) = (&self.query.labels, &self.database.labels);
+            let (query_labels, labels) =
+                (self.query.set.all_labels(), self.database.set.all_labels());
             let report = evaluate(&query, query_labels, &database, labels, &protocol)?;
             return Ok(Some(report.map));
         }

@@ -96,6 +96,30 @@ impl LabelSets {
         })
     }
 
+    /// The sets of a matrix of indicators, a row of `n_classes` numbers an item: 1 where it has the class, else 0.
+    ///
+    /// # Errors
+    /// As [`LabelSets::new`]; `InvalidArgument` for another number, or for numbers that are no whole rows.
+    pub fn from_indicators(n_classes: usize, indicators: &[i64]) -> Result<LabelSets> {
+        let mut sets = LabelSets::new(n_classes)?;
+        if !indicators.len().is_multiple_of(n_classes) {
+            return Err(Error::invalid(format!(
+                "expected rows of {n_classes} indicators, got {} of them",
+                indicators.len()
+            )));
+        }
+        for (row, indicators) in indicators.chunks_exact(n_classes).enumerate() {
+            if let Some(wrong) = indicators.iter().find(|value| !(0..=1).contains(*value)) {
+                return Err(Error::invalid(format!(
+                    "row {row}: expected 0 or 1 for each class, got {wrong}"
+                )));
+            }
+            let classes = (0..).zip(indicators).filter(|(_, value)| **value == 1);
+            sets.push(&classes.map(|(class, _)| class).collect::<Vec<u32>>())?;
+        }
+        Ok(sets)
+    }
+
     /// Appends an item with these classes, in any order.
     ///
     /// # Errors
@@ -124,6 +148,25 @@ impl LabelSets {
     /// True if there is no item.
     pub fn is_empty(&self) -> bool {
         self.n_items == 0
+    }
+
+    /// The number of classes.
+    pub fn n_classes(&self) -> usize {
+        self.n_classes
+    }
+
+    /// The items `chosen`, in that order. Panics if one is past the end.
+    pub fn subset(&self, chosen: impl IntoIterator<Item = usize>) -> LabelSets {
+        let mut subset = LabelSets {
+            n_items: 0,
+            n_classes: self.n_classes,
+            words: Vec::new(),
+        };
+        for item in chosen {
+            subset.words.extend_from_slice(self.words_of(item));
+            subset.n_items += 1;
+        }
+        subset
     }
 
     /// The classes of one item, ascending. Panics past the end.

@@ -37,21 +37,9 @@ impl LabelFile {
                 });
                 Ok(LabelFile::Classes(labels.collect::<Result<_>>()?))
             }
-            [_, n_classes] => {
-                let mut sets = LabelSets::new(n_classes)?;
-                for (row, flags) in values.chunks_exact(n_classes).enumerate() {
-                    if let Some(wrong) = flags.iter().find(|flag| !(0..=1).contains(*flag)) {
-                        bail!("row {row}: expected 0 and 1 for each class, got {wrong}");
-                    }
-                    let classes: Vec<u32> = (0..)
-                        .zip(flags)
-                        .filter(|(_, flag)| **flag == 1)
-                        .map(|(c, _)| c)
-                        .collect();
-                    sets.push(&classes)?;
-                }
-                Ok(LabelFile::Sets(sets))
-            }
+            [_, n_classes] => Ok(LabelFile::Sets(LabelSets::from_indicators(
+                n_classes, &values,
+            )?)),
             _ => bail!("expected one or two dimensions, got shape {shape:?}"),
         }
     }

@@ -334,7 +334,8 @@ pub fn evaluate(
 ) -> Result<Vec<Report>> {
     let query = encode(encoder, &dataset.query)?;
     let database = encode(encoder, &dataset.database)?;
-    let (query_labels, database_labels) = (&dataset.query.labels, &dataset.database.labels);
+    let query_labels = dataset.query.all_labels();
+    let database_labels = dataset.database.all_labels();
     let measure = |protocol| -> Result<Report> {
         let mut report =
             tanhash::eval::evaluate(&query, query_labels, &database, database_labels, protocol)?;

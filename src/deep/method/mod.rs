@@ -241,6 +241,15 @@ impl MethodConfig {
         matches!(self, MethodConfig::HashNet(_) | MethodConfig::Shrewd(_))
     }
 
+    /// True for a method that is defined for any number of classes an example, or reads none.
+    pub fn takes_label_sets(&self) -> bool {
+        match self {
+            MethodConfig::OrthoHash(_) | MethodConfig::Csq(_) | MethodConfig::HashNet(_) => true,
+            MethodConfig::Shrewd(config) => config.weakly_supervised,
+            MethodConfig::Shc(_) | MethodConfig::Dpn(_) | MethodConfig::GreedyHash(_) => false,
+        }
+    }
+
     /// How the method's centers are made, if it has centers and makes them without looking at the
     /// classes. SHC makes its own in its first two stages.
     pub fn centers(&self) -> Option<CentersKind> {

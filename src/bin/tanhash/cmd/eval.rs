@@ -331,9 +331,9 @@ mod pictures {
         };
         let mut evaluation = Evaluation::new(
             &query,
-            &dataset.query.labels,
+            dataset.query.all_labels(),
             database,
-            &database_set.labels,
+            database_set.all_labels(),
         )?;
         if let Some(similarities) = &similarities {
             evaluation = evaluation.similarities(similarities)?;
@@ -379,16 +379,23 @@ mod pictures {
         seed: u64,
     ) -> Result<String> {
         let ap = &report.ap_per_query;
-        let labels = &dataset.query.labels;
+        let (labels, of_database) = (dataset.query.all_labels(), database_set.all_labels());
+        let names = |classes: &[u32]| {
+            let names: Vec<_> = classes
+                .iter()
+                .map(|&class| class_name(&dataset.class_names, class))
+                .collect();
+            names.join(", ")
+        };
         let mut order: Vec<usize> = (0..ap.len()).collect();
         order.sort_by(|&a, &b| ap[b].total_cmp(&ap[a]));
         // At most one query a class, so that they show more than one thing.
         let first_of_classes = |rows: &mut dyn Iterator<Item = usize>| -> Vec<usize> {
             let mut classes = Vec::new();
             rows.filter(|&row| {
-                let new = !classes.contains(&labels[row]);
+                let new = !classes.contains(&labels.of(row));
                 if new {
-                    classes.push(labels[row]);
+                    classes.push(labels.of(row));
                 }
                 new
             })
@@ -406,13 +413,13 @@ mod pictures {
                 let code = query.get(query_row);
                 let leave_out = report.protocol.leave_one_out.then_some(query_row);
                 let hits = nearest(database, &code, leave_out);
-                let wanted = labels[query_row];
+                let wanted = labels.of(query_row);
                 let tiles: Vec<Tile> = hits
                     .into_iter()
                     .map(|(distance, hit)| {
-                        let label = database_set.labels[hit];
-                        let truth = label == wanted;
-                        let name = class_name(&dataset.class_names, label);
+                        let found = of_database.of(hit);
+                        let truth = found.iter().any(|class| wanted.contains(class));
+                        let name = names(&found);
                         let mark = if truth { '✓' } else { '✗' };
                         Ok(Tile {
                             png: png(database_set, hit)?,
@@ -422,7 +429,7 @@ mod pictures {
                         })
                     })
                     .collect::<Result<_>>()?;
-                let name = class_name(&dataset.class_names, wanted);
+                let name = names(&wanted);
                 let tile = Tile {
                     png: png(&dataset.query, query_row)?,
                     caption: format!("query: {name}"),
