@@ -59,6 +59,7 @@
 pub mod error;
 
 pub mod code;
+pub mod labels;
 pub mod media;
 pub mod npy;
 mod random;

@@ -146,6 +146,54 @@ fn bad_documents_are_skipped_or_fail_the_call_if_asked() {
     );
 }
 
+/// Small documents go to tantivy several at a time; each has a stamp of its own all the same, at which it is added.
+#[test]
+fn every_document_has_its_own_stamp() {
+    let (index, fields) = index(64);
+    let writer = index.writer(options(OnBadDocument::Skip)).unwrap();
+    let document = |key: u64| {
+        let text = match key % 7 {
+            3 => "bad",
+            _ => "good",
+        };
+        let mut document = picture(&fields, key, text.as_bytes());
+        if key.is_multiple_of(5) {
+            document.add_text(fields.title, "long ".repeat(1_000));
+        }
+        document
+    };
+    let outcome = writer
+        .add_documents((0..60).map(document).collect())
+        .unwrap();
+    let stamps: Vec<_> = (outcome.documents.iter())
+        .map(|document| document.opstamp)
+        .collect();
+    for (key, stamp) in stamps.iter().enumerate() {
+        assert_eq!(stamp.is_none(), key % 7 == 3, "document {key}");
+    }
+    let stamps: Vec<u64> = stamps.into_iter().flatten().collect();
+    assert!(
+        stamps.windows(2).all(|pair| pair[0] < pair[1]),
+        "{stamps:?}"
+    );
+    let committed = writer.commit().unwrap();
+    assert!(stamps.last().unwrap() < &committed);
+
+    // A deletion comes after all that was added before it, and before what comes after.
+    writer
+        .add_documents((60..70).map(document).collect())
+        .unwrap();
+    let deleted = writer
+        .delete_term(Term::from_field_text(fields.title, "long"))
+        .unwrap();
+    let after = writer.add_documents(vec![document(70)]).unwrap();
+    assert!(after.documents[0].opstamp.unwrap() > deleted);
+    writer.commit().unwrap();
+    let of = |keys: std::ops::Range<u64>| keys.filter(|key| key % 7 != 3 && key % 5 != 0);
+    let expected = of(0..70).count() + 1;
+    assert_eq!(index.searcher().unwrap().num_docs(), expected as u64);
+}
+
 #[test]
 fn values_that_make_no_sense_cost_only_the_code() {
     let (index, fields) = index(64);

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// the search floor are one unit and may import each other.
 const FLOORS: [&[&str]; 8] = [
     &["error"],
-    &["code", "media", "npy", "random"],
+    &["code", "labels", "media", "npy", "random"],
     &["centers", "data", "hamming"],
     &["topk"],
     SEARCH,
@@ -21,8 +21,8 @@ const FLOORS: [&[&str]; 8] = [
 const SEARCH: &[&str] = &["engine", "plan", "scan", "cluster", "mih"];
 
 /// Training and search meet in the program only, so `deep` imports less than its floor would allow.
-const DEEP_MAY_IMPORT: [&str; 9] = [
-    "error", "code", "media", "npy", "random", "centers", "data", "encode", "eval",
+const DEEP_MAY_IMPORT: [&str; 10] = [
+    "error", "code", "labels", "media", "npy", "random", "centers", "data", "encode", "eval",
 ];
 
 /// A foreign crate, and the folders that may name it.

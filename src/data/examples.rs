@@ -10,7 +10,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::eval::{LabelSets, Labels};
+use crate::labels::{LabelSets, Labels};
 use crate::media::{Limits, Picture, PictureShape, Resize, decode_to_shape, resize_to_shape};
 use crate::npy::NpyFile;
 

@@ -11,7 +11,7 @@ use super::Pool;
 use super::examples::{Source, first_labels};
 use super::split::{DATABASE, QUERY, TRAIN};
 use crate::error::{Error, Result};
-use crate::eval::LabelSets;
+use crate::labels::LabelSets;
 use crate::npy::NpyFile;
 
 /// More classes than this are taken for a mistake, such as ids in place of labels.

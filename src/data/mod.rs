@@ -22,7 +22,7 @@ pub use split::Split;
 pub use crate::media::PictureShape;
 
 use crate::error::{Error, Result};
-use crate::eval::LabelSets;
+use crate::labels::LabelSets;
 
 /// A data set with its three splits. Splits that are the same examples share them.
 #[derive(Clone, Debug)]

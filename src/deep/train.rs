@@ -32,7 +32,7 @@ use crate::deep::schedule::Schedule;
 use crate::deep::stages;
 use crate::deep::validation::{Selection, Validation, split};
 use crate::error::{Error, ErrorKind, Result};
-use crate::eval::LabelSets;
+use crate::labels::LabelSets;
 
 /// What is known of the classes, given by the caller instead of made by the run. Options record digests.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]

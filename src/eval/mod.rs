@@ -11,9 +11,9 @@ mod curves;
 mod distances;
 mod graded;
 mod hierarchy;
-mod labels;
 mod map;
 mod protocol;
+mod relevance;
 mod scratch;
 
 use std::collections::BTreeMap;
@@ -22,18 +22,18 @@ use std::ops::Deref;
 use rayon::prelude::*;
 use serde::Serialize;
 
+pub use crate::labels::{LabelSets, Labels};
 pub use bits::{BitBalance, BitCorrelation, QuantizationError, bit_statistics, quantization_error};
 pub use curves::{AtK, WithinRadius};
 pub use distances::Distances;
 pub use graded::{ClassSimilarities, Hierarchical};
 pub use hierarchy::{ClassHierarchy, Hierarchy};
-pub use labels::{LabelSets, Labels};
 pub use protocol::{Cutoff, Denominator, EmptyQueries, Protocol, Ties};
 
 use crate::code::{Codes, CodesRef};
 use crate::error::{Error, Result};
 use graded::{Graded, GradedSums};
-use labels::Relevance;
+use relevance::Relevance;
 use scratch::Scratch;
 
 /// The result of an [`Evaluation`]. Precisions, recalls and means are shares from 0 to 1.

@@ -1,7 +1,7 @@
 //! One query against the whole database: distances, relevance, and counts by distance.
 
 use super::Protocol;
-use super::labels::Relevance;
+use super::relevance::Relevance;
 use crate::code::CodesRef;
 use crate::hamming::Kernel;
 

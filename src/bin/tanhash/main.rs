@@ -21,38 +21,48 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::Parser;
 
-/// What commands that compute need in their environment, because it is read before `main`; a value that the
-/// user has set stays. libtorch's threads spin while they wait for each other unless told not to, which
-/// stalls a busy machine. glibc's allocator comes to keep the large blocks of every thread unless the size
-/// from which it asks the system for them is fixed, and stated bounds of memory would not hold.
+/// What a command needs in its environment, because it is read before `main`; a value that the user has set
+/// stays. libtorch's threads spin while they wait for each other unless told not to, which stalls a busy
+/// machine.
+///
+/// glibc's allocator is told what to do with large blocks. A step of training takes the same ones again,
+/// and two fifths of its time went into pages that it had just given back, so they are kept. In the other
+/// commands it comes to keep those of every thread unless the size from which it asks the system for them
+/// is fixed, and stated bounds of memory would not hold.
 #[cfg(unix)]
-const ENVIRONMENT: [(&str, &str); 2] = [
-    ("OMP_WAIT_POLICY", "passive"),
-    ("MALLOC_MMAP_THRESHOLD_", "1048576"),
-];
+fn environment(command: &cli::Command) -> &'static [(&'static str, &'static str)] {
+    use cli::Command;
+    match command {
+        Command::Train(_) | Command::Demo(_) => &[
+            ("OMP_WAIT_POLICY", "passive"),
+            ("MALLOC_MMAP_MAX_", "0"),
+            ("MALLOC_TRIM_THRESHOLD_", "8000000000"),
+        ],
+        Command::Adapt(_)
+        | Command::Eval(_)
+        | Command::Features(_)
+        | Command::Encode(_)
+        | Command::Index(_)
+        | Command::Rehash(_)
+        | Command::Search(_) => &[
+            ("OMP_WAIT_POLICY", "passive"),
+            ("MALLOC_MMAP_THRESHOLD_", "1048576"),
+        ],
+        _ => &[],
+    }
+}
 
-/// Starts the program once more with [`ENVIRONMENT`], if this command needs it.
+/// Starts the program once more with its [`environment`], if this command needs one.
 #[cfg(unix)]
 fn with_environment(command: &cli::Command) {
     use std::os::unix::process::CommandExt;
 
-    let computes = matches!(
-        command,
-        cli::Command::Train(_)
-            | cli::Command::Adapt(_)
-            | cli::Command::Eval(_)
-            | cli::Command::Features(_)
-            | cli::Command::Encode(_)
-            | cli::Command::Demo(_)
-            | cli::Command::Index(_)
-            | cli::Command::Rehash(_)
-            | cli::Command::Search(_)
-    );
-    let missing = ENVIRONMENT
-        .into_iter()
-        .filter(|(name, _)| std::env::var_os(name).is_none());
-    let missing: Vec<_> = missing.collect();
-    if !computes || missing.is_empty() {
+    let missing: Vec<_> = environment(command)
+        .iter()
+        .filter(|(name, _)| std::env::var_os(name).is_none())
+        .copied()
+        .collect();
+    if missing.is_empty() {
         return;
     }
     if let Ok(program) = std::env::current_exe() {
