@@ -360,6 +360,17 @@ fn a_head_on_frozen_features_makes_a_model_of_pictures() {
     assert!(error.to_string().contains("needs weights"), "{error}");
 }
 
+/// The data set of these vectors and of `labels.npy`, which is in the folder.
+fn features_dataset(dir: &Path, dim: usize, values: &[f32]) -> Dataset {
+    let path = dir.join("features.npy");
+    let mut writer = NpyWriter::resume(&path, values.len() / dim, dim).unwrap();
+    writer.append(values).unwrap();
+    writer.finish().unwrap();
+    let labels = dir.join("labels.npy");
+    let spec = format!("features:{},labels:{}", path.display(), labels.display());
+    load(&spec.parse::<DatasetSpec>().unwrap(), None, 1).unwrap()
+}
+
 #[test]
 fn examples_of_several_classes_are_learned_and_measured() {
     let dir = tempfile::tempdir().unwrap();
@@ -381,18 +392,8 @@ fn examples_of_several_classes_are_learned_and_measured() {
             indicators[row * n_classes + class] = 1;
         }
     }
-    let mut writer = NpyWriter::resume(at("features.npy"), n, dim).unwrap();
-    writer.append(&values).unwrap();
-    writer.finish().unwrap();
     std::fs::write(at("labels.npy"), i8_bytes(n_classes, &indicators)).unwrap();
-    let spec: DatasetSpec = format!(
-        "features:{},labels:{}",
-        at("features.npy").display(),
-        at("labels.npy").display()
-    )
-    .parse()
-    .unwrap();
-    let dataset = load(&spec, None, 1).unwrap();
+    let dataset = features_dataset(dir.path(), dim, &values);
 
     let map = |name: &str| {
         let mut options = options(at(&format!("{name}.safetensors")));
@@ -443,19 +444,9 @@ fn a_model_of_features_encodes_vectors() {
             values.push((own + uniform("features", row * dim + column)) as f32);
         }
     }
-    let mut writer = NpyWriter::resume(at("features.npy"), n, dim).unwrap();
-    writer.append(&values).unwrap();
-    writer.finish().unwrap();
     let labels: Vec<i64> = (0..n as i64).map(|row| row % 3).collect();
     write_integers(at("labels.npy"), &labels, NpyType::I64).unwrap();
-    let spec: DatasetSpec = format!(
-        "features:{},labels:{}",
-        at("features.npy").display(),
-        at("labels.npy").display()
-    )
-    .parse()
-    .unwrap();
-    let dataset = load(&spec, None, 1).unwrap();
+    let dataset = features_dataset(dir.path(), dim, &values);
     let mut options = options(at("model.safetensors"));
     options.epochs = 20;
     let error = train(&dataset, &options, &mut |_| {}).unwrap_err();

@@ -58,8 +58,7 @@ struct Request {
 pub struct EncoderOptions {
     /// For pictures.
     pub limits: Limits,
-    /// The backbone computes in bfloat16: about twice as fast on a recent GPU, and slower on a CPU without
-    /// instructions for it. Bits whose logit is near zero differ from those of float32, so an index and its
+    /// The backbone computes in bfloat16: for GPUs and for CPUs with instructions for it, slower on others. Bits whose logit is near zero differ from those of float32, so an index and its
     /// queries do well to be encoded alike.
     pub half: bool,
 }
@@ -104,7 +103,7 @@ impl TorchEncoder {
         checkpoint.network.fold()?;
         checkpoint.network.set_backbone_mode(BackboneMode {
             half: options.half,
-            running_statistics: true,
+            ..BackboneMode::default()
         });
         let config = checkpoint.config.clone();
         let code_len = config.code_len()?;

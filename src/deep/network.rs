@@ -15,8 +15,8 @@ use crate::error::Result;
 /// How a backbone computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackboneMode {
-    /// In bfloat16, with float32 weights behind: mixed precision. Twice as fast on a recent GPU and
-    /// on a CPU with instructions for it (AVX-512 BF16, AMX), and slower on others.
+    /// In bfloat16, with float32 weights behind: mixed precision. For GPUs and for CPUs with
+    /// instructions for it (AVX-512 BF16, AMX); slower on others.
     pub half: bool,
     /// Normalization by running statistics in training too, which then stay as they are: for fine-tuning
     /// with batches that are small or unlike the pictures before.

@@ -340,8 +340,8 @@ impl Catalog {
     pub fn create(dir: &Path, mut layout: Layout, resume: bool) -> Result<Catalog> {
         if dir.join("meta.json").exists() {
             bail!(
-                "expected a directory without an index, found one in {}; choose another, remove it, or give \
-                 --resume or --append",
+                "expected a directory without an index, found one in {}; choose another, remove it, or go \
+                 on with its run by --resume (`tanhash index` adds to it by --append)",
                 dir.display()
             );
         }

@@ -25,9 +25,8 @@ use clap::Parser;
 /// stays. libtorch's threads spin while they wait for each other unless told not to, which stalls a busy
 /// machine.
 ///
-/// glibc's allocator is told what to do with large blocks. A step of training takes the same ones again,
-/// and two fifths of its time went into pages that it had just given back, so they are kept. In the other
-/// commands it comes to keep those of every thread unless the size from which it asks the system for them
+/// glibc's allocator is told what to do with large blocks. A step of training takes the same ones again, and
+/// would spend its time on pages that it has just given back, so they are kept. In the other commands it comes to keep those of every thread unless the size from which it asks the system for them
 /// is fixed, and stated bounds of memory would not hold.
 #[cfg(unix)]
 fn environment(command: &cli::Command) -> &'static [(&'static str, &'static str)] {

@@ -125,12 +125,6 @@ pub fn run(args: Args, common: Common) -> Result<()> {
     } else {
         let spec =
             spec.context("expected an encoder: give --model F, --encoder phash, --encoder lsh or --encoder-file F")?;
-        ensure!(
-            !exists,
-            "--out: expected a directory without an index, found one in {}; choose another, remove it, or go on \
-             with its run by --resume",
-            args.out.display()
-        );
         let mut layout = old_layout.clone();
         for (_, spec) in &mut layout.codes {
             if let Some(file) = spec.file_mut() {
