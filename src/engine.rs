@@ -431,8 +431,8 @@ pub fn knn(
     if knn_but_scan(rows, choice, query, allowed, scan_ns, top, stats)? {
         return Ok(());
     }
-    if rows.mih.is_some() && choice == EngineChoice::Auto {
-        plan::forget_walk(rows.codes);
+    if let (Some(view), EngineChoice::Auto) = (&rows.mih, choice) {
+        plan::forget_walk(rows.codes, view.form());
     }
     let held = rows.held_by(top);
     LinearScan::new(rows).knn_except(query, allowed, &held, top, stats)
@@ -507,8 +507,8 @@ pub fn range(
     if range_but_scan(rows, choice, query, radius, allowed, scan_ns, found, stats)? {
         return Ok(());
     }
-    if rows.mih.is_some() && choice == EngineChoice::Auto {
-        plan::forget_walk(rows.codes);
+    if let (Some(view), EngineChoice::Auto) = (&rows.mih, choice) {
+        plan::forget_walk(rows.codes, view.form());
     }
     LinearScan::new(rows).range(query, radius, allowed, found, stats)
 }

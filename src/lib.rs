@@ -70,6 +70,7 @@ pub mod hamming;
 pub mod topk;
 
 pub mod engine;
+mod finds;
 pub mod plan;
 pub mod scan;
 

@@ -14,7 +14,7 @@ use crate::cluster::SEED_CLUSTERS;
 use crate::code::CodesRef;
 use crate::engine::{Allowed, EngineChoice, EngineKind, SegmentRows};
 use crate::hamming::Kernel;
-use crate::mih::{MihParams, MihView, shell_size};
+use crate::mih::{MihForm, MihParams, MihView, shell_size};
 
 /// Scanning one 64-bit word of a code with AVX-512, by the size of all codes in bytes, up to which
 /// they are taken to lie in the second-level cache, in a near or a far part of the third, in memory.
@@ -62,6 +62,12 @@ const LOOKUP_NS: f64 = 13.0;
 /// One candidate: a row number out of a bucket, and the row.
 const CANDIDATE_NS: f64 = 14.0;
 const CANDIDATE_NS_PER_WORD: f64 = 1.0;
+
+/// One lookup in a table with sketches: an offset pair of a table that lies in a cache, the start of a stretch
+/// of sketches, and its end. One of those sketches, in sequence; and one that is near enough for its code.
+const SKETCH_LOOKUP_NS: f64 = 20.0;
+const SKETCH_NS: f64 = 0.3;
+const NEAR_SKETCH_NS: f64 = 15.0;
 
 /// One match read out of a filter's scorer; one of a single term, whose postings come in blocks, into a
 /// list and into a set.
@@ -126,6 +132,9 @@ static SCANS: Observed = Observed::nothing();
 /// Walks through the tables of multi-index hashing, as shares of what the constants say.
 static WALKS: Observed = Observed::nothing();
 
+/// Those through tables with sketches.
+static SKETCH_WALKS: Observed = Observed::nothing();
+
 /// The share of the newest in what is remembered.
 const NEWEST: f64 = 0.25;
 
@@ -140,8 +149,10 @@ const WALK_UNTRIED: f64 = 0.5;
 /// again some day: the last one may have met cold memory.
 const WALK_FORGETS: f64 = 0.01;
 
-/// A walk of fewer lookups and candidates than this is over too soon to be timed.
+/// A walk of fewer lookups and candidates than this is over too soon to be timed; one among sketches that
+/// takes fewer lookups.
 const OBSERVED_STEPS_MIN: u64 = 8192;
+const OBSERVED_LOOKUPS_MIN: u64 = 256;
 
 /// Scans of fewer words than this are over too soon to be timed.
 const OBSERVED_WORDS_MIN: usize = 1 << 14;
@@ -165,34 +176,46 @@ pub(crate) fn observe_scan(codes: CodesRef<'_>, elapsed: Duration) {
     SCANS.add(memory_level(codes), per_word, per_word);
 }
 
+fn walks(form: MihForm) -> &'static Observed {
+    match form {
+        MihForm::Rows => &WALKS,
+        MihForm::Sketches => &SKETCH_WALKS,
+    }
+}
+
 /// Remembers what a walk took.
 pub(crate) fn observe_walk(
     codes: CodesRef<'_>,
+    form: MihForm,
     (lookups, candidates): (u64, u64),
     elapsed: Duration,
 ) {
-    if lookups + candidates < OBSERVED_STEPS_MIN {
+    let is_short = match form {
+        MihForm::Rows => lookups + candidates < OBSERVED_STEPS_MIN,
+        MihForm::Sketches => lookups < OBSERVED_LOOKUPS_MIN,
+    };
+    if is_short {
         return;
     }
-    let words = codes.code_len().words();
-    let expected = lookups as f64 * LOOKUP_NS + candidates as f64 * nominal_candidate_ns(words);
+    let (lookup_ns, candidate_ns) = nominal_step_ns(codes.code_len().words(), form);
+    let expected = lookups as f64 * lookup_ns + candidates as f64 * candidate_ns;
     let share = elapsed.as_nanos() as f64 / expected;
-    WALKS.add(memory_level(codes), share, WALK_UNTRIED);
+    walks(form).add(memory_level(codes), share, WALK_UNTRIED);
 }
 
 /// To be told where a walk was thought of and not taken.
-pub(crate) fn forget_walk(codes: CodesRef<'_>) {
+pub(crate) fn forget_walk(codes: CodesRef<'_>, form: MihForm) {
     let level = memory_level(codes);
-    if let Some(share) = WALKS.get(level)
+    if let Some(share) = walks(form).get(level)
         && share > WALK_UNTRIED
     {
-        WALKS.set(level, share * (1.0 - WALK_FORGETS));
+        walks(form).set(level, share * (1.0 - WALK_FORGETS));
     }
 }
 
 /// What a walk among these codes takes, as a share of what the constants say.
-fn walk_share(codes: CodesRef<'_>) -> f64 {
-    let share = WALKS.get(memory_level(codes)).unwrap_or(WALK_UNTRIED);
+fn walk_share(codes: CodesRef<'_>, form: MihForm) -> f64 {
+    let share = walks(form).get(memory_level(codes)).unwrap_or(WALK_UNTRIED);
     share.clamp(0.1, 4.0)
 }
 
@@ -281,7 +304,13 @@ pub(crate) fn nominal_cluster_ns(
 
 /// Multi-index hashing within a bound, of codes that are spread evenly.
 pub(crate) fn uniform_mih_ns(params: &MihParams, n_codes: usize, bound: u32) -> f64 {
-    balls_of_ns(params, n_codes, bound as usize)
+    balls_of_ns(params, MihForm::Rows, n_codes, bound as usize)
+}
+
+/// Multi-index hashing with sketches, given the buckets it looks up, the sketches it compares, and how many
+/// of those are near.
+pub(crate) fn nominal_sketches_ns(n_lookups: f64, n_sketches: f64, n_near: f64) -> f64 {
+    n_lookups * SKETCH_LOOKUP_NS + n_sketches * SKETCH_NS + n_near * NEAR_SKETCH_NS
 }
 
 /// Multi-index hashing within a bound that is already known to hold enough codes.
@@ -320,14 +349,20 @@ pub(crate) fn ring(k: usize, share: f64) -> usize {
 }
 
 /// One lookup in the tables of these codes, and one candidate, in ns.
-pub(crate) fn step_ns(codes: CodesRef<'_>) -> (f64, f64) {
-    let share = walk_share(codes);
-    let candidate_ns = nominal_candidate_ns(codes.code_len().words());
-    (share * LOOKUP_NS, share * candidate_ns)
+pub(crate) fn step_ns(codes: CodesRef<'_>, form: MihForm) -> (f64, f64) {
+    let share = walk_share(codes, form);
+    let (lookup_ns, candidate_ns) = nominal_step_ns(codes.code_len().words(), form);
+    (share * lookup_ns, share * candidate_ns)
 }
 
-fn nominal_candidate_ns(words: usize) -> f64 {
-    CANDIDATE_NS + CANDIDATE_NS_PER_WORD * words_read(words)
+fn nominal_step_ns(words: usize, form: MihForm) -> (f64, f64) {
+    match form {
+        MihForm::Rows => {
+            let candidate_ns = CANDIDATE_NS + CANDIDATE_NS_PER_WORD * words_read(words);
+            (LOOKUP_NS, candidate_ns)
+        }
+        MihForm::Sketches => (SKETCH_LOOKUP_NS, SKETCH_NS),
+    }
 }
 
 /// The scan engine under a filter: a short list is gathered.
@@ -341,38 +376,39 @@ pub(crate) fn scan_ns(codes: CodesRef<'_>, allowed: &Allowed<'_>) -> f64 {
 /// One shell of one table if codes are spread evenly: its lookups and the candidates they bring.
 pub(crate) fn shell_ns(
     codes: CodesRef<'_>,
-    params: &MihParams,
+    view: &MihView<'_>,
     substring_idx: usize,
     substring_radius: usize,
 ) -> f64 {
-    let nominal = shell_of_ns(params, codes.n_codes(), substring_idx, substring_radius);
-    walk_share(codes) * nominal
+    let (params, form) = (view.params(), view.form());
+    let shell = (substring_idx, substring_radius);
+    walk_share(codes, form) * shell_of_ns(params, form, codes.n_codes(), shell)
 }
 
 fn shell_of_ns(
     params: &MihParams,
+    form: MihForm,
     n_codes: usize,
-    substring_idx: usize,
-    substring_radius: usize,
+    (substring_idx, substring_radius): (usize, usize),
 ) -> f64 {
     let width = params.width(substring_idx);
     let bucket_size = n_codes as f64 / (1u64 << width) as f64;
-    let words = params.code_len().words();
-    f64::from(shell_size(width, substring_radius))
-        * (LOOKUP_NS + bucket_size * nominal_candidate_ns(words))
+    let (lookup_ns, candidate_ns) = nominal_step_ns(params.code_len().words(), form);
+    f64::from(shell_size(width, substring_radius)) * (lookup_ns + bucket_size * candidate_ns)
 }
 
 /// All balls that a range search of `radius` visits.
 fn balls_ns(codes: CodesRef<'_>, view: &MihView<'_>, radius: usize) -> f64 {
-    walk_share(codes) * balls_of_ns(view.params(), view.n_codes(), radius)
+    let form = view.form();
+    walk_share(codes, form) * balls_of_ns(view.params(), form, view.n_codes(), radius)
 }
 
-fn balls_of_ns(params: &MihParams, n_codes: usize, radius: usize) -> f64 {
+fn balls_of_ns(params: &MihParams, form: MihForm, n_codes: usize, radius: usize) -> f64 {
     let mut ns = 0.0;
     for substring_idx in 0..params.n_substrings() {
         if let Some(ball_radius) = params.substring_radius(substring_idx, radius) {
             ns += (0..=ball_radius)
-                .map(|shell| shell_of_ns(params, n_codes, substring_idx, shell))
+                .map(|shell| shell_of_ns(params, form, n_codes, (substring_idx, shell)))
                 .sum::<f64>();
         }
     }
@@ -381,7 +417,7 @@ fn balls_of_ns(params: &MihParams, n_codes: usize, radius: usize) -> f64 {
 
 /// The distance of the k-th of n uniformly random codes: the normal approximation of the binomial,
 /// with the first terms of its tail's expansion.
-fn kth_random_distance(bits: usize, n_codes: usize, k: usize) -> usize {
+pub(crate) fn kth_random_distance(bits: usize, n_codes: usize, k: usize) -> usize {
     let bits = bits as f64;
     let odds = (n_codes as f64 / k.max(1) as f64).ln();
     if odds <= 0.7 {
@@ -437,7 +473,7 @@ pub fn knn_costs(rows: &SegmentRows<'_>, allowed: &Allowed<'_>, k: usize) -> Cos
         let n_allowed = n_allowed.clamp(1, codes.n_codes().max(1));
         let candidates_each = codes.n_codes() as f64 / n_allowed.max(1) as f64;
         let wanted = k.min(n_allowed) as f64 * candidates_each;
-        let (lookup_ns, candidate_ns) = step_ns(codes);
+        let (lookup_ns, candidate_ns) = step_ns(codes, view.form());
         let least = lookup_ns + wanted * candidate_ns;
         costs.mih_ns = Some(balls_ns(codes, view, radius).max(least));
         costs.mih_least_ns = least;

@@ -11,7 +11,9 @@ use tanhash::cluster::{ClusterParams, ClusterSearch, Clusters};
 use tanhash::code::RowOrder;
 use tanhash::engine::{self, Allowed, AllowedRows, Engine, EngineChoice, SearchStats, SegmentRows};
 use tanhash::hamming::Kernel;
-use tanhash::mih::{MihParams, MihTable, MihView, MultiIndex};
+use tanhash::mih::{
+    MihParams, MihTable, MihView, MultiIndex, SketchOrder, SketchTable, SketchView, Sketches,
+};
 use tanhash::scan::LinearScan;
 use tanhash::topk::{Neighbor, TopK};
 use tanhash::{CodeLen, Codes, ErrorKind, HashCode};
@@ -25,13 +27,24 @@ const CHOICES: [EngineChoice; 4] = [
     EngineChoice::Cluster,
 ];
 
-/// Codes as a segment may store them: by document, or by cluster.
+/// Codes as a segment may store them: by document, by cluster, or by their first substring.
 struct Layout {
     codes: Codes,
+    params: MihParams,
     tables: Vec<MihTable>,
     clusters: Option<Clusters>,
-    /// Ranks by row and rows by rank, packed; empty without clusters.
-    order: [Vec<u8>; 2],
+    sketches: Option<Sketches>,
+    /// Ranks by row and rows by rank, packed; `None` where rows ascend by document.
+    order: Option<[Vec<u8>; 2]>,
+}
+
+/// An order of rows in both directions.
+fn packed(order: &[u32]) -> [Vec<u8>; 2] {
+    let mut rows = vec![0; order.len()];
+    for (row, &rank) in (0..).zip(order) {
+        rows[rank as usize] = row;
+    }
+    [RowOrder::pack(order), RowOrder::pack(&rows)]
 }
 
 impl Layout {
@@ -39,18 +52,13 @@ impl Layout {
         let tables = (0..params.n_substrings())
             .map(|substring_idx| MihTable::build(&codes, params, substring_idx).unwrap())
             .collect();
-        let order = clusters.as_ref().map_or([vec![], vec![]], |clusters| {
-            let mut rows = vec![0; clusters.order().len()];
-            for (row, &rank) in (0..).zip(clusters.order()) {
-                rows[rank as usize] = row;
-            }
-            [RowOrder::pack(clusters.order()), RowOrder::pack(&rows)]
-        });
         Layout {
+            order: clusters.as_ref().map(|clusters| packed(clusters.order())),
             codes,
+            params: params.clone(),
             tables,
             clusters,
-            order,
+            sketches: None,
         }
     }
 
@@ -72,24 +80,40 @@ impl Layout {
         clusters.view().verify(reordered.as_ref()).unwrap();
         Some(Layout::new(reordered, params, Some(clusters)))
     }
+
+    fn sketched(codes: &Codes) -> Option<Layout> {
+        let params = MihParams::fit_sketches(codes.as_ref());
+        let sketches = Sketches::build(codes.as_ref(), &params).unwrap()?;
+        let view = sketches.view(&params).unwrap();
+        view.verify(sketches.codes(), &params).unwrap();
+        let mut reordered = Codes::new(codes.code_len());
+        for &row in sketches.order() {
+            reordered.push_row(codes, row as usize);
+        }
+        assert_eq!(reordered.as_ref(), sketches.codes());
+        Some(Layout {
+            codes: reordered,
+            params,
+            tables: Vec::new(),
+            clusters: None,
+            order: Some(packed(sketches.order())),
+            sketches: Some(sketches),
+        })
+    }
 }
 
 struct Segment {
     doc_ids: Option<Vec<u32>>,
-    params: MihParams,
     layouts: Vec<Layout>,
 }
 
 impl Segment {
     fn new(codes: Codes, doc_ids: Option<Vec<u32>>, params: MihParams) -> Segment {
-        let clustered = Layout::clustered(&codes, &params);
+        let others = [Layout::clustered(&codes, &params), Layout::sketched(&codes)];
         let plain = Layout::new(codes, &params, None);
-        let layouts = [plain].into_iter().chain(clustered).collect();
-        Segment {
-            doc_ids,
-            params,
-            layouts,
-        }
+        let others = others.into_iter().flatten();
+        let layouts = [plain].into_iter().chain(others).collect();
+        Segment { doc_ids, layouts }
     }
 
     fn codes(&self) -> &Codes {
@@ -97,17 +121,17 @@ impl Segment {
     }
 
     fn rows_of<'a>(&'a self, layout: &'a Layout) -> SegmentRows<'a> {
-        let [ranks, rows] = &layout.order;
         let n_codes = layout.codes.n_codes();
+        let order = layout.order.as_ref();
+        let params = &layout.params;
+        let view = match &layout.sketches {
+            Some(sketches) => MihView::with_sketches(params, sketches.view(params).unwrap()),
+            None => MihView::new(params, layout.tables.iter().map(MihTable::as_ref)).unwrap(),
+        };
         SegmentRows {
             doc_ids: self.doc_ids.as_deref(),
-            order: layout
-                .clusters
-                .is_some()
-                .then(|| RowOrder::new(ranks, rows, n_codes).unwrap()),
-            mih: Some(
-                MihView::new(&self.params, layout.tables.iter().map(MihTable::as_ref)).unwrap(),
-            ),
+            order: order.map(|[ranks, rows]| RowOrder::new(ranks, rows, n_codes).unwrap()),
+            mih: Some(view),
             clusters: layout.clusters.as_ref().map(Clusters::view),
             address_base: ORDINAL,
             ..SegmentRows::of(layout.codes.as_ref())
@@ -119,7 +143,7 @@ impl Segment {
         self.rows_of(&self.layouts[0])
     }
 
-    /// Rows by document, then rows by cluster.
+    /// Rows by document, by cluster, by first substring.
     fn all_rows(&self) -> impl Iterator<Item = SegmentRows<'_>> {
         self.layouts.iter().map(|layout| self.rows_of(layout))
     }
@@ -212,7 +236,10 @@ fn engines<'a>(rows: &'a SegmentRows<'a>) -> Vec<(String, Box<dyn Engine + 'a>)>
     let mih = MultiIndex::new(rows, rows.mih.as_ref().unwrap());
     engines.push(("mih".into(), Box::new(mih)));
     engines.push(("mih, determined".into(), Box::new(mih.determined())));
-    engines.push(("mih to the end".into(), Box::new(mih.without_fallback())));
+    let to_the_end = mih.without_fallback();
+    engines.push(("mih to the end".into(), Box::new(to_the_end)));
+    let scalar = to_the_end.with_kernel(Kernel::SCALAR);
+    engines.push(("mih, scalar".into(), Box::new(scalar)));
     if let Some(view) = &rows.clusters {
         let cluster = ClusterSearch::new(rows, view);
         engines.push(("cluster".into(), Box::new(cluster)));
@@ -603,7 +630,7 @@ fn giving_up_half_way_gives_nothing_twice() {
 fn segments_share_a_top() {
     for seed in 0..20 {
         let mut rng = ChaCha8Rng::seed_from_u64(4000 + seed);
-        let len = CodeLen::new(32).unwrap();
+        let len = CodeLen::new([32, 64][seed as usize % 2]).unwrap();
         let data = ALL_DATA[seed as usize % 5];
         let segments: Vec<Segment> = (0..4)
             .map(|_| {
@@ -617,7 +644,8 @@ fn segments_share_a_top() {
         let mut expected = Vec::new();
         let mut top = TopK::new(25, 1024);
         for ordinal in order {
-            let layout = &segments[ordinal].layouts[ordinal / 2];
+            let layouts = &segments[ordinal].layouts;
+            let layout = &layouts[(ordinal + seed as usize / 2) % layouts.len()];
             let mut rows = segments[ordinal].rows_of(layout);
             rows.address_base = (ordinal as u64) << 32;
             for mut neighbor in segments[ordinal].naive(&query, |_| true) {
@@ -627,7 +655,7 @@ fn segments_share_a_top() {
             let mut stats = SearchStats::default();
             let mih = MultiIndex::new(&rows, rows.mih.as_ref().unwrap()).without_fallback();
             let engine: Box<dyn Engine> = match &rows.clusters {
-                _ if ordinal % 2 == 0 => Box::new(mih),
+                _ if ordinal.is_multiple_of(2) => Box::new(mih),
                 Some(view) => Box::new(ClusterSearch::new(&rows, view).without_fallback()),
                 None => Box::new(LinearScan::new(&rows)),
             };
@@ -699,7 +727,8 @@ fn damaged_tables_give_errors_or_answers_but_no_panic() {
         let mut rng = ChaCha8Rng::seed_from_u64(6000 + seed);
         let (codes, query) = generate(Data::Clustered, len, 300, &mut rng);
         let mut segment = Segment::new(codes, None, MihParams::choose(len, 300));
-        for substring_idx in 0..segment.params.n_substrings() {
+        let params = segment.layouts[0].params.clone();
+        for substring_idx in 0..params.n_substrings() {
             let mut offsets = segment.layouts[0].tables[substring_idx].offsets().to_vec();
             let mut ids = segment.layouts[0].tables[substring_idx].ids().to_vec();
             for _ in 0..20 {
@@ -707,7 +736,7 @@ fn damaged_tables_give_errors_or_answers_but_no_panic() {
                 offsets[rng.random_range(0..last)] = rng.random::<u32>() >> rng.random_range(0..32);
                 ids[rng.random_range(0..300)] = rng.random::<u32>() >> rng.random_range(0..32);
             }
-            let width = segment.params.width(substring_idx);
+            let width = params.width(substring_idx);
             let damaged = MihTable::from_parts(offsets, ids, 300, width).unwrap();
             segment.layouts[0].tables[substring_idx] = damaged;
         }
@@ -725,6 +754,71 @@ fn damaged_tables_give_errors_or_answers_but_no_panic() {
         }
     }
     assert!(errors > 100, "damage went unseen: {errors} errors");
+}
+
+/// As above, for tables with sketches.
+#[test]
+fn damaged_sketches_give_errors_or_answers_but_no_panic() {
+    let len = CodeLen::new(64).unwrap();
+    let (mut errors, mut answers) = (0, 0);
+    for seed in 0..200 {
+        let mut rng = ChaCha8Rng::seed_from_u64(6500 + seed);
+        let (codes, query) = generate(Data::Clustered, len, 300, &mut rng);
+        let layout = Layout::sketched(&codes).unwrap();
+        let params = &layout.params;
+        let order = SketchOrder::build(codes.as_ref(), params).unwrap().unwrap();
+        let mut tables: Vec<SketchTable> = (0..params.n_substrings())
+            .map(|idx| SketchTable::build(layout.codes.as_ref(), params, &order, idx).unwrap())
+            .collect();
+        let damage = |words: &mut [u32], rng: &mut ChaCha8Rng| {
+            for _ in 0..20 {
+                let at = rng.random_range(0..words.len());
+                words[at] = rng.random::<u32>() >> rng.random_range(0..32);
+            }
+        };
+        for table in &mut tables {
+            let [mut offsets, mut sketches] =
+                [table.offsets(), table.sketches()].map(<[u32]>::to_vec);
+            let mut places = table.places().to_vec();
+            // The last offset is looked at when tables are opened.
+            let n_values = offsets.len() - 1;
+            damage(&mut offsets[..n_values], &mut rng);
+            damage(&mut sketches, &mut rng);
+            for _ in 0..places.len().min(20) {
+                places[rng.random_range(0..300)] = rng.random();
+            }
+            *table = SketchTable::from_parts(offsets, sketches, places);
+        }
+        let tables = tables.iter().map(SketchTable::as_ref);
+        let view = SketchView::new(params, 300, tables, 1).unwrap();
+        assert!(view.verify(layout.codes.as_ref(), params).is_err());
+        let [ranks, by_rank] = layout.order.as_ref().unwrap();
+        let rows = SegmentRows {
+            order: Some(RowOrder::new(ranks, by_rank, 300).unwrap()),
+            mih: Some(MihView::with_sketches(params, view)),
+            ..SegmentRows::of(layout.codes.as_ref())
+        };
+        for (_, engine) in engines(&rows) {
+            let mut stats = SearchStats::default();
+            let mut top = TopK::new(20, 1024);
+            let knn = engine.knn(&query, &Allowed::All, &mut top, &mut stats);
+            let mut found = Vec::new();
+            let range = engine.range(&query, 9, &Allowed::All, &mut found, &mut stats);
+            for result in [knn, range] {
+                match result {
+                    Ok(()) => answers += 1,
+                    Err(error) => {
+                        assert!(matches!(error.kind(), ErrorKind::Corrupt { .. }));
+                        errors += 1;
+                    }
+                }
+            }
+        }
+    }
+    assert!(
+        errors > 100,
+        "damage went unseen: {errors} errors, {answers} answers"
+    );
 }
 
 /// One batch against the searches of its queries one by one, for every kernel and through the engine.

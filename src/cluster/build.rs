@@ -14,7 +14,7 @@ use crate::code::{CodeLen, Codes, CodesRef, HashCode};
 use crate::engine::{Allowed, SearchStats, SegmentRows};
 use crate::error::{ErrorKind, Result};
 use crate::hamming::{Kernel, Nearest};
-use crate::mih::MihParams;
+use crate::mih::{MihParams, SketchTrial, suits_sketches};
 use crate::plan;
 use crate::random;
 use crate::scan::LinearScan;
@@ -213,16 +213,19 @@ impl Trial {
             &mut stats,
         )?;
         let bounds: Vec<u32> = tops.iter().map(TopK::bound).collect();
-        let mih = MihParams::choose(codes.code_len(), codes.n_codes());
-        let mih_ns = bounds
-            .iter()
-            .map(|&bound| plan::uniform_mih_ns(&mih, codes.n_codes(), bound))
-            .sum::<f64>()
-            / bounds.len().max(1) as f64;
+        let sample = sample(codes, params.sample_size / 2, params.seed, 21);
+        let mih_ns = match suits_sketches(codes.code_len()) {
+            true => sketches_ns(codes, &sample, &queries, &bounds),
+            false => {
+                let mih = MihParams::choose(codes.code_len(), codes.n_codes());
+                let of_bound = |&bound| plan::uniform_mih_ns(&mih, codes.n_codes(), bound);
+                bounds.iter().map(of_bound).sum::<f64>() / bounds.len().max(1) as f64
+            }
+        };
         Ok(Trial {
             queries,
             bounds,
-            sample: sample(codes, params.sample_size / 2, params.seed, 21),
+            sample,
             other_ns: mih_ns.min(TRIAL_COST_MAX * plan::nominal_scan_ns(codes)),
         })
     }
@@ -252,6 +255,29 @@ impl Trial {
         let left = (n_stretches / n_queries, n_rows as usize);
         plan::nominal_cluster_ns(codes, view.centroids(), left)
     }
+}
+
+/// The mean cost of a k-NN search by multi-index hashing with sketches, in ns.
+fn sketches_ns(codes: CodesRef<'_>, sample: &Codes, queries: &[HashCode], bounds: &[u32]) -> f64 {
+    let params = MihParams::fit_sketches(codes);
+    let trial = SketchTrial::new(&params);
+    let (mut n_lookups, mut n_seen, mut n_near) = (0, 0, 0);
+    for (query, &bound) in queries.iter().zip(bounds) {
+        n_lookups += u64::from(trial.n_lookups(bound));
+        for row in 0..sample.n_codes() {
+            let differing = sample.word(row, 0) ^ query.words()[0];
+            let (seen, near) = trial.n_met(differing, bound);
+            n_seen += u64::from(seen);
+            n_near += u64::from(near);
+        }
+    }
+    let per_query = 1.0 / queries.len().max(1) as f64;
+    let per_sample = codes.n_codes() as f64 / sample.n_codes().max(1) as f64 * per_query;
+    plan::nominal_sketches_ns(
+        n_lookups as f64 * per_query,
+        n_seen as f64 * per_sample,
+        n_near as f64 * per_sample,
+    )
 }
 
 /// A random sample, in row order; everything if there is no more.

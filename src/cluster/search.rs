@@ -11,6 +11,7 @@ use crate::cluster::{ClusterView, SECTION};
 use crate::code::{HashCode, RowOrder};
 use crate::engine::{Allowed, Engine, EngineKind, Membership, SearchStats, SegmentRows};
 use crate::error::{Error, Result};
+use crate::finds::Finds;
 use crate::hamming::{Kernel, prefetch_rows};
 use crate::plan;
 use crate::scan::LinearScan;
@@ -293,10 +294,7 @@ impl<'a> ClusterSearch<'a> {
         self.kernel
             .scan(self.rows.codes, rows, query.words(), bound, &mut sink);
         stats.filtered_out += filtered_out;
-        match late.rows.len() > LATE_ROWS_MAX {
-            true => finds.settle(self.rows),
-            false => Ok(()),
-        }
+        finds.settle_if_many(self.rows)
     }
 
     /// Takes these rows, which ascend by document.
@@ -561,121 +559,6 @@ impl<'a> ClusterSearch<'a> {
         }
         found[start..].sort_unstable_by_key(|neighbor| neighbor.address);
         Ok(())
-    }
-}
-
-/// What a k-NN search has found: a `TopK`, and rows on their way into it.
-///
-/// Each lookup of a row's document is a cache miss, and most rows that are near enough when they come are
-/// not in the end. So where no filter asks for documents, rows wait until the bound has fallen.
-struct Finds<'t> {
-    top: &'t mut TopK,
-    late: Option<NearRows>,
-}
-
-/// Rows that wait in most searches: some for each neighbor that is wanted, and some anyway.
-const NEAR_ROWS_EACH: usize = 4;
-const NEAR_ROWS: usize = 128;
-
-/// As many rows wait: those at the k-th distance may be any number.
-const LATE_ROWS_MAX: usize = 4096;
-
-impl<'t> Finds<'t> {
-    fn new(top: &'t mut TopK, rows: &SegmentRows<'_>, membership: &Membership<'_>) -> Finds<'t> {
-        let mut finds = Finds { top, late: None };
-        if membership.is_by_row() {
-            finds.late = NearRows::of(finds.top, rows);
-        }
-        finds
-    }
-
-    /// The largest distance that may still enter.
-    fn bound(&self) -> u32 {
-        match &self.late {
-            Some(late) => late.bound,
-            None => self.top.bound(),
-        }
-    }
-
-    /// The largest distance at which a row of these may still enter, `None` if none may.
-    fn bound_from(&self, rows: &SegmentRows<'_>) -> Option<u32> {
-        match &self.late {
-            Some(late) => Some(late.bound),
-            None => self.top.bound_from(rows.address_base),
-        }
-    }
-
-    fn is_full(&self) -> bool {
-        match &self.late {
-            Some(late) => late.n_within >= late.k,
-            None => self.top.is_full(),
-        }
-    }
-
-    /// Looks up the documents of the rows that are still near enough, and offers them to the top.
-    fn settle(&mut self, rows: &SegmentRows<'_>) -> Result<()> {
-        let Some(late) = &mut self.late else {
-            return Ok(());
-        };
-        let bound = late.bound;
-        late.rows.retain(|&(_, distance)| distance <= bound);
-        for (row, _) in &mut late.rows {
-            *row = rows.doc_id(*row as usize).ok_or_else(RowOrder::damaged)?;
-        }
-        for (doc, distance) in late.rows.drain(..) {
-            self.top.push(distance, rows.address(doc));
-        }
-        self.renew(rows);
-        Ok(())
-    }
-
-    /// To be called when the top has changed.
-    fn renew(&mut self, rows: &SegmentRows<'_>) {
-        if let Some(late) = self.late.take() {
-            debug_assert!(late.rows.is_empty());
-            self.late = NearRows::of(self.top, rows);
-        }
-    }
-}
-
-/// Rows that are no farther than the k-th nearest of them and of a `TopK`, and some that were when they
-/// came. Unlike in a `TopK` all rows at the k-th distance stay: which of them count, their documents will
-/// say.
-struct NearRows {
-    k: usize,
-    bound: u32,
-    /// Found at each distance up to `bound`, and all of those together.
-    counts: Vec<u32>,
-    n_within: usize,
-    rows: Vec<(u32, u32)>,
-}
-
-impl NearRows {
-    /// `None` if nothing of these rows may enter the top.
-    fn of(top: &TopK, rows: &SegmentRows<'_>) -> Option<NearRows> {
-        let bound = top.bound_from(rows.address_base)?;
-        let counts = top.counts_within(bound).to_vec();
-        let n_rows = NEAR_ROWS_EACH.saturating_mul(top.k());
-        Some(NearRows {
-            k: top.k(),
-            bound,
-            n_within: counts.iter().map(|&count| count as usize).sum(),
-            counts,
-            rows: Vec::with_capacity(n_rows.clamp(NEAR_ROWS, LATE_ROWS_MAX)),
-        })
-    }
-
-    /// Takes a row within the bound and gives the bound for those to come.
-    #[inline]
-    fn push(&mut self, row: usize, distance: u32) -> u32 {
-        self.rows.push((row as u32, distance));
-        self.counts[distance as usize] += 1;
-        self.n_within += 1;
-        while self.n_within - self.counts[self.bound as usize] as usize >= self.k {
-            self.n_within -= self.counts[self.bound as usize] as usize;
-            self.bound -= 1;
-        }
-        self.bound
     }
 }
 

@@ -121,6 +121,15 @@ impl<D: Deref<Target = [u64]>> Codes<D> {
         }
     }
 
+    /// The same codes in another order: row `i` becomes what row `order[i]` is. Panics on a row past the end.
+    pub(crate) fn reordered(&self, order: &[u32]) -> Codes {
+        let mut codes = Codes::with_capacity(self.len, order.len());
+        order
+            .iter()
+            .for_each(|&row| codes.push_row(self, row as usize));
+        codes
+    }
+
     /// Row-major packed bytes, `bits / 8` a row: a FAISS `uint8` matrix.
     pub fn to_packed(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.n_codes * self.len.bytes());

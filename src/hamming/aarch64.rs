@@ -81,6 +81,32 @@ impl Neon {
     }
 
     #[inline]
+    pub(super) fn near_sketches(
+        self,
+        sketches: &[u32],
+        query: u32,
+        bound: u32,
+        first: u32,
+        out: &mut Vec<u32>,
+    ) {
+        // SAFETY: `self` proves NEON.
+        unsafe { neon::near_sketches(self, sketches, query, bound, first, out) }
+    }
+
+    #[inline]
+    pub(super) fn near_words(
+        self,
+        words: &[u64],
+        query: u64,
+        bound: u32,
+        first: u32,
+        out: &mut Vec<u32>,
+    ) {
+        // SAFETY: `self` proves NEON.
+        unsafe { neon::near_words(self, words, query, bound, first, out) }
+    }
+
+    #[inline]
     pub(super) fn gather(
         self,
         blocks: &[u64],

@@ -15,6 +15,7 @@ use crate::code::{BLOCK_ROWS, CodeLen, CodesRef};
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
 mod batch;
+mod near;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
@@ -239,6 +240,33 @@ impl Kernel {
         dispatch!(self, lanes => lanes.near_extents(distances, extents, bound, out));
     }
 
+    /// Appends to `out` the place of each of `sketches` that differs from `query` in at most `bound` bits,
+    /// counted from `first`. Ascending.
+    #[inline]
+    pub(crate) fn near_sketches(
+        self,
+        sketches: &[u32],
+        query: u32,
+        bound: u32,
+        first: u32,
+        out: &mut Vec<u32>,
+    ) {
+        dispatch!(self, lanes => lanes.near_sketches(sketches, query, bound, first, out));
+    }
+
+    /// As [`near_sketches`](Kernel::near_sketches), for codes of one word.
+    #[inline]
+    pub(crate) fn near_words(
+        self,
+        words: &[u64],
+        query: u64,
+        bound: u32,
+        first: u32,
+        out: &mut Vec<u32>,
+    ) {
+        dispatch!(self, lanes => lanes.near_words(words, query, bound, first, out));
+    }
+
     /// Writes the distance from each of `rows` to `query` where it is at most `bound`, and some value
     /// above `bound` where it is not. For rows all over the set, [`prefetch`] them a while before.
     ///
@@ -357,11 +385,23 @@ trait Lanes: Copy {
 
     /// Bit `i`: whether `distances[i]` is within `bound` of the stretch `extents[i]`.
     #[inline(always)]
-    fn near(self, distances: &[u32; EXTENTS], extents: &[u32; EXTENTS], bound: u32) -> u16 {
+    fn near(
+        self,
+        distances: &[u32; NUMBERS_AT_ONCE],
+        extents: &[u32; NUMBERS_AT_ONCE],
+        bound: u32,
+    ) -> u16 {
         let pairs = distances.iter().zip(extents);
         pairs.rev().fold(0, |near, (&distance, &extent)| {
             near << 1 | u16::from(is_near(distance, extent, bound))
         })
+    }
+
+    /// Bit `i`: whether `sketches[i]` differs from `query` in at most `bound` bits. At most
+    /// [`NUMBERS_AT_ONCE`] sketches.
+    #[inline(always)]
+    fn sketches_within(self, sketches: &[u32], query: u32, bound: u32) -> u16 {
+        near::sketches_within(sketches, query, bound)
     }
 }
 
@@ -577,8 +617,8 @@ fn gather_rows<const WORDS: usize>(
 /// Numbers that share one branch.
 const NUMBERS: usize = 64;
 
-/// Stretches that are compared together.
-const EXTENTS: usize = 16;
+/// 32-bit numbers that are compared together.
+const NUMBERS_AT_ONCE: usize = 16;
 
 /// The place of the smallest number. Plain loops, which become instructions of the set they are compiled for.
 #[inline(always)]
@@ -612,19 +652,19 @@ fn near_extent_places<L: Lanes>(
     bound: u32,
     out: &mut Vec<u32>,
 ) {
-    let (of_distances, last_distances) = distances.as_chunks::<EXTENTS>();
-    let (of_extents, last_extents) = extents.as_chunks::<EXTENTS>();
+    let (of_distances, last_distances) = distances.as_chunks::<NUMBERS_AT_ONCE>();
+    let (of_extents, last_extents) = extents.as_chunks::<NUMBERS_AT_ONCE>();
     for (idx, (distances, extents)) in of_distances.iter().zip(of_extents).enumerate() {
         let mut near = lanes.near(distances, extents, bound);
         while near != 0 {
-            out.push((idx * EXTENTS) as u32 + near.trailing_zeros());
+            out.push((idx * NUMBERS_AT_ONCE) as u32 + near.trailing_zeros());
             near &= near - 1;
         }
     }
     let last = last_distances.iter().zip(last_extents);
     for (place, (&distance, &extent)) in last.enumerate() {
         if is_near(distance, extent, bound) {
-            out.push((of_distances.len() * EXTENTS + place) as u32);
+            out.push((of_distances.len() * NUMBERS_AT_ONCE + place) as u32);
         }
     }
 }
@@ -767,6 +807,30 @@ macro_rules! loops {
             out: &mut Vec<u32>,
         ) {
             crate::hamming::near_extent_places(lanes, distances, extents, bound, out);
+        }
+
+        $(#[target_feature(enable = $features)])?
+        pub(super) fn near_sketches(
+            lanes: $lanes,
+            sketches: &[u32],
+            query: u32,
+            bound: u32,
+            first: u32,
+            out: &mut Vec<u32>,
+        ) {
+            crate::hamming::near::near_sketch_places(lanes, sketches, query, bound, first, out);
+        }
+
+        $(#[target_feature(enable = $features)])?
+        pub(super) fn near_words(
+            lanes: $lanes,
+            words: &[u64],
+            query: u64,
+            bound: u32,
+            first: u32,
+            out: &mut Vec<u32>,
+        ) {
+            crate::hamming::near::near_word_places(lanes, words, query, bound, first, out);
         }
 
         $(#[target_feature(enable = $features)])?

@@ -115,6 +115,28 @@ impl Scalar {
         plain::near_extents(self, distances, extents, bound, out);
     }
 
+    pub(super) fn near_sketches(
+        self,
+        sketches: &[u32],
+        query: u32,
+        bound: u32,
+        first: u32,
+        out: &mut Vec<u32>,
+    ) {
+        plain::near_sketches(self, sketches, query, bound, first, out);
+    }
+
+    pub(super) fn near_words(
+        self,
+        words: &[u64],
+        query: u64,
+        bound: u32,
+        first: u32,
+        out: &mut Vec<u32>,
+    ) {
+        plain::near_words(self, words, query, bound, first, out);
+    }
+
     pub(super) fn gather(
         self,
         blocks: &[u64],

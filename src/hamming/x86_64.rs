@@ -10,7 +10,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use crate::code::BLOCK_ROWS;
-use crate::hamming::{BatchSink, EXTENTS, INDEX_BITS, Lanes, Nearest, RowMask, Sink};
+use crate::hamming::{BatchSink, INDEX_BITS, Lanes, NUMBERS_AT_ONCE, Nearest, RowMask, Sink, near};
 
 /// Asks for the cache line at `address`, which may be anywhere.
 #[inline(always)]
@@ -69,25 +69,13 @@ impl Lanes for Avx2 {
         // SAFETY: `self` proves AVX2; the two unaligned loads read words 0 to 3 and 4 to 7 of an
         // array of eight.
         unsafe {
-            let nibble_counts = _mm256_setr_epi8(
-                0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, //
-                0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,
-            );
-            let low_nibble = _mm256_set1_epi8(0x0f);
             let loads = [
                 _mm256_loadu_si256(row_words.as_ptr().cast()),
                 _mm256_loadu_si256(row_words.as_ptr().add(4).cast()),
             ];
             let mut sum = sum;
             for (sum, load) in sum.iter_mut().zip(loads) {
-                let differing = _mm256_xor_si256(load, query);
-                let low = _mm256_and_si256(differing, low_nibble);
-                let high = _mm256_and_si256(_mm256_srli_epi16::<4>(differing), low_nibble);
-                let counts = _mm256_add_epi8(
-                    _mm256_shuffle_epi8(nibble_counts, low),
-                    _mm256_shuffle_epi8(nibble_counts, high),
-                );
-                *sum = _mm256_add_epi8(*sum, counts);
+                *sum = _mm256_add_epi8(*sum, byte_counts(_mm256_xor_si256(load, query)));
             }
             sum
         }
@@ -148,7 +136,12 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    fn near(self, distances: &[u32; EXTENTS], extents: &[u32; EXTENTS], bound: u32) -> u16 {
+    fn near(
+        self,
+        distances: &[u32; NUMBERS_AT_ONCE],
+        extents: &[u32; NUMBERS_AT_ONCE],
+        bound: u32,
+    ) -> u16 {
         let half = |start: usize| {
             // SAFETY: `self` proves AVX2; `start` is 0 or 8, so that the two unaligned loads read eight
             // numbers of an array of sixteen.
@@ -166,6 +159,50 @@ impl Lanes for Avx2 {
             }
         };
         u16::from_le_bytes([half(0), half(8)])
+    }
+
+    #[inline(always)]
+    fn sketches_within(self, sketches: &[u32], query: u32, bound: u32) -> u16 {
+        let Ok(sketches) = <&[u32; NUMBERS_AT_ONCE]>::try_from(sketches) else {
+            return near::sketches_within(sketches, query, bound);
+        };
+        let half = |start: usize| {
+            // SAFETY: `self` proves AVX2; `start` is 0 or 8, so that the unaligned load reads eight numbers
+            // of an array of sixteen.
+            unsafe {
+                let load = _mm256_loadu_si256(sketches.as_ptr().add(start).cast());
+                let differing = _mm256_xor_si256(load, _mm256_set1_epi32(query as i32));
+                let ones = _mm256_set1_epi8(1);
+                // Counts of bytes, summed in pairs to 16 bits and those in pairs to 32.
+                let pairs = _mm256_maddubs_epi16(byte_counts(differing), ones);
+                let counts = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+                let beyond = _mm256_cmpgt_epi32(counts, _mm256_set1_epi32(bound as i32));
+                !_mm256_movemask_ps(_mm256_castsi256_ps(beyond)) as u8
+            }
+        };
+        u16::from_le_bytes([half(0), half(8)])
+    }
+}
+
+/// The bits of each byte that are set.
+///
+/// # Safety
+/// The CPU has AVX2.
+#[inline(always)]
+unsafe fn byte_counts(bytes: __m256i) -> __m256i {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let nibble_counts = _mm256_setr_epi8(
+            0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, //
+            0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,
+        );
+        let low_nibble = _mm256_set1_epi8(0x0f);
+        let low = _mm256_and_si256(bytes, low_nibble);
+        let high = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), low_nibble);
+        _mm256_add_epi8(
+            _mm256_shuffle_epi8(nibble_counts, low),
+            _mm256_shuffle_epi8(nibble_counts, high),
+        )
     }
 }
 
@@ -235,7 +272,12 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    fn near(self, distances: &[u32; EXTENTS], extents: &[u32; EXTENTS], bound: u32) -> u16 {
+    fn near(
+        self,
+        distances: &[u32; NUMBERS_AT_ONCE],
+        extents: &[u32; NUMBERS_AT_ONCE],
+        bound: u32,
+    ) -> u16 {
         // SAFETY: `self` proves AVX-512 F; each unaligned load reads the sixteen numbers of an array.
         unsafe {
             let distances = _mm512_loadu_si512(distances.as_ptr().cast());
@@ -246,6 +288,22 @@ impl Lanes for Avx512 {
             let reaches = _mm512_cmple_epi32_mask(_mm512_sub_epi32(distances, farthest), bound);
             let begins = _mm512_sub_epi32(nearest, distances);
             _mm512_mask_cmple_epi32_mask(reaches, begins, bound)
+        }
+    }
+
+    #[inline(always)]
+    fn sketches_within(self, sketches: &[u32], query: u32, bound: u32) -> u16 {
+        let lanes = match sketches.len() {
+            len @ 0..NUMBERS_AT_ONCE => (1u16 << len) - 1,
+            _ => u16::MAX,
+        };
+        // SAFETY: `self` proves AVX-512 F and VPOPCNTDQ; the load reads the numbers of the slice, sixteen at
+        // most, and nothing where the mask is 0.
+        unsafe {
+            let load = _mm512_maskz_loadu_epi32(lanes, sketches.as_ptr().cast());
+            let differing = _mm512_xor_si512(load, _mm512_set1_epi32(query as i32));
+            let counts = _mm512_popcnt_epi32(differing);
+            _mm512_mask_cmple_epi32_mask(lanes, counts, _mm512_set1_epi32(bound as i32))
         }
     }
 }
@@ -300,6 +358,32 @@ macro_rules! face {
             ) {
                 // SAFETY: `self` proves the instructions that the function enables.
                 unsafe { $loops::near_extents(self, distances, extents, bound, out) }
+            }
+
+            #[inline]
+            pub(super) fn near_sketches(
+                self,
+                sketches: &[u32],
+                query: u32,
+                bound: u32,
+                first: u32,
+                out: &mut Vec<u32>,
+            ) {
+                // SAFETY: `self` proves the instructions that the function enables.
+                unsafe { $loops::near_sketches(self, sketches, query, bound, first, out) }
+            }
+
+            #[inline]
+            pub(super) fn near_words(
+                self,
+                words: &[u64],
+                query: u64,
+                bound: u32,
+                first: u32,
+                out: &mut Vec<u32>,
+            ) {
+                // SAFETY: `self` proves the instructions that the function enables.
+                unsafe { $loops::near_words(self, words, query, bound, first, out) }
             }
 
             #[inline]

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::code::{CodeLen, CodesRef};
 use crate::error::{Error, Result};
 use crate::mih::decorrelate::Correlations;
+use crate::mih::sketch::SUBSTRING_BITS_MAX;
 
 /// The longest substring, in bits: its table has 2^22 + 1 offsets, 16 MiB.
 pub const MAX_SUBSTRING_BITS: usize = 22;
@@ -101,11 +102,16 @@ impl MihParams {
     /// The substrings for about `n_codes` codes: as many as make each close to log2(n) bits, where a
     /// bucket holds about one code (Norouzi et al., section 4), the bits dealt at random but always alike.
     pub fn choose(code_len: CodeLen, n_codes: usize) -> MihParams {
+        MihParams::shuffled(code_len, &widths(code_len, n_codes))
+    }
+
+    /// Substrings of these widths, the bits dealt at random but always alike.
+    fn shuffled(code_len: CodeLen, widths: &[usize]) -> MihParams {
         let mut order: Vec<u16> = (0..code_len.bits() as u16).collect();
         shuffle(&mut order, PERMUTATION_SEED);
         let mut substrings = Vec::new();
         let mut rest = &order[..];
-        for width in widths(code_len, n_codes) {
+        for &width in widths {
             let (taken, left) = rest.split_at(width);
             let mut taken = taken.to_vec();
             taken.sort_unstable();
@@ -119,13 +125,24 @@ impl MihParams {
     /// those of one substring are as little so as a greedy choice can make them (Norouzi et al., section
     /// 5). A function of the codes alone.
     pub fn fit(codes: CodesRef<'_>) -> MihParams {
-        let (code_len, n_codes) = (codes.code_len(), codes.n_codes());
+        MihParams::dealt(codes, &widths(codes.code_len(), codes.n_codes()))
+    }
+
+    /// As [`fit`](MihParams::fit), for tables with [sketches](crate::mih::Sketches): substrings of at most 16
+    /// bits, however many codes there are.
+    pub fn fit_sketches(codes: CodesRef<'_>) -> MihParams {
+        let bits = codes.code_len().bits();
+        MihParams::dealt(codes, &even_widths(bits, bits.div_ceil(SUBSTRING_BITS_MAX)))
+    }
+
+    fn dealt(codes: CodesRef<'_>, widths: &[usize]) -> MihParams {
+        let code_len = codes.code_len();
         match Correlations::measure(codes) {
             Some(correlations) if !correlations.is_noise() => {
-                MihParams::new(code_len, correlations.deal(&widths(code_len, n_codes)))
+                MihParams::new(code_len, correlations.deal(widths))
                     .expect("each bit dealt once, in pieces of legal width")
             }
-            _ => MihParams::choose(code_len, n_codes),
+            _ => MihParams::shuffled(code_len, widths),
         }
     }
 
@@ -184,7 +201,11 @@ fn widths(code_len: CodeLen, n_codes: usize) -> Vec<usize> {
     let bits = code_len.bits();
     let substring_bits = (n_codes.max(2) as f64).log2().max(CHOSEN_BITS_MIN);
     let m = (bits as f64 / substring_bits).round() as usize;
-    let m = m.max(bits.div_ceil(MAX_SUBSTRING_BITS)).max(1);
+    even_widths(bits, m.max(bits.div_ceil(MAX_SUBSTRING_BITS)).max(1))
+}
+
+/// `bits` cut into `m` pieces, longer ones first.
+fn even_widths(bits: usize, m: usize) -> Vec<usize> {
     (0..m)
         .map(|substring_idx| bits / m + usize::from(substring_idx < bits % m))
         .collect()

@@ -1,18 +1,15 @@
 //! k-NN and range search over substring tables, and when to give them up for the linear scan.
-//!
-//! Lookups are pipelined because nearly every one misses the cache: the offsets of the next batch of
-//! buckets, the rows of the current one and the codes of the last are on their way at the same time.
-
-use std::time::Instant;
 
 use smallvec::SmallVec;
 
-use crate::code::{CodeLen, CodesRef, HashCode, RowOrder};
+use crate::code::{CodeLen, HashCode, RowOrder};
 use crate::engine::{Allowed, Engine, EngineKind, Membership, SearchStats, SegmentRows};
 use crate::error::{Error, Result};
-use crate::hamming::{Kernel, prefetch, prefetch_word};
+use crate::finds::Finds;
+use crate::hamming::Kernel;
 use crate::mih::table::SECTION;
-use crate::mih::{MihView, Shell, shell_size};
+use crate::mih::walk::{CANDIDATE_BATCH, Walk};
+use crate::mih::{MihView, shell_size};
 use crate::plan;
 use crate::scan::LinearScan;
 use crate::topk::{Neighbor, TopK};
@@ -40,6 +37,18 @@ enum Patience {
     Endless,
 }
 
+/// What a k-NN search knows of the k-th distance on its way.
+struct Sights {
+    /// What it is if codes are spread evenly.
+    expected: usize,
+    /// What it is so far.
+    bound: u32,
+    /// What it is among all codes met, allowed or not, if those are enough.
+    nearest: Option<u32>,
+    /// True if codes are known to be spread evenly.
+    is_even: bool,
+}
+
 /// The part of a scan's cost that a k-NN search may spend before its radius is known well enough to
 /// say what the rest will cost.
 const GAMBLE: f64 = 0.10;
@@ -47,12 +56,6 @@ const GAMBLE: f64 = 0.10;
 /// The part of a scan's cost that the whole search may be expected to take: its price is known less well
 /// than that of a scan, and where both take about as long, giving up half way costs most.
 const ASSURED: f64 = 0.7;
-
-/// Buckets looked up together.
-const LOOKUP_BATCH: usize = 16;
-
-/// Candidates compared together.
-const CANDIDATE_BATCH: usize = 64;
 
 impl<'a> MultiIndex<'a> {
     /// Searches these rows through these tables.
@@ -85,48 +88,23 @@ impl<'a> MultiIndex<'a> {
     }
 
     fn walk<'s>(&'s self, query: &'s HashCode, bound: u32, scan_ns: f64) -> Walk<'s> {
-        let params = self.view.params();
-        let n_substrings = params.n_substrings();
-        let values: SmallVec<[u32; 16]> = (0..n_substrings)
-            .map(|substring_idx| params.substring(substring_idx, query.words()))
-            .collect();
-        for (table, &value) in self.view.tables().iter().zip(&values) {
-            table.prefetch_bucket(value);
-        }
-        Walk {
-            codes: self.rows.codes,
-            view: self.view,
-            kernel: self.kernel,
-            query: query.words(),
-            values,
-            bound,
-            pending: [0; CANDIDATE_BATCH],
-            n_pending: 0,
-            lookups: 0,
-            candidates: 0,
-            step_ns: plan::step_ns(self.rows.codes),
-            started: Instant::now(),
-            spent_ns: 0.0,
-            spent_ns_max: match self.patience {
-                Patience::Endless => f64::INFINITY,
-                Patience::Planned | Patience::Determined => scan_ns,
-            },
-        }
+        let spent_ns_max = match self.patience {
+            Patience::Endless => f64::INFINITY,
+            Patience::Planned | Patience::Determined => scan_ns,
+        };
+        let (codes, query) = (self.rows.codes, query.words());
+        Walk::new(codes, self.view, self.kernel, query, bound, spent_ns_max)
     }
 
-    /// Whether to visit the next shell rather than scan. `prices[s]` is the cost of the shells of
-    /// radius `s` in all tables; `expected` is the k-th distance if codes are spread evenly; `met` has the
-    /// nearest codes met, allowed or not.
-    #[allow(clippy::too_many_arguments)]
+    /// Whether to visit the next shell rather than scan. `prices[s]` is the cost of the shells of radius `s`
+    /// in all tables.
     fn goes_on(
         &self,
         prices: &[f64],
         shell: (usize, usize),
         spent_ns: f64,
         scan_ns: f64,
-        expected: usize,
-        top: &TopK,
-        met: &TopK,
+        sights: &Sights,
     ) -> bool {
         let (substring_radius, substring_idx) = shell;
         let n_substrings = self.view.params().n_substrings();
@@ -143,7 +121,7 @@ impl<'a> MultiIndex<'a> {
             }
             ns
         };
-        let bound = top.bound() as usize;
+        let bound = sights.bound as usize;
         let next_ns = prices[substring_radius] / n_substrings as f64;
         match self.patience {
             Patience::Endless => true,
@@ -152,27 +130,27 @@ impl<'a> MultiIndex<'a> {
                 // If the k-th distance is not what codes that are spread evenly have, it shows once those
                 // shells are visited.
                 let covered = substring_radius * n_substrings + substring_idx;
-                let likely = bound.min(expected.max(covered));
+                let likely = bound.min(sights.expected.max(covered));
                 if spent_ns + rest_ns(likely) <= ASSURED * scan_ns {
                     return true;
                 }
                 // The k-th distance will still fall, but hardly by more than a quarter, and that of allowed
                 // codes is no smaller.
-                let is_hopeless = met.is_full() && rest_ns(met.bound() as usize / 4 * 3) > scan_ns;
+                let nearest = sights.nearest.map(|bound| bound as usize / 4 * 3);
+                let is_hopeless =
+                    sights.is_even || nearest.is_some_and(|least| rest_ns(least) > scan_ns);
                 !is_hopeless && spent_ns + next_ns <= GAMBLE * scan_ns
             }
         }
     }
 
-    /// True if no shell visited before (`substring_radius`, `substring_idx`) holds the row, given the
-    /// radius that each other table was visited up to.
+    /// True if no shell visited before this one holds the row. Shells are visited by their radius, those of
+    /// one radius in the order of the tables.
     fn is_first_meeting(
         &self,
         row: u32,
         query: &[u64],
-        substring_idx: usize,
-        substring_radius: usize,
-        visited: impl Fn(usize) -> Option<usize>,
+        (substring_radius, substring_idx): (usize, usize),
     ) -> Result<bool> {
         let mut differing = [0u64; CodeLen::MAX_BITS / 64];
         let differing = &mut differing[..query.len()];
@@ -188,13 +166,10 @@ impl<'a> MultiIndex<'a> {
                 ),
             ));
         }
-        let met_before = (0..params.n_substrings())
-            .filter(|&other| other != substring_idx)
-            .any(|other| {
-                visited(other).is_some_and(|radius| {
-                    params.substring_distance(other, differing) as usize <= radius
-                })
-            });
+        let met_before = (0..params.n_substrings()).any(|other| {
+            let distance = params.substring_distance(other, differing) as usize;
+            distance < substring_radius || distance == substring_radius && other < substring_idx
+        });
         Ok(!met_before)
     }
 
@@ -215,7 +190,7 @@ impl<'a> MultiIndex<'a> {
             .map(|radius| {
                 (0..n_substrings)
                     .map(|substring_idx| {
-                        plan::shell_ns(self.rows.codes, params, substring_idx, radius)
+                        plan::shell_ns(self.rows.codes, self.view, substring_idx, radius)
                     })
                     .sum()
             })
@@ -227,49 +202,80 @@ impl<'a> MultiIndex<'a> {
         let is_filtered = !matches!(allowed, Allowed::All);
         let mut met = TopK::new(top.k(), top.bound());
         let expected = plan::expected_distance(self.rows.codes, allowed, top.k());
+        // Where a row's document takes a lookup, it waits.
+        let mut finds = match self.rows.ascend() || !held.is_empty() {
+            true => Finds::at_once(top),
+            false => Finds::new(top, self.rows, &membership),
+        };
+        let seeded = match &finds.late {
+            Some(_) => walk.seed(finds.top.k(), |row| membership.has_row(row))?,
+            None => None,
+        };
+        let bound_of = |finds: &Finds<'_>| match seeded {
+            Some(seed) => finds.bound().min(seed.bound),
+            None => finds.bound(),
+        };
+        let is_even = seeded.is_some_and(|seed| seed.is_even);
         for radius in 0..=narrowest {
             for substring_idx in 0..n_substrings {
                 let shell = (radius, substring_idx);
-                let nearest = if is_filtered { &met } else { &*top };
-                let spent_ns = walk.spent_ns;
-                if !self.goes_on(&prices, shell, spent_ns, scan_ns, expected, top, nearest) {
+                let nearest = match is_filtered {
+                    true => met.is_full().then(|| met.bound()),
+                    false => (seeded.is_some() || finds.is_full()).then(|| bound_of(&finds)),
+                };
+                let (spent_ns, bound) = (walk.spent_ns, bound_of(&finds));
+                let sights = Sights {
+                    expected,
+                    bound,
+                    nearest,
+                    is_even,
+                };
+                if !self.goes_on(&prices, shell, spent_ns, scan_ns, &sights) {
+                    finds.forget(bound);
                     return Ok(false);
                 }
-                // Tables before this one have been visited up to `radius`, those after it up to one less.
-                let visited = |other| match other < substring_idx {
-                    true => Some(radius),
-                    false => radius.checked_sub(1),
-                };
                 let finished = walk.shell(substring_idx, radius, &mut |row, distance| {
-                    if self.is_first_meeting(row, query, substring_idx, radius, visited)? {
-                        let doc = self.rows.doc_id(row as usize);
-                        let doc = doc.ok_or_else(RowOrder::damaged)?;
+                    if !self.is_first_meeting(row, query, shell)? {
+                        stats.duplicates += 1;
+                        return Ok(bound_of(&finds));
+                    }
+                    let row = row as usize;
+                    if is_filtered {
+                        // Addresses only keep codes apart here, as rows do.
+                        met.push(distance, row as u64);
+                    }
+                    if !membership.has_row(row) {
+                        stats.filtered_out += 1;
+                    } else if let Some(late) = &mut finds.late {
+                        self.rows.prefetch_doc(row);
+                        late.push(row, distance);
+                        finds.settle_if_many(self.rows)?;
+                    } else {
+                        let doc = self.rows.doc_id(row).ok_or_else(RowOrder::damaged)?;
                         let address = self.rows.address(doc);
-                        if is_filtered {
-                            met.push(distance, address);
-                        }
-                        if !membership.has_row(row as usize) || !membership.contains(doc) {
+                        if !membership.contains(doc) {
                             stats.filtered_out += 1;
                         } else if held.is_empty() || held.binary_search(&address).is_err() {
-                            top.push(distance, address);
+                            finds.top.push(distance, address);
                         }
-                    } else {
-                        stats.duplicates += 1;
                     }
-                    Ok(top.bound())
+                    Ok(bound_of(&finds))
                 })?;
-                if !finished {
-                    return Ok(false);
-                }
                 // A code not met so far differs in at least radius + 1 bits of each substring up to
                 // this one, and in at least radius bits of each later one.
-                if top.bound() as usize <= radius * n_substrings + substring_idx
-                    || radius == params.width(substring_idx)
-                {
+                let bound = bound_of(&finds) as usize;
+                let is_covered = bound <= radius * n_substrings + substring_idx;
+                if !finished {
+                    finds.forget(bound as u32);
+                    return Ok(false);
+                }
+                if is_covered || radius == params.width(substring_idx) {
+                    finds.settle(self.rows)?;
                     return Ok(true);
                 }
             }
         }
+        finds.settle(self.rows)?;
         Ok(true)
     }
 
@@ -296,35 +302,40 @@ impl<'a> MultiIndex<'a> {
         }
         let query = walk.query;
         let bound = walk.bound;
-        let mut membership = Membership::new(allowed);
-        for substring_idx in 0..params.n_substrings() {
-            let Some(ball) = ball_radius(substring_idx) else {
+        let largest = ball_radius(0).unwrap_or(0);
+        // Rows first, documents afterwards: where they take a lookup, all lookups are under way at once.
+        let mut near: Vec<(u32, u32)> = Vec::new();
+        let shells = (0..=largest).flat_map(|shell| {
+            let tables = 0..params.n_substrings();
+            tables.map(move |substring_idx| (shell, substring_idx))
+        });
+        for (shell, substring_idx) in shells {
+            if ball_radius(substring_idx).is_none_or(|ball| ball < shell) {
                 continue;
-            };
-            // Earlier tables have been visited to the end of their balls, later ones not at all.
-            let visited = |other| match other < substring_idx {
-                true => ball_radius(other),
-                false => None,
-            };
-            for shell in 0..=ball {
-                let finished = walk.shell(substring_idx, shell, &mut |row, distance| {
-                    if self.is_first_meeting(row, query, substring_idx, shell, visited)? {
-                        let doc = self.rows.doc_id(row as usize);
-                        let doc = doc.ok_or_else(RowOrder::damaged)?;
-                        if membership.has_row(row as usize) && membership.contains(doc) {
-                            let address = self.rows.address(doc);
-                            found.push(Neighbor { distance, address });
-                        } else {
-                            stats.filtered_out += 1;
-                        }
-                    } else {
-                        stats.duplicates += 1;
-                    }
-                    Ok(bound)
-                })?;
-                if !finished {
-                    return Ok(false);
+            }
+            let finished = walk.shell(substring_idx, shell, &mut |row, distance| {
+                match self.is_first_meeting(row, query, (shell, substring_idx))? {
+                    true => near.push((row, distance)),
+                    false => stats.duplicates += 1,
                 }
+                Ok(bound)
+            })?;
+            if !finished {
+                return Ok(false);
+            }
+        }
+        let mut membership = Membership::new(allowed);
+        for (idx, &(row, distance)) in near.iter().enumerate() {
+            if let Some(&(later, _)) = near.get(idx + CANDIDATE_BATCH) {
+                self.rows.prefetch_doc(later as usize);
+            }
+            let doc = self.rows.doc_id(row as usize);
+            let doc = doc.ok_or_else(RowOrder::damaged)?;
+            if membership.has_row(row as usize) && membership.contains(doc) {
+                let address = self.rows.address(doc);
+                found.push(Neighbor { distance, address });
+            } else {
+                stats.filtered_out += 1;
             }
         }
         Ok(true)
@@ -428,125 +439,5 @@ impl Engine for MultiIndex<'_> {
         LinearScan::new(self.rows)
             .with_kernel(self.kernel)
             .range(query, radius, allowed, found, stats)
-    }
-}
-
-/// A walk from bucket to bucket, and the batch of candidates it has collected.
-struct Walk<'a> {
-    codes: CodesRef<'a>,
-    view: &'a MihView<'a>,
-    kernel: Kernel,
-    query: &'a [u64],
-    /// The query's substrings.
-    values: SmallVec<[u32; 16]>,
-    /// Candidates farther than this are of no interest.
-    bound: u32,
-    pending: [u32; CANDIDATE_BATCH],
-    n_pending: usize,
-    lookups: u64,
-    candidates: u64,
-    /// What the planner expects of a lookup and of a candidate.
-    step_ns: (f64, f64),
-    started: Instant,
-    /// The cost so far by the planner's constants; the walk stops when it would pass the limit.
-    spent_ns: f64,
-    spent_ns_max: f64,
-}
-
-impl<'a> Walk<'a> {
-    /// Visits one shell of one table and hands `hit(row, distance)` each candidate within the bound;
-    /// it returns the bound for those to come. `false` if the limit was reached on the way.
-    fn shell(
-        &mut self,
-        substring_idx: usize,
-        substring_radius: usize,
-        hit: &mut impl FnMut(u32, u32) -> Result<u32>,
-    ) -> Result<bool> {
-        let table = self.view.tables()[substring_idx];
-        let value = self.values[substring_idx];
-        let width = self.view.params().width(substring_idx);
-        let mut masks = Shell::new(width, substring_radius);
-        let mut coming: SmallVec<[u32; LOOKUP_BATCH]> = SmallVec::new();
-        let mut buckets: SmallVec<[&'a [u32]; LOOKUP_BATCH]> = SmallVec::new();
-        let mut last_buckets: SmallVec<[&'a [u32]; LOOKUP_BATCH]> = SmallVec::new();
-        loop {
-            // The offsets of these were asked for one turn ago, the row numbers of `last_buckets` too.
-            let mut n_rows = 0;
-            for &value in &coming {
-                let rows = table.rows(value)?;
-                if !rows.is_empty() {
-                    prefetch_word(rows, 0);
-                    n_rows += rows.len();
-                    buckets.push(rows);
-                }
-            }
-            self.lookups += coming.len() as u64;
-            self.spent_ns += coming.len() as f64 * self.step_ns.0;
-            self.spent_ns += n_rows as f64 * self.step_ns.1;
-            if self.spent_ns > self.spent_ns_max {
-                self.n_pending = 0;
-                return Ok(false);
-            }
-            coming.clear();
-            for mask in masks.by_ref().take(LOOKUP_BATCH) {
-                table.prefetch_bucket(value ^ mask);
-                coming.push(value ^ mask);
-            }
-            for rows in last_buckets.drain(..) {
-                self.collect(rows, hit)?;
-            }
-            if coming.is_empty() && buckets.is_empty() {
-                break;
-            }
-            std::mem::swap(&mut buckets, &mut last_buckets);
-        }
-        self.compare(hit)?;
-        Ok(true)
-    }
-
-    fn collect(
-        &mut self,
-        rows: &[u32],
-        hit: &mut impl FnMut(u32, u32) -> Result<u32>,
-    ) -> Result<()> {
-        for &row in rows {
-            if row as usize >= self.codes.n_codes() {
-                return Err(Error::corrupt(
-                    SECTION,
-                    format!("a bucket holds row {row} of {} codes", self.codes.n_codes()),
-                ));
-            }
-            prefetch(self.codes, row as usize);
-            self.pending[self.n_pending] = row;
-            self.n_pending += 1;
-            if self.n_pending == CANDIDATE_BATCH {
-                self.compare(hit)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Compares the pending candidates.
-    fn compare(&mut self, hit: &mut impl FnMut(u32, u32) -> Result<u32>) -> Result<()> {
-        let pending = &self.pending[..self.n_pending];
-        let mut distances = [0; CANDIDATE_BATCH];
-        let distances = &mut distances[..self.n_pending];
-        self.kernel
-            .gather(self.codes, pending, self.query, self.bound, distances);
-        self.candidates += self.n_pending as u64;
-        self.n_pending = 0;
-        for (&row, &distance) in pending.iter().zip(&*distances) {
-            if distance <= self.bound {
-                self.bound = hit(row, distance)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn end(&self, stats: &mut SearchStats) {
-        stats.lookups += self.lookups;
-        stats.candidates += self.candidates;
-        let steps = (self.lookups, self.candidates);
-        plan::observe_walk(self.codes, steps, self.started.elapsed());
     }
 }

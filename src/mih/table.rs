@@ -6,11 +6,12 @@
 
 use std::ops::Deref;
 
-use crate::code::{Codes, CodesRef};
+use crate::code::{Codes, CodesRef, RowOrder};
 use crate::error::{Error, Result};
 use crate::hamming::prefetch_word;
 use crate::mih::MihParams;
 use crate::mih::params::Extractor;
+use crate::mih::sketch::SketchView;
 
 /// The section named by errors about tables.
 pub(crate) const SECTION: &str = "substring table";
@@ -34,39 +35,75 @@ impl MihTable<Vec<u32>> {
         params: &MihParams,
         substring_idx: usize,
     ) -> Result<MihTable> {
-        params.code_len().check(codes.code_len())?;
-        if u32::try_from(codes.n_codes()).is_err() {
-            return Err(crate::error::ErrorKind::Unsupported(format!(
-                "substring tables number rows in 32 bits, got {} codes; use more segments",
-                codes.n_codes()
-            ))
-            .into());
-        }
-        let extractor = Extractor::new(params, substring_idx);
-        let n_buckets = 1usize << params.width(substring_idx);
-        let mut offsets = vec![0u32; n_buckets + 1];
-        let mut values = Vec::with_capacity(codes.n_codes());
-        for row in 0..codes.n_codes() {
-            let value = extractor.extract(|word_idx| codes.word(row, word_idx));
-            values.push(value);
-            offsets[value as usize + 1] += 1;
-        }
-        // `offsets[v + 1]` holds the size of bucket v; make it the start of bucket v, which placing the
-        // rows then advances to its end, the start of bucket v + 1.
-        let mut start = 0;
-        for offset in &mut offsets[1..] {
-            let size = *offset;
-            *offset = start;
-            start += size;
-        }
-        let mut ids = vec![0u32; codes.n_codes()];
-        for (row, &value) in values.iter().enumerate() {
-            let place = &mut offsets[value as usize + 1];
-            ids[*place as usize] = row as u32;
-            *place += 1;
-        }
+        let (offsets, ids) = place_by_value(codes, params, substring_idx)?;
         Ok(MihTable { offsets, ids })
     }
+}
+
+/// Counts and places every code by its substring `substring_idx`: where each value begins, and the rows,
+/// ascending in each.
+pub(super) fn place_by_value<C: Deref<Target = [u64]>>(
+    codes: &Codes<C>,
+    params: &MihParams,
+    substring_idx: usize,
+) -> Result<(Vec<u32>, Vec<u32>)> {
+    params.code_len().check(codes.code_len())?;
+    if u32::try_from(codes.n_codes()).is_err() {
+        return Err(crate::error::ErrorKind::Unsupported(format!(
+            "substring tables number rows in 32 bits, got {} codes; use more segments",
+            codes.n_codes()
+        ))
+        .into());
+    }
+    let extractor = Extractor::new(params, substring_idx);
+    let n_buckets = 1usize << params.width(substring_idx);
+    let mut offsets = vec![0u32; n_buckets + 1];
+    let mut values = Vec::with_capacity(codes.n_codes());
+    for row in 0..codes.n_codes() {
+        let value = extractor.extract(|word_idx| codes.word(row, word_idx));
+        values.push(value);
+        offsets[value as usize + 1] += 1;
+    }
+    // `offsets[v + 1]` holds the size of bucket v; make it the start of bucket v, which placing the
+    // rows then advances to its end, the start of bucket v + 1.
+    let mut start = 0;
+    for offset in &mut offsets[1..] {
+        let size = *offset;
+        *offset = start;
+        start += size;
+    }
+    let mut ids = vec![0u32; codes.n_codes()];
+    for (row, &value) in values.iter().enumerate() {
+        let place = &mut offsets[value as usize + 1];
+        ids[*place as usize] = row as u32;
+        *place += 1;
+    }
+    Ok((offsets, ids))
+}
+
+/// `Ok` if these can be the offsets of `n_codes` codes by a substring of `width` bits, by their number and
+/// the last of them.
+pub(super) fn check_offsets(offsets: &[u32], n_codes: usize, width: usize) -> Result<()> {
+    if offsets.len() != (1 << width) + 1 {
+        return Err(Error::corrupt(
+            SECTION,
+            format!(
+                "{} offsets for a substring of {width} bits, expected {}",
+                offsets.len(),
+                (1usize << width) + 1
+            ),
+        ));
+    }
+    if offsets.last().is_some_and(|&last| last as usize != n_codes) {
+        return Err(Error::corrupt(
+            SECTION,
+            format!(
+                "the last offset is {}, expected {n_codes}",
+                offsets[offsets.len() - 1]
+            ),
+        ));
+    }
+    Ok(())
 }
 
 impl<D: Deref<Target = [u32]>> MihTable<D> {
@@ -76,29 +113,11 @@ impl<D: Deref<Target = [u32]>> MihTable<D> {
     /// `Corrupt` if a length or the last offset contradicts the counts. Looks at nothing else:
     /// [`verify`](MihTable::verify) does.
     pub fn from_parts(offsets: D, ids: D, n_codes: usize, width: usize) -> Result<MihTable<D>> {
-        if offsets.len() != (1 << width) + 1 {
-            return Err(Error::corrupt(
-                SECTION,
-                format!(
-                    "{} offsets for a substring of {width} bits, expected {}",
-                    offsets.len(),
-                    (1usize << width) + 1
-                ),
-            ));
-        }
+        check_offsets(&offsets, n_codes, width)?;
         if ids.len() != n_codes {
             return Err(Error::corrupt(
                 SECTION,
                 format!("{} row ids for {n_codes} codes", ids.len()),
-            ));
-        }
-        if offsets.last().is_some_and(|&last| last as usize != n_codes) {
-            return Err(Error::corrupt(
-                SECTION,
-                format!(
-                    "the last offset is {}, expected {n_codes}",
-                    offsets[offsets.len() - 1]
-                ),
             ));
         }
         Ok(MihTable { offsets, ids })
@@ -221,11 +240,27 @@ fn bad_bucket(value: usize, start: u32, end: u32, n_ids: usize) -> Error {
     )
 }
 
+/// What an entry of a table is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MihForm {
+    /// A row number.
+    Rows,
+    /// A sketch, and a row's place.
+    Sketches,
+}
+
+/// The tables themselves.
+#[derive(Clone, Debug)]
+pub(super) enum Tables<'a> {
+    Rows(Vec<MihTable<&'a [u32]>>),
+    Sketches(SketchView<'a>),
+}
+
 /// All tables of one segment, borrowed, with the parameters they were built with.
 #[derive(Clone, Debug)]
 pub struct MihView<'a> {
     params: &'a MihParams,
-    tables: Vec<MihTable<&'a [u32]>>,
+    tables: Tables<'a>,
 }
 
 impl<'a> MihView<'a> {
@@ -254,7 +289,14 @@ impl<'a> MihView<'a> {
             let width = params.width(substring_idx);
             MihTable::from_parts(table.offsets, table.ids, n_codes, width)?;
         }
+        let tables = Tables::Rows(tables);
         Ok(MihView { params, tables })
+    }
+
+    /// Tables with sketches. `params` are those that the view was made with.
+    pub fn with_sketches(params: &'a MihParams, view: SketchView<'a>) -> MihView<'a> {
+        let tables = Tables::Sketches(view);
+        MihView { params, tables }
     }
 
     /// The parameters of the tables.
@@ -262,14 +304,40 @@ impl<'a> MihView<'a> {
         self.params
     }
 
-    /// The table of each substring.
-    pub fn tables(&self) -> &[MihTable<&'a [u32]>] {
+    /// What their entries are.
+    pub fn form(&self) -> MihForm {
+        match &self.tables {
+            Tables::Rows(_) => MihForm::Rows,
+            Tables::Sketches(_) => MihForm::Sketches,
+        }
+    }
+
+    pub(super) fn tables(&self) -> &Tables<'a> {
         &self.tables
     }
 
     /// The number of codes in each table.
     pub fn n_codes(&self) -> usize {
-        self.tables[0].ids.len()
+        match &self.tables {
+            Tables::Rows(tables) => tables[0].ids.len(),
+            Tables::Sketches(view) => view.n_codes(),
+        }
+    }
+
+    /// Reads every table, as [`MihTable::verify`] and [`SketchView::verify`] do, and that the documents of
+    /// a bucket ascend, where `order` says which row is whose.
+    ///
+    /// # Errors
+    /// `Corrupt` naming the first contradiction.
+    pub(crate) fn verify(&self, codes: CodesRef<'_>, order: Option<&RowOrder<'_>>) -> Result<()> {
+        match &self.tables {
+            Tables::Rows(tables) => (tables.iter().enumerate())
+                .try_for_each(|(idx, table)| table.verify(&codes, self.params, idx)),
+            Tables::Sketches(view) => {
+                view.verify(codes, self.params)?;
+                order.map_or(Ok(()), |order| view.verify_order(order))
+            }
+        }
     }
 
     /// `Ok` if the tables can be those of `codes`, by length and count.

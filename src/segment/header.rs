@@ -46,6 +46,10 @@ pub(crate) enum SectionKind {
     RowRanks,
     /// The row of each rank, bit-packed.
     RankRows,
+    /// `u32` sketches of MIH table `param`, bucket by bucket.
+    MihSketches,
+    /// Places of the rows of those sketches in their buckets of the last MIH table.
+    MihPlaces,
 }
 
 impl SectionKind {
@@ -61,6 +65,8 @@ impl SectionKind {
             SectionKind::Shells => 7,
             SectionKind::RowRanks => 8,
             SectionKind::RankRows => 9,
+            SectionKind::MihSketches => 11,
+            SectionKind::MihPlaces => 12,
         }
     }
 
@@ -76,6 +82,8 @@ impl SectionKind {
             Self::Shells,
             Self::RowRanks,
             Self::RankRows,
+            Self::MihSketches,
+            Self::MihPlaces,
         ]
         .into_iter()
         .find(|known| known.to_u16() == kind)
@@ -93,6 +101,8 @@ impl SectionKind {
             SectionKind::Shells => "shells",
             SectionKind::RowRanks => "row ranks",
             SectionKind::RankRows => "rank rows",
+            SectionKind::MihSketches => "MIH sketches",
+            SectionKind::MihPlaces => "MIH places",
         }
     }
 }
@@ -116,7 +126,10 @@ impl Section {
 
     pub(crate) fn name(&self) -> String {
         let table = match self.kind {
-            SectionKind::MihOffsets | SectionKind::MihIds => format!(" {}", self.param),
+            SectionKind::MihOffsets
+            | SectionKind::MihIds
+            | SectionKind::MihSketches
+            | SectionKind::MihPlaces => format!(" {}", self.param),
             _ => String::new(),
         };
         format!("{}{table} of field {}", self.kind.name(), self.field_id)

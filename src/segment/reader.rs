@@ -12,10 +12,10 @@ use crate::cluster::ClusterView;
 use crate::code::{BLOCK_ROWS, CodeLen, CodesRef, HashCode, RowOrder};
 use crate::engine::SegmentRows;
 use crate::error::{Error, Result};
-use crate::mih::{MihParams, MihTable, MihView};
+use crate::mih::{MihParams, MihTable, MihView, SketchTable, SketchView};
 use crate::segment::column::RowSource;
 use crate::segment::header::{Section, SectionKind, parse};
-use crate::segment::writer::{ClusterMeta, Meta};
+use crate::segment::writer::{ClusterMeta, Meta, SketchMeta};
 
 /// The bytes of a segment file, typically a memory map; kept alive by the reader.
 pub type SegmentBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
@@ -174,27 +174,55 @@ struct ClusterSections {
     /// Extents, then starts.
     table: Checked,
     shells: Checked,
+}
+
+impl ClusterSections {
+    fn all(&self) -> [&Checked; 3] {
+        [&self.centroids, &self.table, &self.shells]
+    }
+}
+
+/// Present where rows do not ascend by document.
+#[derive(Debug)]
+struct OrderSections {
     row_ranks: Checked,
     rank_rows: Checked,
 }
 
-impl ClusterSections {
-    fn all(&self) -> [&Checked; 5] {
-        [
-            &self.centroids,
-            &self.table,
-            &self.shells,
-            &self.row_ranks,
-            &self.rank_rows,
-        ]
+impl OrderSections {
+    fn all(&self) -> [&Checked; 2] {
+        [&self.row_ranks, &self.rank_rows]
     }
 }
 
 #[derive(Debug)]
 struct MihSections {
     params: MihParams,
+    tables: MihTables,
+}
+
+#[derive(Debug)]
+enum MihTables {
     /// Offsets and ids of each table.
-    tables: Vec<(Checked, Checked)>,
+    Rows(Vec<[Checked; 2]>),
+    Sketches {
+        /// Offsets and sketches of each table.
+        tables: Vec<[Checked; 2]>,
+        /// Places of each table but the last.
+        places: Vec<Checked>,
+        place_bytes: usize,
+    },
+}
+
+impl MihSections {
+    fn all(&self) -> Vec<&Checked> {
+        match &self.tables {
+            MihTables::Rows(tables) => tables.iter().flatten().collect(),
+            MihTables::Sketches { tables, places, .. } => {
+                tables.iter().flatten().chain(places).collect()
+            }
+        }
+    }
 }
 
 /// The room that a field takes in a segment file, in bytes, padding between sections excepted.
@@ -204,9 +232,9 @@ pub struct ColumnBytes {
     pub codes: usize,
     /// Which documents have a code; 0 if all have.
     pub doc_ids: usize,
-    /// Centroids, shells, and the order of rows.
+    /// Centroids and shells, and the order of rows that they ask for.
     pub clusters: usize,
-    /// Multi-index hashing tables.
+    /// Multi-index hashing tables, and the order of rows that those with sketches ask for.
     pub mih: usize,
 }
 
@@ -223,6 +251,7 @@ pub struct HashColumn {
     doc_ids: Option<Checked>,
     mih: Option<MihSections>,
     clusters: Option<ClusterSections>,
+    order: Option<OrderSections>,
 }
 
 impl fmt::Debug for HashColumn {
@@ -291,16 +320,46 @@ impl HashColumn {
                 code_len
                     .check(params.code_len())
                     .map_err(|error| corrupt(error.to_string()))?;
-                let tables = (0..params.n_substrings())
-                    .map(|table_idx| {
-                        let n_offsets = (1usize << params.width(table_idx)) + 1;
-                        let offsets =
-                            one(SectionKind::MihOffsets, table_idx as u32, n_offsets * 4)?;
-                        let ids = one(SectionKind::MihIds, table_idx as u32, n_codes * 4)?;
-                        Ok((offsets, ids))
-                    })
-                    .collect::<Result<_>>()?;
+                let offsets = |table_idx: usize| {
+                    let n_offsets = (1usize << params.width(table_idx)) + 1;
+                    one(SectionKind::MihOffsets, table_idx as u32, n_offsets * 4)
+                };
+                let numbers = |kind, table_idx: usize, bytes: usize| {
+                    one(kind, table_idx as u32, n_codes.saturating_mul(bytes))
+                };
+                let n_tables = params.n_substrings();
+                let tables = match found.sketches {
+                    None => (0..n_tables)
+                        .map(|idx| Ok([offsets(idx)?, numbers(SectionKind::MihIds, idx, 4)?]))
+                        .collect::<Result<_>>()
+                        .map(MihTables::Rows)?,
+                    Some(SketchMeta { place_bytes }) => MihTables::Sketches {
+                        tables: (0..n_tables)
+                            .map(|idx| {
+                                Ok([offsets(idx)?, numbers(SectionKind::MihSketches, idx, 4)?])
+                            })
+                            .collect::<Result<_>>()?,
+                        places: (0..n_tables.saturating_sub(1))
+                            .map(|idx| numbers(SectionKind::MihPlaces, idx, place_bytes))
+                            .collect::<Result<_>>()?,
+                        place_bytes,
+                    },
+                };
                 Some(MihSections { params, tables })
+            }
+        };
+        if found.sketches.is_some() && (mih.is_none() || found.clusters.is_some()) {
+            let reason = "sketches without tables, or beside clusters".to_owned();
+            return Err(corrupt(reason));
+        }
+        let order = match found.clusters.is_some() || found.sketches.is_some() {
+            false => None,
+            true => {
+                let packed = RowOrder::packed_bytes(n_codes);
+                Some(OrderSections {
+                    row_ranks: one(SectionKind::RowRanks, 0, packed)?,
+                    rank_rows: one(SectionKind::RankRows, 0, packed)?,
+                })
             }
         };
         let clusters = match found.clusters {
@@ -316,14 +375,11 @@ impl HashColumn {
                         format!("{n_clusters} clusters with {n_shells} shells of {n_codes} codes");
                     return Err(corrupt(reason));
                 }
-                let packed = RowOrder::packed_bytes(n_codes);
                 Some(ClusterSections {
                     n_clusters,
                     centroids: one(SectionKind::Centroids, 0, block_bytes(n_clusters)?)?,
                     table: one(SectionKind::Clusters, 0, (2 * n_clusters + 1) * 4)?,
                     shells: one(SectionKind::Shells, 0, n_shells * 4)?,
-                    row_ranks: one(SectionKind::RowRanks, 0, packed)?,
-                    rank_rows: one(SectionKind::RankRows, 0, packed)?,
                 })
             }
         };
@@ -341,6 +397,7 @@ impl HashColumn {
             doc_ids,
             mih,
             clusters,
+            order,
         })
     }
 
@@ -377,17 +434,21 @@ impl HashColumn {
     /// Bytes of the field's sections.
     pub fn size_bytes(&self) -> ColumnBytes {
         let size = |checked: &Checked| checked.section.len;
-        let tables = self.mih.iter().flat_map(|mih| &mih.tables);
+        let order: usize = (self.order.iter())
+            .flat_map(OrderSections::all)
+            .map(size)
+            .sum();
+        let clusters = self.clusters.as_ref().map(|clusters| {
+            let sections = clusters.all().map(size);
+            sections.iter().sum::<usize>() + order
+        });
+        let mih: Option<usize> =
+            (self.mih.as_ref()).map(|mih| mih.all().into_iter().map(size).sum());
         ColumnBytes {
             codes: size(&self.codes),
             doc_ids: self.doc_ids.as_ref().map_or(0, size),
-            clusters: self
-                .clusters
-                .iter()
-                .flat_map(ClusterSections::all)
-                .map(size)
-                .sum(),
-            mih: tables.map(|(offsets, ids)| size(offsets) + size(ids)).sum(),
+            clusters: clusters.unwrap_or(0),
+            mih: mih.unwrap_or(0) + if clusters.is_none() { order } else { 0 },
         }
     }
 
@@ -395,8 +456,12 @@ impl HashColumn {
         (*self.bytes).as_ref()
     }
 
+    fn section_bytes(&self, section: &Checked) -> &[u8] {
+        &self.raw()[section.section.range()]
+    }
+
     fn words(&self, section: &Checked) -> &[u32] {
-        bytemuck::cast_slice(&self.raw()[section.section.range()])
+        bytemuck::cast_slice(self.section_bytes(section))
     }
 
     fn checked(&self, section: &Checked) -> Result<()> {
@@ -438,19 +503,18 @@ impl HashColumn {
     /// # Errors
     /// `Corrupt`.
     pub fn order(&self) -> Result<Option<RowOrder<'_>>> {
-        let Some(clusters) = &self.clusters else {
+        let Some(order) = &self.order else {
             return Ok(None);
         };
-        self.checked(&clusters.row_ranks)?;
-        self.checked(&clusters.rank_rows)?;
-        self.row_order(clusters).map(Some)
+        self.checked(&order.row_ranks)?;
+        self.checked(&order.rank_rows)?;
+        self.row_order(order).map(Some)
     }
 
-    fn row_order(&self, clusters: &ClusterSections) -> Result<RowOrder<'_>> {
-        let bytes = |checked: &Checked| &self.raw()[checked.section.range()];
+    fn row_order(&self, order: &OrderSections) -> Result<RowOrder<'_>> {
         RowOrder::new(
-            bytes(&clusters.row_ranks),
-            bytes(&clusters.rank_rows),
+            self.section_bytes(&order.row_ranks),
+            self.section_bytes(&order.rank_rows),
             self.n_codes,
         )
     }
@@ -506,9 +570,8 @@ impl HashColumn {
     pub fn rows(&self, address_base: u64, with_tables: bool) -> Result<SegmentRows<'_>> {
         let mih = match &self.mih {
             Some(mih) if with_tables => {
-                for (offsets, ids) in &mih.tables {
-                    self.checked(offsets)?;
-                    self.checked(ids)?;
+                for section in mih.all() {
+                    self.checked(section)?;
                 }
                 Some(self.mih_view(mih)?)
             }
@@ -526,15 +589,41 @@ impl HashColumn {
     }
 
     fn mih_view<'a>(&'a self, mih: &'a MihSections) -> Result<MihView<'a>> {
-        let tables = mih
-            .tables
-            .iter()
-            .enumerate()
-            .map(|(table_idx, (offsets, ids))| {
-                let width = mih.params.width(table_idx);
-                MihTable::from_parts(self.words(offsets), self.words(ids), self.n_codes, width)
-            });
-        MihView::new(&mih.params, tables.collect::<Result<Vec<_>>>()?)
+        match &mih.tables {
+            MihTables::Rows(tables) => {
+                let tables = tables
+                    .iter()
+                    .enumerate()
+                    .map(|(table_idx, [offsets, ids])| {
+                        let width = mih.params.width(table_idx);
+                        MihTable::from_parts(
+                            self.words(offsets),
+                            self.words(ids),
+                            self.n_codes,
+                            width,
+                        )
+                    });
+                MihView::new(&mih.params, tables.collect::<Result<Vec<_>>>()?)
+            }
+            MihTables::Sketches {
+                tables,
+                places,
+                place_bytes,
+            } => {
+                let places = places.iter().map(|places| self.section_bytes(places));
+                // The last table has none.
+                let places = places.chain([&[] as &[u8]]);
+                let tables = tables
+                    .iter()
+                    .zip(places)
+                    .map(|([offsets, sketches], places)| {
+                        SketchTable::from_parts(self.words(offsets), self.words(sketches), places)
+                    });
+                let params = &mih.params;
+                let view = SketchView::new(params, self.n_codes, tables, *place_bytes)?;
+                Ok(MihView::with_sketches(params, view))
+            }
+        }
     }
 
     /// Compares every checksum of the field, the order of its documents, the zero padding of its codes
@@ -561,38 +650,42 @@ impl HashColumn {
                 return Err(Error::corrupt(doc_ids.section.name(), reason));
             }
         }
+        let order = match &self.order {
+            None => None,
+            Some(order) => {
+                for section in order.all() {
+                    section.check(raw)?;
+                }
+                let order = self.row_order(order)?;
+                order.verify()?;
+                Some(order)
+            }
+        };
         if let Some(clusters) = &self.clusters {
             for section in clusters.all() {
                 section.check(raw)?;
             }
-            let (view, order) = (self.cluster_view(clusters)?, self.row_order(clusters)?);
+            let view = self.cluster_view(clusters)?;
             view.verify(codes)?;
-            order.verify()?;
-            view.verify_order(&order)?;
+            if let Some(order) = &order {
+                view.verify_order(order)?;
+            }
         }
         let Some(mih) = &self.mih else { return Ok(()) };
-        for (table_idx, (offsets, ids)) in mih.tables.iter().enumerate() {
-            offsets.check(raw)?;
-            ids.check(raw)?;
-            let width = mih.params.width(table_idx);
-            MihTable::from_parts(self.words(offsets), self.words(ids), self.n_codes, width)?
-                .verify(&codes, &mih.params, table_idx)?;
+        for section in mih.all() {
+            section.check(raw)?;
         }
-        Ok(())
+        self.mih_view(mih)?.verify(codes, order.as_ref())
     }
 
     /// Where each large section of the file lies, by name: for tests and tools that damage or dump it.
     pub fn sections(&self) -> Vec<(String, Range<usize>)> {
-        let tables = self
-            .mih
-            .iter()
-            .flat_map(|mih| &mih.tables)
-            .flat_map(|(offsets, ids)| [offsets, ids]);
         [&self.codes]
             .into_iter()
             .chain(&self.doc_ids)
             .chain(self.clusters.iter().flat_map(ClusterSections::all))
-            .chain(tables)
+            .chain(self.order.iter().flat_map(OrderSections::all))
+            .chain(self.mih.iter().flat_map(MihSections::all))
             .map(|checked| (checked.section.name(), checked.section.range()))
             .collect()
     }

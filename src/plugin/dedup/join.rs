@@ -15,7 +15,7 @@ use crate::cluster::{ClusterParams, Clusters};
 use crate::code::{BLOCK_ROWS, Codes, CodesRef, HashCode, RowOrder};
 use crate::engine::{self, Allowed, EngineChoice, SearchStats, SegmentRows};
 use crate::error::Result;
-use crate::mih::{MihParams, MihTable, MihView, shell_size};
+use crate::mih::{MihForm, MihParams, MihTable, MihView, shell_size};
 use crate::plan;
 use crate::topk::Neighbor;
 
@@ -156,7 +156,7 @@ fn tables_may_pay(codes: CodesRef<'_>, radius: u32) -> bool {
         .flat_map(|(width, ball)| (0..=ball).map(move |shell| f64::from(shell_size(width, shell))))
         .sum();
     let scan_ns = plan::scan_batch_ns(codes, BATCH_QUERIES_MAX) / BATCH_QUERIES_MAX as f64;
-    lookups * plan::step_ns(codes).0 < scan_ns
+    lookups * plan::step_ns(codes, MihForm::Rows).0 < scan_ns
 }
 
 /// All pairs of a set within a radius.

@@ -338,6 +338,7 @@ fn time_structures(codes: &Codes) -> Result<()> {
     for (name, policy) in [
         ("cluster", TablePolicy::Clusters),
         ("mih", TablePolicy::Mih),
+        ("sketch", TablePolicy::Sketches),
         ("auto", TablePolicy::Auto),
     ] {
         let started = Instant::now();

@@ -1,0 +1,150 @@
+//! What engines find in rows that do not ascend by document, until it is known which documents they are of.
+//!
+//! Knows no engine: cluster-pruned search and multi-index hashing both keep their finds here.
+
+use crate::code::RowOrder;
+use crate::engine::{Membership, SegmentRows};
+use crate::error::Result;
+use crate::topk::TopK;
+
+/// What a k-NN search has found: a `TopK`, and rows on their way into it.
+///
+/// Each lookup of a row's document is a cache miss, and most rows that are near enough when they come are
+/// not in the end. So where no filter asks for documents, rows wait until the bound has fallen.
+pub(crate) struct Finds<'t> {
+    pub(crate) top: &'t mut TopK,
+    /// Rows that wait, where rows alone decide what is allowed.
+    pub(crate) late: Option<NearRows>,
+}
+
+/// Rows that wait in most searches: some for each neighbor that is wanted, and some anyway.
+const NEAR_ROWS_EACH: usize = 4;
+const NEAR_ROWS: usize = 128;
+
+/// As many rows wait: those at the k-th distance may be any number.
+const LATE_ROWS_MAX: usize = 4096;
+
+impl<'t> Finds<'t> {
+    /// Rows do not wait.
+    pub(crate) fn at_once(top: &'t mut TopK) -> Finds<'t> {
+        Finds { top, late: None }
+    }
+
+    /// Rows wait unless a filter asks for documents.
+    pub(crate) fn new(
+        top: &'t mut TopK,
+        rows: &SegmentRows<'_>,
+        membership: &Membership<'_>,
+    ) -> Finds<'t> {
+        let mut finds = Finds::at_once(top);
+        if membership.is_by_row() {
+            finds.late = NearRows::of(finds.top, rows);
+        }
+        finds
+    }
+
+    /// The largest distance that may still enter.
+    pub(crate) fn bound(&self) -> u32 {
+        match &self.late {
+            Some(late) => late.bound,
+            None => self.top.bound(),
+        }
+    }
+
+    /// The largest distance at which a row of these may still enter, `None` if none may.
+    pub(crate) fn bound_from(&self, rows: &SegmentRows<'_>) -> Option<u32> {
+        match &self.late {
+            Some(late) => Some(late.bound),
+            None => self.top.bound_from(rows.address_base),
+        }
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        match &self.late {
+            Some(late) => late.n_within >= late.k,
+            None => self.top.is_full(),
+        }
+    }
+
+    /// Looks up the documents of the rows that are still near enough, and offers them to the top.
+    pub(crate) fn settle(&mut self, rows: &SegmentRows<'_>) -> Result<()> {
+        let Some(late) = &mut self.late else {
+            return Ok(());
+        };
+        let bound = late.bound;
+        late.rows.retain(|&(_, distance)| distance <= bound);
+        for (row, _) in &mut late.rows {
+            *row = rows.doc_id(*row as usize).ok_or_else(RowOrder::damaged)?;
+        }
+        for (doc, distance) in late.rows.drain(..) {
+            self.top.push(distance, rows.address(doc));
+        }
+        self.renew(rows);
+        Ok(())
+    }
+
+    /// As [`settle`](Finds::settle), once so many rows wait that they take room.
+    pub(crate) fn settle_if_many(&mut self, rows: &SegmentRows<'_>) -> Result<()> {
+        match &self.late {
+            Some(late) if late.rows.len() > LATE_ROWS_MAX => self.settle(rows),
+            _ => Ok(()),
+        }
+    }
+
+    /// Drops the rows that wait, for an engine that will meet them again, and tells the top how near the k-th
+    /// is at most.
+    pub(crate) fn forget(&mut self, bound: u32) {
+        if self.late.take().is_some() {
+            self.top.lower(bound);
+        }
+    }
+
+    /// To be called when the top has changed.
+    pub(crate) fn renew(&mut self, rows: &SegmentRows<'_>) {
+        if let Some(late) = self.late.take() {
+            debug_assert!(late.rows.is_empty());
+            self.late = NearRows::of(self.top, rows);
+        }
+    }
+}
+
+/// Rows that are no farther than the k-th nearest of them and of a `TopK`, and some that were when they
+/// came. Unlike in a `TopK` all rows at the k-th distance stay: which of them count, their documents will
+/// say.
+pub(crate) struct NearRows {
+    k: usize,
+    pub(crate) bound: u32,
+    /// Found at each distance up to `bound`, and all of those together.
+    counts: Vec<u32>,
+    n_within: usize,
+    rows: Vec<(u32, u32)>,
+}
+
+impl NearRows {
+    /// `None` if nothing of these rows may enter the top.
+    fn of(top: &TopK, rows: &SegmentRows<'_>) -> Option<NearRows> {
+        let bound = top.bound_from(rows.address_base)?;
+        let counts = top.counts_within(bound).to_vec();
+        let n_rows = NEAR_ROWS_EACH.saturating_mul(top.k());
+        Some(NearRows {
+            k: top.k(),
+            bound,
+            n_within: counts.iter().map(|&count| count as usize).sum(),
+            counts,
+            rows: Vec::with_capacity(n_rows.clamp(NEAR_ROWS, LATE_ROWS_MAX)),
+        })
+    }
+
+    /// Takes a row within the bound and gives the bound for those to come.
+    #[inline]
+    pub(crate) fn push(&mut self, row: usize, distance: u32) -> u32 {
+        self.rows.push((row as u32, distance));
+        self.counts[distance as usize] += 1;
+        self.n_within += 1;
+        while self.n_within - self.counts[self.bound as usize] as usize >= self.k {
+            self.n_within -= self.counts[self.bound as usize] as usize;
+            self.bound -= 1;
+        }
+        self.bound
+    }
+}

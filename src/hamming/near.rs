@@ -1,0 +1,113 @@
+//! Which of some words that lie together are near one word: a stretch of short codes, or of sketches.
+//!
+//! A *sketch* is 32 bits of a code. Beside the scan because a stretch is a few lines long and begins
+//! anywhere; a scan of it would spend more on its ends.
+
+use crate::code::BLOCK_ROWS;
+use crate::hamming::{Lanes, NUMBERS_AT_ONCE};
+
+/// Bit `i`: whether `sketches[i]` differs from `query` in at most `bound` bits. At most sixteen of them.
+#[inline(always)]
+pub(super) fn sketches_within(sketches: &[u32], query: u32, bound: u32) -> u16 {
+    sketches.iter().rev().fold(0, |near, &sketch| {
+        near << 1 | u16::from((sketch ^ query).count_ones() <= bound)
+    })
+}
+
+/// The places of [`Kernel::near_sketches`](crate::hamming::Kernel::near_sketches).
+#[inline(always)]
+pub(super) fn near_sketch_places<L: Lanes>(
+    lanes: L,
+    sketches: &[u32],
+    query: u32,
+    bound: u32,
+    first: u32,
+    out: &mut Vec<u32>,
+) {
+    let mut place = first;
+    // Two loads share one branch: nearly all sketches are far.
+    let (pairs, rest) = sketches.as_chunks::<{ 2 * NUMBERS_AT_ONCE }>();
+    let rest = rest.chunks(NUMBERS_AT_ONCE);
+    let within = |sketches: &[u32]| u32::from(lanes.sketches_within(sketches, query, bound));
+    let pairs = pairs.iter().map(|pair| {
+        let (low, high) = pair.split_at(NUMBERS_AT_ONCE);
+        (within(low) | within(high) << NUMBERS_AT_ONCE, pair.len())
+    });
+    for (mut near, len) in pairs.chain(rest.map(|chunk| (within(chunk), chunk.len()))) {
+        while near != 0 {
+            out.push(place + near.trailing_zeros());
+            near &= near - 1;
+        }
+        place = place.wrapping_add(len as u32);
+    }
+}
+
+/// The places of [`Kernel::near_words`](crate::hamming::Kernel::near_words).
+#[inline(always)]
+pub(super) fn near_word_places<L: Lanes>(
+    lanes: L,
+    words: &[u64],
+    query: u64,
+    bound: u32,
+    first: u32,
+    out: &mut Vec<u32>,
+) {
+    let splat = lanes.splat(query);
+    let (whole, rest) = words.as_chunks::<BLOCK_ROWS>();
+    let mut place = first;
+    for block in whole {
+        let distances = lanes.finish(lanes.add(lanes.zero(), block, splat));
+        let mut near = lanes.within(distances, lanes.splat(u64::from(bound)));
+        while near != 0 {
+            out.push(place + near.trailing_zeros());
+            near &= near - 1;
+        }
+        place = place.wrapping_add(BLOCK_ROWS as u32);
+    }
+    for (word, place) in rest.iter().zip(place..) {
+        if (word ^ query).count_ones() <= bound {
+            out.push(place);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    use crate::hamming::Kernel;
+
+    #[test]
+    fn every_kernel_finds_the_near_ones_of_every_stretch() {
+        let mut rng = ChaCha8Rng::seed_from_u64(11);
+        let sketches: Vec<u32> = (0..200).map(|_| rng.random()).collect();
+        let words: Vec<u64> = (0..200).map(|_| rng.random()).collect();
+        for kernel in Kernel::available() {
+            for len in (0..70).chain([127, 128, 129]) {
+                let start = rng.random_range(0..200 - len);
+                // About half of the words are nearer than half of their bits; none is within 0 of another.
+                for share in [0, 8, 15, 16, 17, 32] {
+                    let (sketch, word) = (sketches[start], words[start]);
+                    let near: Vec<u32> = (start..start + len)
+                        .filter(|&i| (sketches[i] ^ sketch).count_ones() <= share)
+                        .map(|i| i as u32)
+                        .collect();
+                    let mut out = Vec::new();
+                    let stretch = &sketches[start..start + len];
+                    kernel.near_sketches(stretch, sketch, share, start as u32, &mut out);
+                    assert_eq!(out, near, "{kernel:?}, {len} sketches from {start}");
+
+                    let near: Vec<u32> = (start..start + len)
+                        .filter(|&i| (words[i] ^ word).count_ones() <= 2 * share)
+                        .map(|i| i as u32)
+                        .collect();
+                    out.clear();
+                    let stretch = &words[start..start + len];
+                    kernel.near_words(stretch, word, 2 * share, start as u32, &mut out);
+                    assert_eq!(out, near, "{kernel:?}, {len} words from {start}");
+                }
+            }
+        }
+    }
+}
