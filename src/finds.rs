@@ -91,12 +91,9 @@ impl<'t> Finds<'t> {
         }
     }
 
-    /// Drops the rows that wait, for an engine that will meet them again, and tells the top how near the k-th
-    /// is at most.
-    pub(crate) fn forget(&mut self, bound: u32) {
-        if self.late.take().is_some() {
-            self.top.lower(bound);
-        }
+    /// Drops the rows that wait, for an engine that will meet them again.
+    pub(crate) fn forget(&mut self) {
+        self.late = None;
     }
 
     /// To be called when the top has changed.

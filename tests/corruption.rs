@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use common::damage::{
-    CENTROIDS, CLUSTERS, CODES, DOC_IDS, META, MIH_IDS, Outcome, Parts, RANK_ROWS, ROW_RANKS,
-    SHELLS, exercise, segment_file,
+    CENTROIDS, CLUSTERS, CODES, DOC_IDS, META, MIH_IDS, MIH_OFFSETS, MIH_PLACES, MIH_SKETCHES,
+    Outcome, Parts, RANK_ROWS, ROW_RANKS, SHELLS, exercise, segment_file,
 };
 use common::{Doc, random_code, schema, seeded};
 use rand::Rng;
@@ -432,11 +432,76 @@ const DAMAGE: &[Damage] = &[
     }),
 ];
 
+/// A file of tables with sketches, with gaps.
+fn sketched() -> Parts {
+    let fields = [(4, 40, 0.8, TablePolicy::Sketches)];
+    Parts::of(&segment_file(&mut seeded("sketched", 17), 200, &fields))
+}
+
+const DAMAGED_SKETCHES: &[Damage] = &[
+    ("a sketch bit flipped", |parts| {
+        parts.part(MIH_SKETCHES).bytes[41] ^= 1;
+    }),
+    ("a place past the end", |parts| {
+        parts.part(MIH_PLACES).bytes[7] = 255;
+    }),
+    ("a place of another row", |parts| {
+        parts.part(MIH_PLACES).bytes[11] ^= 1;
+    }),
+    ("a code bit flipped", |parts| {
+        parts.part(CODES).bytes[0] ^= 1;
+    }),
+    ("offsets that do not end with the last row", |parts| {
+        let last = parts.part(MIH_OFFSETS).bytes.len() / 4 - 1;
+        parts.part(MIH_OFFSETS).set_word(last, 7);
+    }),
+    ("an offset past the end", |parts| {
+        parts.part(MIH_OFFSETS).set_word(1000, u32::MAX);
+    }),
+    ("places of three bytes", |parts| {
+        let mut meta = parts.part(META).json();
+        meta["sketches"]["place_bytes"] = 3.into();
+        parts.part(META).bytes = serde_json::to_vec(&meta).unwrap();
+    }),
+    ("sketches without tables", |parts| {
+        let mut meta = parts.part(META).json();
+        meta["mih"] = serde_json::Value::Null;
+        parts.part(META).bytes = serde_json::to_vec(&meta).unwrap();
+    }),
+    ("documents of two rows exchanged", |parts| {
+        let (mut ranks, mut rows) = orders(parts);
+        rows.swap(ranks[0] as usize, ranks[1] as usize);
+        ranks.swap(0, 1);
+        parts.part(ROW_RANKS).bytes = pack(&ranks);
+        parts.part(RANK_ROWS).bytes = pack(&rows);
+    }),
+];
+
 /// With right checksums, searches end in an error or an answer, and `verify` sees every contradiction.
 #[test]
 fn verify_sees_damage_behind_right_checksums() {
-    let sound = clustered();
-    assert_eq!(Parts::of(&sound.to_bytes()), sound);
+    check_damage(&clustered(), DAMAGE);
+    // That documents ascend shows only among rows that agree in their last substring.
+    let (order, others) = DAMAGED_SKETCHES.split_last().unwrap();
+    check_damage(&sketched(), others);
+    let mut rng = seeded("equal", 18);
+    let mut column = Column::new(CodeLen::new(40).unwrap());
+    let code = random_code(&mut rng, 40);
+    (0..9).for_each(|doc_id| column.push(doc_id, &code).unwrap());
+    let spec = ColumnSpec {
+        field_id: 4,
+        code_len: column.codes().code_len(),
+        model_id: None,
+    };
+    let mut writer = SegmentWriter::new(Vec::new(), 9, 1).unwrap();
+    writer
+        .add_field(&spec, &column, TablePolicy::Sketches)
+        .unwrap();
+    check_damage(&Parts::of(&writer.finish().unwrap()), &[*order]);
+}
+
+fn check_damage(sound: &Parts, damages: &[Damage]) {
+    assert_eq!(Parts::of(&sound.to_bytes()), *sound);
     let mut rng = seeded("verify_sees", 15);
     let Outcome {
         verified, errors, ..
@@ -448,10 +513,10 @@ fn verify_sees_damage_behind_right_checksums() {
     );
     assert!(verified && errors == 0);
     let mut unseen = Vec::new();
-    for (what, damage) in DAMAGE {
+    for (what, damage) in damages {
         let mut parts = sound.clone();
         damage(&mut parts);
-        assert_ne!(parts, sound, "{what}: nothing changed");
+        assert_ne!(parts, *sound, "{what}: nothing changed");
         for integrity in [Integrity::FirstUse, Integrity::Structure] {
             for _ in 0..8 {
                 let outcome = catch_unwind(AssertUnwindSafe(|| {

@@ -44,7 +44,11 @@ impl Corpus {
         all_have_codes: bool,
     ) -> Corpus {
         let (schema, fields) = schema(bits, None);
-        let tables = [TablePolicy::Always, TablePolicy::Never][rng.random_range(0..2)];
+        let tables = [
+            TablePolicy::Always,
+            TablePolicy::Never,
+            TablePolicy::Sketches,
+        ][rng.random_range(0..3)];
         let plugin = HashPlugin::builder().tables(tables).build().unwrap();
         let index = HashIndex::create_in_ram(schema, plugin).unwrap();
         let options = WriterOptions {

@@ -37,7 +37,7 @@ struct Field {
     tables: TablePolicy,
 }
 
-const GOLDEN: [Golden; 6] = [
+const GOLDEN: [Golden; 7] = [
     Golden {
         name: "dense-64",
         max_doc: 20,
@@ -121,6 +121,18 @@ const GOLDEN: [Golden; 6] = [
             tables: TablePolicy::Always,
         }],
     },
+    Golden {
+        name: "sketched-40",
+        max_doc: 65,
+        fields: &[Field {
+            id: 6,
+            bits: 40,
+            gap: 4,
+            centers: 3,
+            model_id: Some("model-d"),
+            tables: TablePolicy::Sketches,
+        }],
+    },
 ];
 
 fn folder() -> PathBuf {
@@ -146,7 +158,14 @@ fn near(rng: &mut ChaCha8Rng, center: &HashCode) -> HashCode {
 
 impl Field {
     fn has_mih(&self) -> bool {
-        matches!(self.tables, TablePolicy::Mih | TablePolicy::Always)
+        matches!(
+            self.tables,
+            TablePolicy::Mih | TablePolicy::Always | TablePolicy::Sketches
+        )
+    }
+
+    fn has_sketches(&self) -> bool {
+        self.tables == TablePolicy::Sketches
     }
 
     fn has_clusters(&self) -> bool {
@@ -341,17 +360,19 @@ fn usize_at(bytes: &[u8], at: usize) -> usize {
     u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize
 }
 
-const KIND_NAMES: [&str; 10] = [
-    "meta",
-    "codes",
-    "document ids",
-    "MIH offsets",
-    "MIH ids",
-    "centroids",
-    "clusters",
-    "shells",
-    "row ranks",
-    "rank rows",
+const KIND_NAMES: [(u16, &str); 12] = [
+    (0, "meta"),
+    (1, "codes"),
+    (2, "document ids"),
+    (3, "MIH offsets"),
+    (4, "MIH ids"),
+    (5, "centroids"),
+    (6, "clusters"),
+    (7, "shells"),
+    (8, "row ranks"),
+    (9, "rank rows"),
+    (11, "MIH sketches"),
+    (12, "MIH places"),
 ];
 
 /// The fixed parts of a file in words, decoded as `docs/FORMAT.md` says and checked against it.
@@ -401,7 +422,11 @@ fn dump(name: &str, bytes: &[u8]) -> String {
         assert!(bytes[end..offset].iter().all(|&byte| byte == 0), "padding");
         let section = &bytes[offset..offset + len];
         assert_eq!(crc32fast::hash(section), crc32);
-        let kind_name = KIND_NAMES[usize::from(kind)];
+        let kind_name = KIND_NAMES
+            .iter()
+            .find(|(known, _)| *known == kind)
+            .unwrap()
+            .1;
         writeln!(
             text,
             "  field {field_id}, kind {kind} ({kind_name}), param {param}, flags {flags}: \
@@ -516,20 +541,29 @@ fn sections_hold_what_the_page_says() {
                 Some(found) => assert_eq!(found, doc_ids),
             }
             let clustered = field.has_clusters() && n_codes > 0;
-            for kind in 5..10 {
+            for kind in 5..8 {
                 assert_eq!(decoded.section(kind, 0).is_some(), clustered);
+            }
+            let sketched = field.has_sketches() && n_codes > 0;
+            for kind in 8..10 {
+                assert_eq!(decoded.section(kind, 0).is_some(), clustered || sketched);
             }
             let ranks = decoded.packed(8, n_codes).unwrap_or((0..n_codes).collect());
             for (row, &rank) in ranks.iter().enumerate() {
                 assert_eq!(rows[row], codes[rank].1.words());
             }
-            if clustered {
+            if clustered || sketched {
                 let rank_rows = decoded.packed(9, n_codes).unwrap();
                 let back: Vec<usize> = rank_rows.iter().map(|&row| ranks[row]).collect();
                 assert_eq!(back, (0..n_codes).collect::<Vec<_>>());
+            }
+            if clustered {
                 check_clusters(&decoded, field, &rows, &ranks);
             }
-            check_mih(&decoded, &rows);
+            match sketched {
+                true => check_sketches(&decoded, &rows, &ranks),
+                false => check_mih(&decoded, &rows),
+            }
         }
     }
 }
@@ -568,29 +602,88 @@ fn check_clusters(decoded: &Decoded<'_>, field: &Field, rows: &[Vec<u64>], ranks
     assert_eq!(starts[n_clusters] as usize, n_shells);
 }
 
+/// Substrings of a code, by the bits that the meta section lists.
+fn substrings(meta: &serde_json::Value) -> Vec<Vec<usize>> {
+    let bits = |bits: &serde_json::Value| {
+        let bits = bits.as_array().unwrap().iter();
+        bits.map(|bit| bit.as_u64().unwrap() as usize).collect()
+    };
+    let substrings = meta["mih"]["substrings"].as_array().unwrap();
+    substrings.iter().map(bits).collect()
+}
+
+fn value(row: &[u64], bits: &[usize]) -> usize {
+    let places = bits.iter().enumerate();
+    places.fold(0, |sum, (i, bit)| {
+        sum | ((row[bit / 64] >> (bit % 64) & 1) as usize) << i
+    })
+}
+
+/// Rows come by (last substring, document); each table has an entry a row by (substring, row), with the
+/// sketch and the place that the page defines.
+fn check_sketches(decoded: &Decoded<'_>, rows: &[Vec<u64>], ranks: &[usize]) {
+    let meta = decoded.meta();
+    let place_bytes = meta["sketches"]["place_bytes"].as_u64().unwrap() as usize;
+    let substrings = substrings(&meta);
+    let last = substrings.len() - 1;
+    let keys: Vec<(usize, usize)> = (rows.iter().zip(ranks))
+        .map(|(row, &rank)| (value(row, &substrings[last]), rank))
+        .collect();
+    assert!(keys.is_sorted_by(|a, b| a < b));
+    for (table, bits) in substrings.iter().enumerate() {
+        let param = table as u32;
+        assert!(decoded.section(4, param).is_none());
+        let offsets = decoded.words(3, param).unwrap();
+        let sketches = decoded.words(11, param).unwrap();
+        assert_eq!(
+            (offsets.len(), sketches.len()),
+            ((1 << bits.len()) + 1, rows.len())
+        );
+        let mut entries: Vec<usize> = (0..rows.len()).collect();
+        entries.sort_by_key(|&row| value(&rows[row], bits));
+        for (bucket, &offset) in offsets.iter().enumerate() {
+            let below = entries
+                .iter()
+                .filter(|&&row| value(&rows[row], bits) < bucket);
+            assert_eq!(offset as usize, below.count());
+        }
+        for (entry, &row) in entries.iter().enumerate() {
+            // All bits but the table's own, those of the last substring first.
+            let order = [last]
+                .into_iter()
+                .chain(0..last)
+                .filter(|&other| other != table);
+            let taken = order.flat_map(|other| &substrings[other]).take(32);
+            let taken: Vec<usize> = taken.copied().collect();
+            assert_eq!(sketches[entry] as usize, value(&rows[row], &taken));
+            if table < last {
+                let places = decoded.section(12, param).unwrap();
+                assert_eq!(places.len(), rows.len() * place_bytes);
+                let same = (0..row)
+                    .rev()
+                    .take_while(|&other| keys[other].0 == keys[row].0);
+                assert_eq!(
+                    usize::from(places[entry * place_bytes]),
+                    same.count() & 0xff
+                );
+            }
+        }
+        assert_eq!(decoded.section(12, param).is_some(), table < last);
+    }
+}
+
 /// Every row is in the bucket of its substring, once a table.
 fn check_mih(decoded: &Decoded<'_>, rows: &[Vec<u64>]) {
     let meta = decoded.meta();
-    let Some(substrings) = meta["mih"]["substrings"].as_array() else {
-        assert!(meta["mih"].is_null() && decoded.section(3, 0).is_none());
+    if meta["mih"].is_null() {
+        assert!(decoded.section(3, 0).is_none());
         return;
-    };
-    for (table, substring) in (0..).zip(substrings) {
-        let bits: Vec<usize> = substring
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|bit| bit.as_u64().unwrap() as usize)
-            .collect();
+    }
+    for (table, bits) in (0..).zip(substrings(&meta)) {
         let offsets = decoded.words(3, table).unwrap();
         let ids = decoded.words(4, table).unwrap();
         assert_eq!(offsets.len(), (1 << bits.len()) + 1);
-        let value = |row: &[u64]| {
-            let places = bits.iter().enumerate();
-            places.fold(0, |sum, (i, bit)| {
-                sum | ((row[bit / 64] >> (bit % 64) & 1) as usize) << i
-            })
-        };
+        let value = |row: &[u64]| value(row, &bits);
         let mut expected: Vec<u32> = (0..rows.len() as u32).collect();
         expected.sort_by_key(|&row| value(&rows[row as usize]));
         assert_eq!(ids, expected);

@@ -29,10 +29,11 @@ fn writer_options(num_threads: usize) -> WriterOptions {
 }
 
 fn plugin() -> HashPlugin {
-    HashPlugin::builder()
-        .tables(TablePolicy::Always)
-        .build()
-        .unwrap()
+    plugin_with(TablePolicy::Always)
+}
+
+fn plugin_with(tables: TablePolicy) -> HashPlugin {
+    HashPlugin::builder().tables(tables).build().unwrap()
 }
 
 fn settings(sort: Option<Order>) -> IndexSettings {
@@ -55,6 +56,11 @@ fn live(
     threads: usize,
 ) {
     let (schema, fields) = schema(bits, None);
+    // Segments of one index may differ: each opening writes with tables of its own choice.
+    let mut tables = [TablePolicy::Always, TablePolicy::Sketches]
+        .into_iter()
+        .cycle();
+    let mut plugin = || plugin_with(tables.next().unwrap());
     let mut index =
         HashIndex::create(directory.box_clone(), schema, settings(sort), plugin()).unwrap();
     let mut committed: BTreeMap<u64, Doc> = BTreeMap::new();

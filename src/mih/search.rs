@@ -203,17 +203,18 @@ impl<'a> MultiIndex<'a> {
         let mut met = TopK::new(top.k(), top.bound());
         let expected = plan::expected_distance(self.rows.codes, allowed, top.k());
         // Where a row's document takes a lookup, it waits.
-        let mut finds = match self.rows.ascend() || !held.is_empty() {
-            true => Finds::at_once(top),
-            false => Finds::new(top, self.rows, &membership),
+        let waits = !self.rows.ascend() && held.is_empty() && membership.is_by_row();
+        let seeded = match waits {
+            true => walk.seed(top.k(), |row| membership.has_row(row))?,
+            false => None,
         };
-        let seeded = match &finds.late {
-            Some(_) => walk.seed(finds.top.k(), |row| membership.has_row(row))?,
-            None => None,
-        };
-        let bound_of = |finds: &Finds<'_>| match seeded {
-            Some(seed) => finds.bound().min(seed.bound),
-            None => finds.bound(),
+        if let Some(seed) = seeded {
+            // So many rows are so near: whichever engine has the last word will find them.
+            top.lower(seed.bound);
+        }
+        let mut finds = match waits {
+            true => Finds::new(top, self.rows, &membership),
+            false => Finds::at_once(top),
         };
         let is_even = seeded.is_some_and(|seed| seed.is_even);
         for radius in 0..=narrowest {
@@ -221,9 +222,9 @@ impl<'a> MultiIndex<'a> {
                 let shell = (radius, substring_idx);
                 let nearest = match is_filtered {
                     true => met.is_full().then(|| met.bound()),
-                    false => (seeded.is_some() || finds.is_full()).then(|| bound_of(&finds)),
+                    false => (seeded.is_some() || finds.is_full()).then(|| finds.bound()),
                 };
-                let (spent_ns, bound) = (walk.spent_ns, bound_of(&finds));
+                let (spent_ns, bound) = (walk.spent_ns, finds.bound());
                 let sights = Sights {
                     expected,
                     bound,
@@ -231,13 +232,13 @@ impl<'a> MultiIndex<'a> {
                     is_even,
                 };
                 if !self.goes_on(&prices, shell, spent_ns, scan_ns, &sights) {
-                    finds.forget(bound);
+                    finds.forget();
                     return Ok(false);
                 }
                 let finished = walk.shell(substring_idx, radius, &mut |row, distance| {
                     if !self.is_first_meeting(row, query, shell)? {
                         stats.duplicates += 1;
-                        return Ok(bound_of(&finds));
+                        return Ok(finds.bound());
                     }
                     let row = row as usize;
                     if is_filtered {
@@ -259,14 +260,14 @@ impl<'a> MultiIndex<'a> {
                             finds.top.push(distance, address);
                         }
                     }
-                    Ok(bound_of(&finds))
+                    Ok(finds.bound())
                 })?;
                 // A code not met so far differs in at least radius + 1 bits of each substring up to
                 // this one, and in at least radius bits of each later one.
-                let bound = bound_of(&finds) as usize;
+                let bound = finds.bound() as usize;
                 let is_covered = bound <= radius * n_substrings + substring_idx;
                 if !finished {
-                    finds.forget(bound as u32);
+                    finds.forget();
                     return Ok(false);
                 }
                 if is_covered || radius == params.width(substring_idx) {

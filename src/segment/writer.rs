@@ -31,7 +31,8 @@ pub enum TablePolicy {
     Mih,
     /// Multi-index hashing tables with sketches for every segment with a code: several times as fast. Those
     /// of [`Mih`](TablePolicy::Mih) for codes that sketches do not suit: of other lengths than 33 to 64 bits,
-    /// or where very many agree in a quarter of their bits.
+    /// or where very many agree in a quarter of their bits. However few codes there are, the tables of a
+    /// segment take a megabyte.
     Sketches,
     /// Clusters and tables of row numbers for every segment with a code.
     Always,

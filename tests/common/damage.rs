@@ -23,6 +23,8 @@ pub const CLUSTERS: u16 = 6;
 pub const SHELLS: u16 = 7;
 pub const ROW_RANKS: u16 = 8;
 pub const RANK_ROWS: u16 = 9;
+pub const MIH_SKETCHES: u16 = 11;
+pub const MIH_PLACES: u16 = 12;
 
 /// A section.
 #[derive(Clone, Debug, PartialEq)]
