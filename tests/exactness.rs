@@ -642,7 +642,7 @@ fn segments_share_a_top() {
         let mut order: Vec<usize> = (0..4).collect();
         order.shuffle(&mut rng);
         let mut expected = Vec::new();
-        let mut top = TopK::new(25, 1024);
+        let (mut top, mut planned) = (TopK::new(25, 1024), TopK::new(25, 1024));
         for ordinal in order {
             let layouts = &segments[ordinal].layouts;
             let layout = &layouts[(ordinal + seed as usize / 2) % layouts.len()];
@@ -662,10 +662,15 @@ fn segments_share_a_top() {
             engine
                 .knn(&query, &Allowed::All, &mut top, &mut stats)
                 .unwrap();
+            // Engines that give way to a scan leave the top as it was for other segments.
+            let (auto, all) = (EngineChoice::Auto, Allowed::All);
+            engine::knn(&rows, auto, &query, &all, &mut planned, &mut stats).unwrap();
         }
         expected.sort();
         expected.truncate(25);
         assert_eq!(top.into_sorted(), expected, "{data:?}, seed {seed}");
+        let planned = planned.into_sorted();
+        assert_eq!(planned, expected, "as planned, {data:?}, seed {seed}");
     }
 }
 

@@ -18,7 +18,7 @@ const FLOORS: [&[&str]; 8] = [
     &["segment"],
     &["plugin", "deep"],
 ];
-const SEARCH: &[&str] = &["engine", "plan", "scan", "cluster", "mih"];
+const SEARCH: &[&str] = &["engine", "finds", "plan", "scan", "cluster", "mih"];
 
 /// Training and search meet in the program only, so `deep` imports less than its floor would allow.
 const DEEP_MAY_IMPORT: [&str; 10] = [

@@ -265,7 +265,7 @@ impl<D: Deref<Target = [u32]>, B: Deref<Target = [u8]>> SketchTable<D, B> {
 #[derive(Clone, Debug)]
 pub struct SketchView<'a> {
     tables: Vec<SketchTable<&'a [u32], &'a [u8]>>,
-    bits: SmallVec<[SketchBits; 4]>,
+    bits: Vec<SketchBits>,
     place_bytes: usize,
     n_codes: usize,
 }
