@@ -9,7 +9,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use crate::code::BLOCK_ROWS;
+use crate::code::{BLOCK_ROWS, CodesRef};
 use crate::hamming::{BatchSink, EXTENTS, INDEX_BITS, Lanes, Nearest, RowMask, Sink};
 
 /// Asks for the cache line at `address`, which may be anywhere.
@@ -257,7 +257,7 @@ macro_rules! face {
             #[inline]
             pub(super) fn scan<M: RowMask>(
                 self,
-                blocks: &[u64],
+                codes: CodesRef<'_>,
                 rows: Range<usize>,
                 mask: M,
                 query: &[u64],
@@ -265,25 +265,24 @@ macro_rules! face {
                 sink: Sink<'_>,
             ) {
                 // SAFETY: `self` proves the instructions that the function enables.
-                unsafe { $loops::scan(self, blocks, rows, mask, query, bound, sink) }
+                unsafe { $loops::scan(self, codes, rows, mask, query, bound, sink) }
             }
 
             pub(super) fn scan_batch(
                 self,
-                blocks: &[u64],
+                codes: CodesRef<'_>,
                 rows: Range<usize>,
-                words: usize,
                 queries: &[&[u64]],
                 bounds: &mut [Option<u32>],
                 sink: BatchSink<'_>,
             ) {
                 // SAFETY: `self` proves the instructions that the function enables.
-                unsafe { $loops::scan_batch(self, blocks, rows, words, queries, bounds, sink) }
+                unsafe { $loops::scan_batch(self, codes, rows, queries, bounds, sink) }
             }
 
-            pub(super) fn distances(self, blocks: &[u64], query: &[u64], out: &mut [u32]) {
+            pub(super) fn distances(self, codes: CodesRef<'_>, query: &[u64], out: &mut [u32]) {
                 // SAFETY: `self` proves the instructions that the function enables.
-                unsafe { $loops::distances(self, blocks, query, out) }
+                unsafe { $loops::distances(self, codes, query, out) }
             }
 
             pub(super) fn least(self, numbers: &[u32]) -> usize {
@@ -305,26 +304,25 @@ macro_rules! face {
             #[inline]
             pub(super) fn gather(
                 self,
-                blocks: &[u64],
+                codes: CodesRef<'_>,
                 rows: &[u32],
                 query: &[u64],
                 bound: u32,
                 out: &mut [u32],
             ) {
                 // SAFETY: `self` proves the instructions that the function enables.
-                unsafe { $loops::gather(blocks, rows, query, bound, out) }
+                unsafe { $loops::gather(codes, rows, query, bound, out) }
             }
 
             pub(super) fn nearest(
                 self,
-                blocks: &[u64],
+                codes: CodesRef<'_>,
                 centers: &[u64],
                 n_centers: usize,
-                words: usize,
                 out: &mut [Nearest],
             ) {
                 // SAFETY: `self` proves the instructions that the function enables.
-                unsafe { $loops::nearest(self, blocks, centers, n_centers, words, out) }
+                unsafe { $loops::nearest(self, codes, centers, n_centers, out) }
             }
         }
     };

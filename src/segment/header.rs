@@ -30,6 +30,8 @@ pub(crate) enum SectionKind {
     Meta,
     /// Blocked code words.
     Codes,
+    /// Code words whose whole chunks lie in planes: instead of `Codes`.
+    CodePlanes,
     /// One `u32` document id a row, ascending. Absent when every document has a code.
     DocIds,
     /// `u32` bucket offsets of MIH table `param`.
@@ -61,6 +63,7 @@ impl SectionKind {
             SectionKind::Shells => 7,
             SectionKind::RowRanks => 8,
             SectionKind::RankRows => 9,
+            SectionKind::CodePlanes => 10,
         }
     }
 
@@ -76,6 +79,7 @@ impl SectionKind {
             Self::Shells,
             Self::RowRanks,
             Self::RankRows,
+            Self::CodePlanes,
         ]
         .into_iter()
         .find(|known| known.to_u16() == kind)
@@ -93,6 +97,7 @@ impl SectionKind {
             SectionKind::Shells => "shells",
             SectionKind::RowRanks => "row ranks",
             SectionKind::RankRows => "rank rows",
+            SectionKind::CodePlanes => "codes in planes",
         }
     }
 }
