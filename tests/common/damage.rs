@@ -23,6 +23,7 @@ pub const CLUSTERS: u16 = 6;
 pub const SHELLS: u16 = 7;
 pub const ROW_RANKS: u16 = 8;
 pub const RANK_ROWS: u16 = 9;
+pub const CODE_PLANES: u16 = 10;
 
 /// A section.
 #[derive(Clone, Debug, PartialEq)]
