@@ -35,7 +35,7 @@ impl Neon {
     #[inline]
     pub(super) fn scan<M: RowMask>(
         self,
-        codes: CodesRef<'_>,
+        blocks: &[u64],
         rows: Range<usize>,
         mask: M,
         query: &[u64],
@@ -43,7 +43,20 @@ impl Neon {
         sink: Sink<'_>,
     ) {
         // SAFETY: `self` proves NEON.
-        unsafe { neon::scan(self, codes, rows, mask, query, bound, sink) }
+        unsafe { neon::scan(self, blocks, rows, mask, query, bound, sink) }
+    }
+
+    pub(super) fn scan_planes<M: RowMask>(
+        self,
+        codes: CodesRef<'_>,
+        rows: Range<usize>,
+        mask: M,
+        query: &[u64],
+        bound: u32,
+        sink: Sink<'_>,
+    ) -> Option<u32> {
+        // SAFETY: `self` proves NEON.
+        unsafe { neon::scan_planes(self, codes, rows, mask, query, bound, sink) }
     }
 
     pub(super) fn scan_batch(

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::linear::{AllRows, Blocks, GROUP, Parts, nth, report, scan_rows};
+use super::linear::{AllRows, Blocks, GROUP, Parts, nth, report, scan_rows, splat};
 use super::{BatchSink, Lanes, MAX_WORDS};
 use crate::code::{BLOCK_ROWS, CHUNK_ROWS, CodesRef};
 
@@ -97,10 +97,7 @@ fn scan_batch_blocks<L, const WORDS: usize, const QUERIES: usize, const PLANES: 
                 bounds[query_idx] = sink(query_idx, row, distance);
                 bounds[query_idx]
             };
-            let mut splat = [lanes.splat(0); MAX_WORDS];
-            for (lane_word, &word) in splat.iter_mut().zip(query) {
-                *lane_word = lanes.splat(word);
-            }
+            let splat = splat(lanes, query);
             let query = &splat[..words];
             scan_rows::<L, WORDS, PLANES, _>(
                 lanes, blocks, rows, ask_end, AllRows, query, bound, &mut sink,

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use super::{Lanes, Sink, prefetch_word};
+use super::{Lanes, MAX_WORDS, Sink, prefetch_word};
 use crate::code::{BLOCK_ROWS, first_words, places};
 
 /// Which rows a scan may report.
@@ -122,6 +122,16 @@ pub(super) fn nth(parts: Parts<'_>, idx: usize, n_blocks: usize) -> Parts<'_> {
     let (first, second) = (parts.0.len() / n_blocks, parts.1.len() / n_blocks);
     let of_first = &parts.0[idx * first..(idx + 1) * first];
     (of_first, &parts.1[idx * second..(idx + 1) * second])
+}
+
+/// The words of a query in every lane.
+#[inline(always)]
+pub(super) fn splat<L: Lanes>(lanes: L, query: &[u64]) -> [L::Word; MAX_WORDS] {
+    let mut splat = [lanes.splat(0); MAX_WORDS];
+    for (lane_word, &word) in splat.iter_mut().zip(query) {
+        *lane_word = lanes.splat(word);
+    }
+    splat
 }
 
 /// The differing bits of one block in some words, added to those before.
@@ -247,4 +257,24 @@ pub(super) fn scan_rows<L: Lanes, const WORDS: usize, const PLANES: bool, M: Row
         block_idx += 1;
         lane_mask = u8::MAX;
     }
+}
+
+/// The scan of rows that lie in blocks.
+///
+/// Contract: as that of [`scan_rows`].
+#[inline(always)]
+pub(super) fn scan_blocks<L: Lanes, const WORDS: usize, M: RowMask>(
+    lanes: L,
+    blocks: &[u64],
+    rows: Range<usize>,
+    mask: M,
+    query: &[u64],
+    bound: u32,
+    sink: Sink<'_>,
+) {
+    let words = if WORDS == 0 { query.len() } else { WORDS };
+    let splat = splat(lanes, query);
+    let (query, end) = (&splat[..words], rows.end / BLOCK_ROWS);
+    let blocks = Blocks::<false>(blocks);
+    scan_rows::<L, WORDS, false, M>(lanes, blocks, rows, end, mask, query, bound, sink);
 }

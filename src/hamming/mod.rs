@@ -184,7 +184,22 @@ impl Kernel {
         if rows.is_empty() {
             return;
         }
-        dispatch!(self, lanes => lanes.scan(codes, rows, mask, query, bound, sink));
+        let mut bound = bound;
+        let planes = rows.start..rows.end.min(codes.rows_in_planes());
+        let rows = rows.start.max(planes.end)..rows.end;
+        if !planes.is_empty() {
+            let sink = &mut *sink;
+            let left = dispatch!(self, lanes => {
+                lanes.scan_planes(codes, planes, mask, query, bound, sink)
+            });
+            match left {
+                Some(left) => bound = left,
+                None => return,
+            }
+        }
+        if !rows.is_empty() {
+            dispatch!(self, lanes => lanes.scan(codes.blocks(), rows, mask, query, bound, sink));
+        }
     }
 
     /// The [`scan`](Kernel::scan) of many queries over the same rows, which are read from memory once
@@ -475,16 +490,34 @@ macro_rules! loops {
         $(#[target_feature(enable = $features)])?
         pub(super) fn scan<M: crate::hamming::RowMask>(
             lanes: $lanes,
-            codes: crate::code::CodesRef<'_>,
+            blocks: &[u64],
             rows: std::ops::Range<usize>,
             mask: M,
             query: &[u64],
             bound: u32,
             sink: crate::hamming::Sink<'_>,
         ) {
-            use crate::hamming::planes::scan_codes as scan;
+            use crate::hamming::linear::scan_blocks as scan;
             match query.len() {
-                1 => scan::<_, 1, M>(lanes, codes, rows, mask, query, bound, sink),
+                1 => scan::<_, 1, M>(lanes, blocks, rows, mask, query, bound, sink),
+                2 => scan::<_, 2, M>(lanes, blocks, rows, mask, query, bound, sink),
+                4 => scan::<_, 4, M>(lanes, blocks, rows, mask, query, bound, sink),
+                _ => scan::<_, 0, M>(lanes, blocks, rows, mask, query, bound, sink),
+            }
+        }
+
+        $(#[target_feature(enable = $features)])?
+        pub(super) fn scan_planes<M: crate::hamming::RowMask>(
+            lanes: $lanes,
+            codes: crate::code::CodesRef<'_>,
+            rows: std::ops::Range<usize>,
+            mask: M,
+            query: &[u64],
+            bound: u32,
+            sink: crate::hamming::Sink<'_>,
+        ) -> Option<u32> {
+            use crate::hamming::planes::scan_planes as scan;
+            match query.len() {
                 2 => scan::<_, 2, M>(lanes, codes, rows, mask, query, bound, sink),
                 4 => scan::<_, 4, M>(lanes, codes, rows, mask, query, bound, sink),
                 _ => scan::<_, 0, M>(lanes, codes, rows, mask, query, bound, sink),

@@ -7,8 +7,10 @@
 
 use std::ops::Range;
 
-use super::linear::{Blocks, GROUP, RowMask, block_distances, group_distances, report, scan_rows};
-use super::{Lanes, MAX_WORDS, Sink, prefetch_word};
+use super::linear::{
+    Blocks, GROUP, RowMask, block_distances, group_distances, report, scan_rows, splat,
+};
+use super::{Lanes, Sink, prefetch_word};
 use crate::code::{BLOCK_ROWS, CodesRef, first_words};
 
 /// The most blocks that are looked at together, a bit each in a word.
@@ -38,55 +40,23 @@ pub(super) const fn is_crowded(n_near: usize, n_blocks: usize) -> bool {
     n_near > n_blocks / 4
 }
 
-/// The scan of rows that may lie in planes. `WORDS` is the number of words of a code, or 0 to take it from
-/// the query.
+/// The scan of rows that all lie in planes. `WORDS` is the number of words of a code, or 0 to take it from the
+/// query. Gives the bound for rows to come, or `None` once the sink has enough.
 ///
-/// Contract: `rows` is not empty and lies within the codes and the mask. Under a mask that leaves rows
-/// out, it starts at the first row of a group.
+/// Contract: as that of [`scan_rows`], but rows may be of several chunks.
 #[inline(always)]
-pub(super) fn scan_codes<L: Lanes, const WORDS: usize, M: RowMask>(
-    lanes: L,
-    codes: CodesRef<'_>,
-    mut rows: Range<usize>,
-    mask: M,
-    query: &[u64],
-    mut bound: u32,
-    sink: Sink<'_>,
-) {
-    let words = if WORDS == 0 { query.len() } else { WORDS };
-    let mut splat = [lanes.splat(0); MAX_WORDS];
-    for (lane_word, &word) in splat.iter_mut().zip(query) {
-        *lane_word = lanes.splat(word);
-    }
-    let query = &splat[..words];
-    if WORDS != 1 && rows.start < codes.rows_in_planes() {
-        let end = rows.end.min(codes.rows_in_planes());
-        let planes = rows.start..end;
-        match scan_planes::<L, WORDS, M>(lanes, codes, planes, mask, query, bound, sink) {
-            Some(left) => bound = left,
-            None => return,
-        }
-        rows.start = end;
-    }
-    if !rows.is_empty() {
-        let (blocks, ask_end) = (Blocks::<false>(codes.blocks()), rows.end / BLOCK_ROWS);
-        scan_rows::<L, WORDS, false, M>(lanes, blocks, rows, ask_end, mask, query, bound, sink);
-    }
-}
-
-/// The scan of rows that all lie in planes. Gives the bound for rows to come, or `None` once the sink has
-/// enough.
-#[inline(always)]
-fn scan_planes<L: Lanes, const WORDS: usize, M: RowMask>(
+pub(super) fn scan_planes<L: Lanes, const WORDS: usize, M: RowMask>(
     lanes: L,
     codes: CodesRef<'_>,
     rows: Range<usize>,
     mask: M,
-    query: &[L::Word],
+    query: &[u64],
     mut bound: u32,
     sink: Sink<'_>,
 ) -> Option<u32> {
     let words = if WORDS == 0 { query.len() } else { WORDS };
+    let splat = splat(lanes, query);
+    let query = &splat[..words];
     let blocks = Blocks::<true>(codes.blocks());
     let end = rows.end / BLOCK_ROWS;
     let n_blocks = step_blocks(words);
@@ -219,10 +189,7 @@ pub(super) fn all_distances<L: Lanes, const WORDS: usize>(
     out: &mut [u32],
 ) {
     let words = if WORDS == 0 { query.len() } else { WORDS };
-    let mut splat = [lanes.splat(0); MAX_WORDS];
-    for (lane_word, &word) in splat.iter_mut().zip(query) {
-        *lane_word = lanes.splat(word);
-    }
+    let splat = splat(lanes, query);
     let query = &splat[..words];
     let in_planes = codes.rows_in_planes();
     let (of_planes, of_blocks) = out.split_at_mut(in_planes);

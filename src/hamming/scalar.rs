@@ -75,14 +75,26 @@ impl Scalar {
     #[inline]
     pub(super) fn scan<M: RowMask>(
         self,
-        codes: CodesRef<'_>,
+        blocks: &[u64],
         rows: Range<usize>,
         mask: M,
         query: &[u64],
         bound: u32,
         sink: Sink<'_>,
     ) {
-        plain::scan(self, codes, rows, mask, query, bound, sink);
+        plain::scan(self, blocks, rows, mask, query, bound, sink);
+    }
+
+    pub(super) fn scan_planes<M: RowMask>(
+        self,
+        codes: CodesRef<'_>,
+        rows: Range<usize>,
+        mask: M,
+        query: &[u64],
+        bound: u32,
+        sink: Sink<'_>,
+    ) -> Option<u32> {
+        plain::scan_planes(self, codes, rows, mask, query, bound, sink)
     }
 
     pub(super) fn scan_batch(

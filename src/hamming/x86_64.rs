@@ -257,7 +257,7 @@ macro_rules! face {
             #[inline]
             pub(super) fn scan<M: RowMask>(
                 self,
-                codes: CodesRef<'_>,
+                blocks: &[u64],
                 rows: Range<usize>,
                 mask: M,
                 query: &[u64],
@@ -265,7 +265,20 @@ macro_rules! face {
                 sink: Sink<'_>,
             ) {
                 // SAFETY: `self` proves the instructions that the function enables.
-                unsafe { $loops::scan(self, codes, rows, mask, query, bound, sink) }
+                unsafe { $loops::scan(self, blocks, rows, mask, query, bound, sink) }
+            }
+
+            pub(super) fn scan_planes<M: RowMask>(
+                self,
+                codes: CodesRef<'_>,
+                rows: Range<usize>,
+                mask: M,
+                query: &[u64],
+                bound: u32,
+                sink: Sink<'_>,
+            ) -> Option<u32> {
+                // SAFETY: `self` proves the instructions that the function enables.
+                unsafe { $loops::scan_planes(self, codes, rows, mask, query, bound, sink) }
             }
 
             pub(super) fn scan_batch(
