@@ -52,7 +52,7 @@ pub(super) const GROUP: usize = 4;
 
 /// How far ahead of the scan memory is asked for, in 64-bit words: eight KiB measured best, the hardware's own
 /// prefetcher stops at page ends.
-const AHEAD_WORDS: usize = 8192 / 8;
+pub(super) const AHEAD_WORDS: usize = 8192 / 8;
 
 /// As many blocks, of so many words each.
 #[inline(always)]

@@ -22,7 +22,7 @@ mod trial;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
-use linear::{AllRows, GROUP, RowMask, RowSet};
+use linear::{AHEAD_WORDS, AllRows, GROUP, RowMask, RowSet};
 use scalar::Scalar;
 pub(crate) use trial::planes_pay;
 
@@ -315,34 +315,38 @@ fn check(codes: CodesRef<'_>, query: &[u64]) {
 pub fn prefetch(codes: CodesRef<'_>, row: usize) {
     let words = codes.code_len().words();
     let (first, second) = codes.places(row);
-    let in_first = first_words(words);
     // Each word of a row lies on a cache line of its own; a gather seldom gets past the first few.
-    for word_idx in 0..words.min(GATHER_STEP) {
-        let place = match word_idx.checked_sub(in_first) {
-            None => first + word_idx * BLOCK_ROWS,
-            Some(rest) => second + rest * BLOCK_ROWS,
-        };
-        prefetch_word(codes.blocks(), place);
+    let asked = words.min(GATHER_STEP);
+    let in_first = match row < codes.rows_in_planes() {
+        true => asked.min(first_words(words)),
+        false => asked,
+    };
+    for word_idx in 0..in_first {
+        prefetch_word(codes.blocks(), first + word_idx * BLOCK_ROWS);
+    }
+    for word_idx in 0..asked - in_first {
+        prefetch_word(codes.blocks(), second + word_idx * BLOCK_ROWS);
     }
 }
 
-/// What is asked for of rows that lie together, in 64-bit words: as much as caches take up at a time.
-const TOGETHER_WORDS: usize = 4096 / 8;
-
-/// Asks for the memory of some rows that lie together, or of the first of them.
+/// Asks for the memory of some rows that lie together, as far as a scan of them does not ask for it itself.
 #[inline]
 pub(crate) fn prefetch_rows(codes: CodesRef<'_>, rows: Range<usize>) {
-    let words = codes.code_len().words();
-    let in_first = first_words(words);
-    let blocks = rows.start / BLOCK_ROWS..rows.end.div_ceil(BLOCK_ROWS);
-    for block_idx in blocks.take(TOGETHER_WORDS.div_ceil(words * BLOCK_ROWS)) {
-        let (first, second) = codes.places(block_idx * BLOCK_ROWS);
-        for line in 0..in_first {
-            prefetch_word(codes.blocks(), first + line * BLOCK_ROWS);
-        }
-        for line in 0..words - in_first {
-            prefetch_word(codes.blocks(), second + line * BLOCK_ROWS);
-        }
+    let block_words = codes.code_len().words() * BLOCK_ROWS;
+    let first_row = rows.start / BLOCK_ROWS * BLOCK_ROWS;
+    let n_blocks = (rows.end - first_row).div_ceil(BLOCK_ROWS);
+    let n_words = (n_blocks * block_words).min(AHEAD_WORDS);
+    let (first, second) = codes.places(first_row);
+    let in_first = match first_row < codes.rows_in_planes() {
+        // To whole lines. At the end of a chunk this asks for others, to no harm.
+        true => (n_words / 2).next_multiple_of(BLOCK_ROWS),
+        false => n_words,
+    };
+    for word in (0..in_first).step_by(BLOCK_ROWS) {
+        prefetch_word(codes.blocks(), first + word);
+    }
+    for word in (0..n_words - in_first).step_by(BLOCK_ROWS) {
+        prefetch_word(codes.blocks(), second + word);
     }
 }
 
@@ -397,9 +401,9 @@ trait Lanes: Copy {
 /// Words a gather reads before it asks whether the bound is already passed.
 const GATHER_STEP: usize = 4;
 
-/// Distances of single rows, given up once they pass `bound`.
+/// Distances of single rows, given up once they pass `bound`. `PLANES` says whether some lie in planes.
 #[inline(always)]
-fn gather_rows<const WORDS: usize>(
+fn gather_rows<const WORDS: usize, const PLANES: bool>(
     codes: CodesRef<'_>,
     rows: &[u32],
     query: &[u64],
@@ -407,17 +411,18 @@ fn gather_rows<const WORDS: usize>(
     out: &mut [u32],
 ) {
     let words = if WORDS == 0 { query.len() } else { WORDS };
-    let (blocks, in_planes) = (codes.blocks(), codes.rows_in_planes());
+    let in_planes = if PLANES { codes.rows_in_planes() } else { 0 };
+    let blocks = codes.blocks();
     for (&row, out) in rows.iter().zip(out) {
         let (first, second) = places(words, in_planes, row as usize);
         let mut distance = 0;
         for start in (0..words).step_by(GATHER_STEP) {
             for word_idx in start..words.min(start + GATHER_STEP) {
-                let word = match word_idx.checked_sub(first_words(words)) {
-                    None => blocks[first + word_idx * BLOCK_ROWS],
-                    Some(rest) => blocks[second + rest * BLOCK_ROWS],
+                let place = match word_idx.checked_sub(first_words(words)) {
+                    Some(rest) if PLANES => second + rest * BLOCK_ROWS,
+                    _ => first + word_idx * BLOCK_ROWS,
                 };
-                distance += (word ^ query[word_idx]).count_ones();
+                distance += (blocks[place] ^ query[word_idx]).count_ones();
             }
             if distance > bound {
                 break;
@@ -575,12 +580,15 @@ macro_rules! loops {
 
         $(#[target_feature(enable = $features)])?
         pub(super) fn gather(codes: crate::code::CodesRef<'_>, rows: &[u32], query: &[u64], bound: u32, out: &mut [u32]) {
-            use crate::hamming::gather_rows;
-            match query.len() {
-                1 => gather_rows::<1>(codes, rows, query, bound, out),
-                2 => gather_rows::<2>(codes, rows, query, bound, out),
-                4 => gather_rows::<4>(codes, rows, query, bound, out),
-                _ => gather_rows::<0>(codes, rows, query, bound, out),
+            use crate::hamming::gather_rows as gather;
+            match (query.len(), codes.rows_in_planes()) {
+                (1, _) => gather::<1, false>(codes, rows, query, bound, out),
+                (2, 0) => gather::<2, false>(codes, rows, query, bound, out),
+                (4, 0) => gather::<4, false>(codes, rows, query, bound, out),
+                (_, 0) => gather::<0, false>(codes, rows, query, bound, out),
+                (2, _) => gather::<2, true>(codes, rows, query, bound, out),
+                (4, _) => gather::<4, true>(codes, rows, query, bound, out),
+                _ => gather::<0, true>(codes, rows, query, bound, out),
             }
         }
 
