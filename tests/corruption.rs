@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use common::damage::{
     CENTROIDS, CLUSTERS, CODE_PLANES, CODES, DOC_IDS, META, MIH_IDS, Outcome, Parts, RANK_ROWS,
-    ROW_RANKS, SHELLS, exercise, segment_file,
+    ROW_RANKS, SHELLS, exercise, planes_file, segment_file,
 };
 use common::{Doc, random_code, schema, seeded};
 use rand::Rng;
@@ -240,8 +240,7 @@ fn planes_are_refused_where_they_cannot_be() {
 
     let mut rng = seeded("planes_are_refused", 19);
     let n_codes = 2048 + 5;
-    let bytes = segment_file(&mut rng, n_codes, &[(1, 128, 1.0, TablePolicy::Never)]);
-    let mut parts = Parts::of(&bytes);
+    let mut parts = Parts::of(&planes_file(&mut rng, n_codes, 128));
     open(&parts, n_codes).unwrap();
     let mut blocks = parts.part(CODE_PLANES).clone();
     parts.sections.push(blocks.clone());

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use common::damage::{
     CENTROIDS, CLUSTERS, CODE_PLANES, CODES, DOC_IDS, FieldShape, META, MIH_IDS, Outcome, Part,
-    Parts, RANK_ROWS, ROW_RANKS, SHELLS, exercise, reseal_table, segment_file,
+    Parts, RANK_ROWS, ROW_RANKS, SHELLS, exercise, planes_file, reseal_table, segment_file,
 };
 use common::seeded;
 use rand::{Rng, SeedableRng};
@@ -43,15 +43,15 @@ fn bases(rng: &mut ChaCha8Rng) -> Vec<Parts> {
         (33, &[(0, 136, 0.8, Clusters)]),
         (50, &[(0, 128, 1.0, Never)]),
         (300, &[(0, 40, 0.9, Clusters)]),
-        // Last: a chunk in planes. Its cases take longer, so they are few.
-        (2060, &[(0, 72, 1.0, Never)]),
     ];
-    let bases: Vec<Parts> = shapes
+    let mut bases: Vec<Parts> = shapes
         .iter()
         .map(|(max_doc, fields)| Parts::of(&segment_file(rng, *max_doc, fields)))
         .collect();
-    let planes = &bases[bases.len() - 1].sections;
-    assert!(planes.iter().any(|part| part.kind == CODE_PLANES));
+    // Last: a chunk in planes. Its cases take longer, so they are few.
+    let mut planes = Parts::of(&planes_file(rng, 2060, 72));
+    planes.part(CODE_PLANES);
+    bases.push(planes);
     for base in &bases {
         let outcome = exercise(&base.to_bytes(), base.max_doc, Integrity::FirstUse, rng);
         assert!(outcome.verified && outcome.errors == 0, "{outcome:?}");

@@ -153,6 +153,30 @@ pub fn segment_file(rng: &mut impl Rng, max_doc: u32, fields: &[FieldShape]) -> 
     writer.finish().unwrap()
 }
 
+/// A sound segment file of one field whose codes, more than a chunk of them, lie in planes.
+pub fn planes_file(rng: &mut impl Rng, max_doc: u32, bits: usize) -> Vec<u8> {
+    let code_len = CodeLen::new(bits).unwrap();
+    let centers: Vec<HashCode> = (0..40)
+        .map(|_| crate::common::random_code(rng, bits))
+        .collect();
+    let mut column = Column::new(code_len);
+    for doc_id in 0..max_doc {
+        // Those of one center lie together.
+        let center = &centers[(doc_id * 40 / max_doc) as usize];
+        column.push(doc_id, &near(rng, center, 0.05)).unwrap();
+    }
+    let spec = ColumnSpec {
+        field_id: 1,
+        code_len,
+        model_id: None,
+    };
+    let mut writer = SegmentWriter::new(Vec::new(), max_doc, 1).unwrap();
+    writer
+        .add_field(&spec, &column, TablePolicy::Never)
+        .unwrap();
+    writer.finish().unwrap()
+}
+
 /// What came of asking.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Outcome {
