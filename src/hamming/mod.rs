@@ -417,12 +417,13 @@ fn gather_rows<const WORDS: usize, const PLANES: bool>(
         let (first, second) = places(words, in_planes, row as usize);
         let mut distance = 0;
         for start in (0..words).step_by(GATHER_STEP) {
-            for word_idx in start..words.min(start + GATHER_STEP) {
+            let end = words.min(start + GATHER_STEP);
+            for (word_idx, word) in (start..end).zip(&query[start..end]) {
                 let place = match word_idx.checked_sub(first_words(words)) {
                     Some(rest) if PLANES => second + rest * BLOCK_ROWS,
                     _ => first + word_idx * BLOCK_ROWS,
                 };
-                distance += (blocks[place] ^ query[word_idx]).count_ones();
+                distance += (blocks[place] ^ word).count_ones();
             }
             if distance > bound {
                 break;
