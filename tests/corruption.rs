@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use common::damage::{
-    CENTROIDS, CLUSTERS, CODES, DOC_IDS, META, MIH_IDS, MIH_OFFSETS, MIH_PLACES, MIH_SKETCHES,
-    Outcome, Parts, RANK_ROWS, ROW_RANKS, SHELLS, exercise, segment_file,
+    CENTROIDS, CLUSTERS, CODE_PLANES, CODES, DOC_IDS, META, MIH_IDS, MIH_OFFSETS, MIH_PLACES,
+    MIH_SKETCHES, Outcome, Parts, RANK_ROWS, ROW_RANKS, SHELLS, exercise, planes_file,
+    segment_file,
 };
 use common::{Doc, random_code, schema, seeded};
 use rand::Rng;
@@ -224,6 +225,35 @@ fn damage_is_named_by_section() {
         let error = answers(&twice.to_bytes(), Integrity::FirstUse).unwrap_err();
         assert!(error.to_string().contains("two sections"), "{error}");
     }
+}
+
+/// Planes are for wide codes, and instead of blocks.
+#[test]
+fn planes_are_refused_where_they_cannot_be() {
+    let open = |parts: &Parts, max_doc| {
+        let bytes = Arc::new(parts.to_bytes());
+        HashSegment::open(bytes, max_doc, Integrity::FirstUse).map(|_| ())
+    };
+    let mut parts = Parts::of(&segment_bytes());
+    parts.part(CODES).kind = CODE_PLANES;
+    let error = open(&parts, DOCS).unwrap_err().to_string();
+    assert!(error.contains("codes of 24 bits in planes"), "{error}");
+
+    let mut rng = seeded("planes_are_refused", 19);
+    let n_codes = 2048 + 5;
+    let mut parts = Parts::of(&planes_file(&mut rng, n_codes, 128));
+    open(&parts, n_codes).unwrap();
+    let mut blocks = parts.part(CODE_PLANES).clone();
+    parts.sections.push(blocks.clone());
+    let error = open(&parts, n_codes).unwrap_err().to_string();
+    assert!(
+        error.contains("two sections codes in planes of field 1"),
+        "{error}"
+    );
+    blocks.kind = CODES;
+    *parts.sections.last_mut().unwrap() = blocks;
+    let error = open(&parts, n_codes).unwrap_err().to_string();
+    assert!(error.contains("both in blocks and in planes"), "{error}");
 }
 
 /// A clustered file with gaps, and MIH tables beside the clusters.

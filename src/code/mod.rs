@@ -11,7 +11,8 @@ mod set;
 
 pub use order::RowOrder;
 pub use pack::{binarize, signs};
-pub use set::{BLOCK_ROWS, Codes, CodesRef};
+pub use set::{BLOCK_ROWS, CHUNK_ROWS, Codes, CodesRef};
+pub(crate) use set::{first_words, places};
 
 use std::fmt;
 

@@ -7,7 +7,7 @@
 use std::arch::aarch64::*;
 use std::ops::Range;
 
-use crate::code::BLOCK_ROWS;
+use crate::code::{BLOCK_ROWS, CodesRef};
 use crate::hamming::{BatchSink, INDEX_BITS, Lanes, Nearest, RowMask, Sink};
 
 /// Asks for the cache line at `address`, which may be anywhere.
@@ -46,22 +46,34 @@ impl Neon {
         unsafe { neon::scan(self, blocks, rows, mask, query, bound, sink) }
     }
 
+    pub(super) fn scan_planes<M: RowMask>(
+        self,
+        codes: CodesRef<'_>,
+        rows: Range<usize>,
+        mask: M,
+        query: &[u64],
+        bound: u32,
+        sink: Sink<'_>,
+    ) -> Option<u32> {
+        // SAFETY: `self` proves NEON.
+        unsafe { neon::scan_planes(self, codes, rows, mask, query, bound, sink) }
+    }
+
     pub(super) fn scan_batch(
         self,
-        blocks: &[u64],
+        codes: CodesRef<'_>,
         rows: Range<usize>,
-        words: usize,
         queries: &[&[u64]],
         bounds: &mut [Option<u32>],
         sink: BatchSink<'_>,
     ) {
         // SAFETY: `self` proves NEON.
-        unsafe { neon::scan_batch(self, blocks, rows, words, queries, bounds, sink) }
+        unsafe { neon::scan_batch(self, codes, rows, queries, bounds, sink) }
     }
 
-    pub(super) fn distances(self, blocks: &[u64], query: &[u64], out: &mut [u32]) {
+    pub(super) fn distances(self, codes: CodesRef<'_>, query: &[u64], out: &mut [u32]) {
         // SAFETY: `self` proves NEON.
-        unsafe { neon::distances(self, blocks, query, out) }
+        unsafe { neon::distances(self, codes, query, out) }
     }
 
     pub(super) fn least(self, numbers: &[u32]) -> usize {
@@ -109,26 +121,25 @@ impl Neon {
     #[inline]
     pub(super) fn gather(
         self,
-        blocks: &[u64],
+        codes: CodesRef<'_>,
         rows: &[u32],
         query: &[u64],
         bound: u32,
         out: &mut [u32],
     ) {
         // SAFETY: `self` proves NEON.
-        unsafe { neon::gather(blocks, rows, query, bound, out) }
+        unsafe { neon::gather(codes, rows, query, bound, out) }
     }
 
     pub(super) fn nearest(
         self,
-        blocks: &[u64],
+        codes: CodesRef<'_>,
         centers: &[u64],
         n_centers: usize,
-        words: usize,
         out: &mut [Nearest],
     ) {
         // SAFETY: `self` proves NEON.
-        unsafe { neon::nearest(self, blocks, centers, n_centers, words, out) }
+        unsafe { neon::nearest(self, codes, centers, n_centers, out) }
     }
 }
 

@@ -6,22 +6,48 @@
 
 use std::ops::Range;
 
-use super::{
-    AllRows, BatchSink, GROUP, Lanes, MAX_WORDS, PREFETCH_WORDS, prefetch_word, report, scan_rows,
-};
-use crate::code::BLOCK_ROWS;
+use super::linear::{AllRows, Blocks, GROUP, Parts, nth, report, scan_rows, splat};
+use super::{BatchSink, Lanes, MAX_WORDS};
+use crate::code::{BLOCK_ROWS, CHUNK_ROWS, CodesRef};
 
 /// The size of a tile in 64-bit words, 16 KiB: half of a small first-level cache.
 const TILE_WORDS: usize = (16 << 10) / 8;
 
 /// The scan of [`Kernel::scan_batch`](super::Kernel::scan_batch). `WORDS` is the number of words of a
-/// code, or 0 to take it from `words`; `QUERIES` pass over a tile together, as many as the registers hold.
+/// code, or 0 to take it from the codes; `QUERIES` pass over a tile together, as many as the registers hold.
 ///
-/// Contract: `rows` lies within the blocks, each query has `words` words, there is one bound a query.
+/// Contract: `rows` lies within the codes, each query has their number of words, there is one bound a query.
 #[inline(always)]
 pub(super) fn scan_batch_rows<L, const WORDS: usize, const QUERIES: usize>(
     lanes: L,
-    blocks: &[u64],
+    codes: CodesRef<'_>,
+    rows: Range<usize>,
+    queries: &[&[u64]],
+    bounds: &mut [Option<u32>],
+    sink: BatchSink<'_>,
+) where
+    L: Lanes,
+{
+    let words = codes.code_len().words();
+    let planes_end = rows.end.min(codes.rows_in_planes()).max(rows.start);
+    let in_planes = rows.start..planes_end;
+    if WORDS != 1 {
+        let blocks = Blocks::<true>(codes.blocks());
+        scan_batch_blocks::<L, WORDS, QUERIES, true>(
+            lanes, blocks, in_planes, words, queries, bounds, sink,
+        );
+    }
+    let (blocks, rows) = (Blocks::<false>(codes.blocks()), planes_end..rows.end);
+    scan_batch_blocks::<L, WORDS, QUERIES, false>(
+        lanes, blocks, rows, words, queries, bounds, sink,
+    );
+}
+
+/// The same of rows that all lie in planes, or in blocks.
+#[inline(always)]
+fn scan_batch_blocks<L, const WORDS: usize, const QUERIES: usize, const PLANES: bool>(
+    lanes: L,
+    blocks: Blocks<'_, PLANES>,
     rows: Range<usize>,
     words: usize,
     queries: &[&[u64]],
@@ -30,6 +56,7 @@ pub(super) fn scan_batch_rows<L, const WORDS: usize, const QUERIES: usize>(
 ) where
     L: Lanes,
 {
+    let ask_end = rows.end / BLOCK_ROWS;
     let tile_blocks = (TILE_WORDS / (words * BLOCK_ROWS)).next_multiple_of(GROUP);
     let mut live: Vec<usize> = (0..queries.len()).collect();
     let mut row = rows.start;
@@ -39,16 +66,21 @@ pub(super) fn scan_batch_rows<L, const WORDS: usize, const QUERIES: usize>(
             return;
         }
         let tile_end = (row / BLOCK_ROWS + tile_blocks) * BLOCK_ROWS;
-        let tile = row..tile_end.min(rows.end);
+        let chunk_end = match PLANES {
+            true => (row / CHUNK_ROWS + 1) * CHUNK_ROWS,
+            false => usize::MAX,
+        };
+        let tile = row..tile_end.min(chunk_end).min(rows.end);
         let (groups, singles) = match QUERIES {
             1 => (&[][..], &live[..]),
             _ => live.as_chunks::<QUERIES>(),
         };
         for group in groups {
-            scan_tile::<L, WORDS, QUERIES>(
+            scan_tile::<L, WORDS, QUERIES, PLANES>(
                 lanes,
                 blocks,
                 tile.clone(),
+                ask_end,
                 words,
                 group,
                 queries,
@@ -65,7 +97,11 @@ pub(super) fn scan_batch_rows<L, const WORDS: usize, const QUERIES: usize>(
                 bounds[query_idx] = sink(query_idx, row, distance);
                 bounds[query_idx]
             };
-            scan_rows::<L, WORDS, _>(lanes, blocks, rows, AllRows, query, bound, &mut sink);
+            let splat = splat(lanes, query);
+            let query = &splat[..words];
+            scan_rows::<L, WORDS, PLANES, _>(
+                lanes, blocks, rows, ask_end, AllRows, query, bound, &mut sink,
+            );
         }
         row = tile.end;
     }
@@ -74,10 +110,11 @@ pub(super) fn scan_batch_rows<L, const WORDS: usize, const QUERIES: usize>(
 /// One group of queries over one tile. A query without a bound gets nothing.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-fn scan_tile<L, const WORDS: usize, const N: usize>(
+fn scan_tile<L, const WORDS: usize, const N: usize, const PLANES: bool>(
     lanes: L,
-    blocks: &[u64],
+    blocks: Blocks<'_, PLANES>,
     rows: Range<usize>,
+    ask_end: usize,
     words: usize,
     query_idxs: &[usize; N],
     queries: &[&[u64]],
@@ -87,7 +124,6 @@ fn scan_tile<L, const WORDS: usize, const N: usize>(
     L: Lanes,
 {
     let words = if WORDS == 0 { words } else { WORDS };
-    let block_words = words * BLOCK_ROWS;
     let mut splat = [[lanes.splat(0); MAX_WORDS]; N];
     for (splat, &query_idx) in splat.iter_mut().zip(query_idxs) {
         for (splat, &word) in splat[..words].iter_mut().zip(queries[query_idx]) {
@@ -115,14 +151,11 @@ fn scan_tile<L, const WORDS: usize, const N: usize>(
     loop {
         // Groups of whole blocks, once the partly wanted first block is behind.
         while lane_mask == u8::MAX && block_idx + GROUP <= whole_end {
-            let start = block_idx * block_words;
-            let group = &blocks[start..start + GROUP * block_words];
-            for line in 0..GROUP * words {
-                prefetch_word(blocks, start + PREFETCH_WORDS + line * BLOCK_ROWS);
-            }
-            let mut nearest = tile_distances::<L, WORDS, N>(lanes, &group[..block_words], &splat);
-            for block in group[block_words..].chunks_exact(block_words) {
-                let distances = tile_distances::<L, WORDS, N>(lanes, block, &splat);
+            blocks.ask(block_idx, ask_end, words);
+            let group = blocks.parts(block_idx, GROUP, words);
+            let mut nearest = tile_distances(lanes, nth(group, 0, GROUP), &splat);
+            for idx in 1..GROUP {
+                let distances = tile_distances(lanes, nth(group, idx, GROUP), &splat);
                 for (nearest, distances) in nearest.iter_mut().zip(distances) {
                     *nearest = lanes.min(*nearest, distances);
                 }
@@ -132,11 +165,9 @@ fn scan_tile<L, const WORDS: usize, const N: usize>(
                 hits |= lanes.within(nearest, bound);
             }
             if hits != 0 {
-                for (block, row) in group
-                    .chunks_exact(block_words)
-                    .zip((block_idx * BLOCK_ROWS..).step_by(BLOCK_ROWS))
-                {
-                    let distances = tile_distances::<L, WORDS, N>(lanes, block, &splat);
+                for idx in 0..GROUP {
+                    let row = (block_idx + idx) * BLOCK_ROWS;
+                    let distances = tile_distances(lanes, nth(group, idx, GROUP), &splat);
                     for (n, distances) in distances.into_iter().enumerate() {
                         if lanes.within(distances, lane_bounds[n]) != 0 {
                             lane_bounds[n] = report_to(n, distances, u8::MAX, row);
@@ -153,8 +184,8 @@ fn scan_tile<L, const WORDS: usize, const N: usize>(
                 return;
             }
         }
-        let block = &blocks[block_idx * block_words..(block_idx + 1) * block_words];
-        let distances = tile_distances::<L, WORDS, N>(lanes, block, &splat);
+        let block = blocks.parts(block_idx, 1, words);
+        let distances = tile_distances(lanes, block, &splat);
         for (n, distances) in distances.into_iter().enumerate() {
             lane_bounds[n] = report_to(n, distances, lane_mask, block_idx * BLOCK_ROWS);
         }
@@ -165,13 +196,14 @@ fn scan_tile<L, const WORDS: usize, const N: usize>(
 
 /// Distances of one block to each query of a group.
 #[inline(always)]
-fn tile_distances<L: Lanes, const WORDS: usize, const N: usize>(
+fn tile_distances<L: Lanes, const N: usize>(
     lanes: L,
-    block: &[u64],
+    block: Parts<'_>,
     queries: &[[L::Word; MAX_WORDS]; N],
 ) -> [L::Distances; N] {
     let mut sums = [lanes.zero(); N];
-    for (word_idx, row_words) in block.as_chunks::<BLOCK_ROWS>().0.iter().enumerate() {
+    let (first, second) = (block.0.as_chunks().0, block.1.as_chunks().0);
+    for (word_idx, row_words) in first.iter().chain(second).enumerate() {
         for (sum, query) in sums.iter_mut().zip(queries) {
             *sum = lanes.add(*sum, row_words, query[word_idx]);
         }

@@ -3,24 +3,29 @@
 //! The loops are written once, here, over the small trait `Lanes`: one word of the eight rows of a
 //! block at a time. Each instruction set only says how to xor, count, add and compare eight lanes, and
 //! instantiates the loops under its `target_feature`. [`Kernel`] is the only dispatch; it is decided once.
-//! Leaves out: top-k, filters, doc ids. Planes that let a scan stop half way through wide codes would be
-//! further loops beside these.
+//! Leaves out: top-k, filters, doc ids.
 
 use std::fmt;
 use std::ops::Range;
 use std::sync::LazyLock;
 
-use crate::code::{BLOCK_ROWS, CodeLen, CodesRef};
+use crate::code::{BLOCK_ROWS, CodeLen, CodesRef, first_words, places};
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
 mod batch;
+mod linear;
 mod near;
+mod nearest;
+mod planes;
 mod scalar;
+mod trial;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
+use linear::{AHEAD_WORDS, AllRows, GROUP, RowMask, RowSet};
 use scalar::Scalar;
+pub(crate) use trial::planes_pay;
 
 /// Words of the widest code.
 const MAX_WORDS: usize = CodeLen::MAX_BITS / 64;
@@ -180,7 +185,22 @@ impl Kernel {
         if rows.is_empty() {
             return;
         }
-        dispatch!(self, lanes => lanes.scan(codes.blocks(), rows, mask, query, bound, sink));
+        let mut bound = bound;
+        let planes = rows.start..rows.end.min(codes.rows_in_planes());
+        let rows = rows.start.max(planes.end)..rows.end;
+        if !planes.is_empty() {
+            let sink = &mut *sink;
+            let left = dispatch!(self, lanes => {
+                lanes.scan_planes(codes, planes, mask, query, bound, sink)
+            });
+            match left {
+                Some(left) => bound = left,
+                None => return,
+            }
+        }
+        if !rows.is_empty() {
+            dispatch!(self, lanes => lanes.scan(codes.blocks(), rows, mask, query, bound, sink));
+        }
     }
 
     /// The [`scan`](Kernel::scan) of many queries over the same rows, which are read from memory once
@@ -209,10 +229,7 @@ impl Kernel {
             rows.end,
             codes.n_codes()
         );
-        let words = codes.code_len().words();
-        dispatch!(self, lanes => {
-            lanes.scan_batch(codes.blocks(), rows, words, queries, bounds, sink)
-        });
+        dispatch!(self, lanes => lanes.scan_batch(codes, rows, queries, bounds, sink));
     }
 
     /// Writes the distance from each code to `query`, in bits. Panics unless `out` has one place a
@@ -220,7 +237,7 @@ impl Kernel {
     pub fn distances(self, codes: CodesRef<'_>, query: &[u64], out: &mut [u32]) {
         check(codes, query);
         assert_eq!(out.len(), codes.n_codes(), "one distance a code");
-        dispatch!(self, lanes => lanes.distances(codes.blocks(), query, out));
+        dispatch!(self, lanes => lanes.distances(codes, query, out));
     }
 
     /// The place of the smallest of these numbers, the first of equal ones; 0 without any.
@@ -282,7 +299,7 @@ impl Kernel {
     ) {
         check(codes, query);
         assert_eq!(out.len(), rows.len(), "one distance a row");
-        dispatch!(self, lanes => lanes.gather(codes.blocks(), rows, query, bound, out));
+        dispatch!(self, lanes => lanes.gather(codes, rows, query, bound, out));
     }
 
     /// Writes the nearest of `centers` to each code; of equally near ones, the first.
@@ -302,10 +319,8 @@ impl Kernel {
             "1 to {MAX_CENTERS} centers, got {n_centers}"
         );
         assert_eq!(out.len(), codes.n_codes(), "one nearest center a code");
-        let words = codes.code_len().words();
-        dispatch!(self, lanes => {
-            lanes.nearest(codes.blocks(), centers.blocks(), n_centers, words, out)
-        });
+        let centers = centers.in_blocks();
+        dispatch!(self, lanes => lanes.nearest(codes, &centers, n_centers, out));
     }
 }
 
@@ -327,21 +342,39 @@ fn check(codes: CodesRef<'_>, query: &[u64]) {
 #[inline]
 pub fn prefetch(codes: CodesRef<'_>, row: usize) {
     let words = codes.code_len().words();
-    let first = row / BLOCK_ROWS * BLOCK_ROWS * words + row % BLOCK_ROWS;
+    let (first, second) = codes.places(row);
     // Each word of a row lies on a cache line of its own; a gather seldom gets past the first few.
-    for word_idx in 0..words.min(GATHER_STEP) {
+    let asked = words.min(GATHER_STEP);
+    let in_first = match row < codes.rows_in_planes() {
+        true => asked.min(first_words(words)),
+        false => asked,
+    };
+    for word_idx in 0..in_first {
         prefetch_word(codes.blocks(), first + word_idx * BLOCK_ROWS);
+    }
+    for word_idx in 0..asked - in_first {
+        prefetch_word(codes.blocks(), second + word_idx * BLOCK_ROWS);
     }
 }
 
-/// Asks for the memory of some rows that lie together, as much of it as caches take up at a time.
+/// Asks for the memory of some rows that lie together, as far as a scan of them does not ask for it itself.
 #[inline]
 pub(crate) fn prefetch_rows(codes: CodesRef<'_>, rows: Range<usize>) {
-    let block_words = BLOCK_ROWS * codes.code_len().words();
-    let first = rows.start / BLOCK_ROWS * block_words;
-    let end = rows.end.div_ceil(BLOCK_ROWS) * block_words;
-    for word in (first..end.min(first + PREFETCH_WORDS)).step_by(8) {
-        prefetch_word(codes.blocks(), word);
+    let block_words = codes.code_len().words() * BLOCK_ROWS;
+    let first_row = rows.start / BLOCK_ROWS * BLOCK_ROWS;
+    let n_blocks = (rows.end - first_row).div_ceil(BLOCK_ROWS);
+    let n_words = (n_blocks * block_words).min(AHEAD_WORDS);
+    let (first, second) = codes.places(first_row);
+    let in_first = match first_row < codes.rows_in_planes() {
+        // To whole lines. At the end of a chunk this asks for others, to no harm.
+        true => (n_words / 2).next_multiple_of(BLOCK_ROWS),
+        false => n_words,
+    };
+    for word in (0..in_first).step_by(BLOCK_ROWS) {
+        prefetch_word(codes.blocks(), first + word);
+    }
+    for word in (0..n_words - in_first).step_by(BLOCK_ROWS) {
+        prefetch_word(codes.blocks(), second + word);
     }
 }
 
@@ -405,206 +438,32 @@ trait Lanes: Copy {
     }
 }
 
-/// Which rows a scan may report.
-trait RowMask: Copy {
-    /// One bit a row of the [`GROUP`] blocks from `block_idx` on, a multiple of [`GROUP`].
-    fn group(self, block_idx: usize) -> u32;
-    /// One bit a row of one block.
-    fn block(self, block_idx: usize) -> u8;
-}
-
-/// Every row.
-#[derive(Clone, Copy)]
-struct AllRows;
-
-impl RowMask for AllRows {
-    #[inline(always)]
-    fn group(self, _: usize) -> u32 {
-        u32::MAX
-    }
-
-    #[inline(always)]
-    fn block(self, _: usize) -> u8 {
-        u8::MAX
-    }
-}
-
-/// Rows whose bit is set.
-#[derive(Clone, Copy)]
-struct RowSet<'a>(&'a [u64]);
-
-impl RowMask for RowSet<'_> {
-    #[inline(always)]
-    fn group(self, block_idx: usize) -> u32 {
-        (self.0[block_idx / BLOCK_ROWS] >> (block_idx % BLOCK_ROWS * BLOCK_ROWS)) as u32
-    }
-
-    #[inline(always)]
-    fn block(self, block_idx: usize) -> u8 {
-        (self.0[block_idx / BLOCK_ROWS] >> (block_idx % BLOCK_ROWS * BLOCK_ROWS)) as u8
-    }
-}
-
-/// Blocks that share one branch: nearly all groups hold no hit, and one branch then settles 32 rows.
-const GROUP: usize = 4;
-
-/// How far ahead of the scan memory is asked for, in 64-bit words. Two to four KiB measured best: the
-/// hardware's own prefetcher stops at page ends.
-const PREFETCH_WORDS: usize = 4096 / 8;
-
 /// Words a gather reads before it asks whether the bound is already passed.
 const GATHER_STEP: usize = 4;
 
-/// Distances of one block. `block` holds as many groups of eight words as `query` has words.
+/// Distances of single rows, given up once they pass `bound`. `PLANES` says whether some lie in planes.
 #[inline(always)]
-fn block_distances<L: Lanes>(lanes: L, block: &[u64], query: &[L::Word]) -> L::Distances {
-    let mut sum = lanes.zero();
-    for (row_words, &query_word) in block.as_chunks::<BLOCK_ROWS>().0.iter().zip(query) {
-        sum = lanes.add(sum, row_words, query_word);
-    }
-    lanes.finish(sum)
-}
-
-/// Hands the lanes of one block that pass to the sink. `Err` once the sink has enough.
-#[inline(always)]
-fn report<L: Lanes>(
-    lanes: L,
-    distances: L::Distances,
-    lane_mask: u8,
-    first_row: usize,
-    bound: &mut u32,
-    sink: Sink<'_>,
-) -> Result<(), ()> {
-    let mut hits = lanes.within(distances, lanes.splat(u64::from(*bound))) & lane_mask;
-    if hits == 0 {
-        return Ok(());
-    }
-    let distances = lanes.to_array(distances);
-    while hits != 0 {
-        let lane = hits.trailing_zeros() as usize;
-        hits &= hits - 1;
-        if distances[lane] <= *bound {
-            *bound = sink(first_row + lane, distances[lane]).ok_or(())?;
-        }
-    }
-    Ok(())
-}
-
-/// The scan. `WORDS` is the number of words of a code, or 0 to take it from the query.
-///
-/// Contract: `rows` is not empty and lies within the blocks and the mask. Under a mask that leaves rows
-/// out, it starts at the first row of a group.
-#[inline(always)]
-fn scan_rows<L: Lanes, const WORDS: usize, M: RowMask>(
-    lanes: L,
-    blocks: &[u64],
-    rows: Range<usize>,
-    mask: M,
-    query: &[u64],
-    mut bound: u32,
-    sink: Sink<'_>,
-) {
-    let words = if WORDS == 0 { query.len() } else { WORDS };
-    let mut splat = [lanes.splat(0); MAX_WORDS];
-    for (lane_word, &word) in splat.iter_mut().zip(query) {
-        *lane_word = lanes.splat(word);
-    }
-    let query = &splat[..words];
-    let block_words = words * BLOCK_ROWS;
-
-    let mut block_idx = rows.start / BLOCK_ROWS;
-    let mut lane_mask = u8::MAX << (rows.start % BLOCK_ROWS);
-    let whole_end = rows.end / BLOCK_ROWS;
-    let end_word = whole_end * block_words;
-    loop {
-        // Groups of whole blocks, once the partly wanted first block is behind.
-        while lane_mask == u8::MAX && block_idx + GROUP <= whole_end {
-            let start = block_idx * block_words;
-            let group = &blocks[start..start + GROUP * block_words];
-            // Never past the rows asked for: a short stretch would double its traffic.
-            if start + PREFETCH_WORDS < end_word {
-                for line in 0..GROUP * words {
-                    prefetch_word(blocks, start + PREFETCH_WORDS + line * BLOCK_ROWS);
-                }
-            }
-            let d0 = block_distances(lanes, &group[..block_words], query);
-            let d1 = block_distances(lanes, &group[block_words..2 * block_words], query);
-            let d2 = block_distances(lanes, &group[2 * block_words..3 * block_words], query);
-            let d3 = block_distances(lanes, &group[3 * block_words..4 * block_words], query);
-            let nearest = lanes.min(lanes.min(d0, d1), lanes.min(d2, d3));
-            if lanes.within(nearest, lanes.splat(u64::from(bound))) != 0 {
-                // Only now: to mask every group costs more than the near ones of no wanted row.
-                let wanted = mask.group(block_idx);
-                let mut row = block_idx * BLOCK_ROWS;
-                for (wanted, distances) in wanted.to_le_bytes().into_iter().zip([d0, d1, d2, d3]) {
-                    let reported = report(lanes, distances, wanted, row, &mut bound, sink);
-                    if reported.is_err() {
-                        return;
-                    }
-                    row += BLOCK_ROWS;
-                }
-            }
-            block_idx += GROUP;
-        }
-        if block_idx >= whole_end {
-            // Rows past the end, padding among them, are masked off here and nowhere else.
-            lane_mask &= (1u8 << (rows.end % BLOCK_ROWS)).wrapping_sub(1);
-            if block_idx > whole_end || lane_mask == 0 {
-                return;
-            }
-        }
-        let block = &blocks[block_idx * block_words..(block_idx + 1) * block_words];
-        let distances = block_distances(lanes, block, query);
-        let row = block_idx * BLOCK_ROWS;
-        lane_mask &= mask.block(block_idx);
-        if report(lanes, distances, lane_mask, row, &mut bound, sink).is_err() {
-            return;
-        }
-        block_idx += 1;
-        lane_mask = u8::MAX;
-    }
-}
-
-/// Every distance, padding excepted.
-#[inline(always)]
-fn all_distances<L: Lanes, const WORDS: usize>(
-    lanes: L,
-    blocks: &[u64],
-    query: &[u64],
-    out: &mut [u32],
-) {
-    let words = if WORDS == 0 { query.len() } else { WORDS };
-    let mut splat = [lanes.splat(0); MAX_WORDS];
-    for (lane_word, &word) in splat.iter_mut().zip(query) {
-        *lane_word = lanes.splat(word);
-    }
-    for (block, out) in blocks
-        .chunks_exact(words * BLOCK_ROWS)
-        .zip(out.chunks_mut(BLOCK_ROWS))
-    {
-        let distances = lanes.to_array(block_distances(lanes, block, &splat[..words]));
-        out.copy_from_slice(&distances[..out.len()]);
-    }
-}
-
-/// Distances of single rows, given up once they pass `bound`.
-#[inline(always)]
-fn gather_rows<const WORDS: usize>(
-    blocks: &[u64],
+fn gather_rows<const WORDS: usize, const PLANES: bool>(
+    codes: CodesRef<'_>,
     rows: &[u32],
     query: &[u64],
     bound: u32,
     out: &mut [u32],
 ) {
     let words = if WORDS == 0 { query.len() } else { WORDS };
+    let in_planes = if PLANES { codes.rows_in_planes() } else { 0 };
+    let blocks = codes.blocks();
     for (&row, out) in rows.iter().zip(out) {
-        let row = row as usize;
-        let first = row / BLOCK_ROWS * BLOCK_ROWS * words + row % BLOCK_ROWS;
+        let (first, second) = places(words, in_planes, row as usize);
         let mut distance = 0;
         for start in (0..words).step_by(GATHER_STEP) {
-            for word_idx in start..words.min(start + GATHER_STEP) {
-                let word = blocks[first + word_idx * BLOCK_ROWS];
-                distance += (word ^ query[word_idx]).count_ones();
+            let end = words.min(start + GATHER_STEP);
+            for (word_idx, word) in (start..end).zip(&query[start..end]) {
+                let place = match word_idx.checked_sub(first_words(words)) {
+                    Some(rest) if PLANES => second + rest * BLOCK_ROWS,
+                    _ => first + word_idx * BLOCK_ROWS,
+                };
+                distance += (blocks[place] ^ word).count_ones();
             }
             if distance > bound {
                 break;
@@ -669,72 +528,6 @@ fn near_extent_places<L: Lanes>(
     }
 }
 
-/// The nearest center of each code, `BLOCKS` blocks at a time: a word of a center is then loaded once
-/// for all their rows, and the blocks' own words stay in registers while the centers go by.
-#[inline(always)]
-fn nearest_centers<L: Lanes, const WORDS: usize, const BLOCKS: usize>(
-    lanes: L,
-    blocks: &[u64],
-    centers: &[u64],
-    n_centers: usize,
-    words: usize,
-    out: &mut [Nearest],
-) {
-    let words = if WORDS == 0 { words } else { WORDS };
-    let block_words = words * BLOCK_ROWS;
-    let mut groups = blocks.chunks_exact(BLOCKS * block_words);
-    let mut outs = out.chunks_mut(BLOCKS * BLOCK_ROWS);
-    for (group, out) in groups.by_ref().zip(outs.by_ref()) {
-        nearest_of_group::<L, WORDS, BLOCKS>(lanes, group, centers, n_centers, words, out);
-    }
-    let rest = groups.remainder().chunks_exact(block_words);
-    for (block, out) in rest.zip(outs.flat_map(|out| out.chunks_mut(BLOCK_ROWS))) {
-        nearest_of_group::<L, WORDS, 1>(lanes, block, centers, n_centers, words, out);
-    }
-}
-
-/// The nearest centers of `BLOCKS` blocks.
-#[inline(always)]
-fn nearest_of_group<L: Lanes, const WORDS: usize, const BLOCKS: usize>(
-    lanes: L,
-    group: &[u64],
-    centers: &[u64],
-    n_centers: usize,
-    words: usize,
-    out: &mut [Nearest],
-) {
-    let words = if WORDS == 0 { words } else { WORDS };
-    let block_words = words * BLOCK_ROWS;
-    // One load of bounds instead of one a block and word.
-    let group = &group[..BLOCKS * block_words];
-    let rows = group.as_chunks::<BLOCK_ROWS>().0;
-    let mut nearest: [L::Distances; BLOCKS] = [lanes.none(); BLOCKS];
-    for (centers_idx, centers) in centers.chunks_exact(block_words).enumerate() {
-        let first = centers_idx * BLOCK_ROWS;
-        for lane in 0..BLOCK_ROWS.min(n_centers - first) {
-            let mut sums: [L::Sum; BLOCKS] = [lanes.zero(); BLOCKS];
-            for word_idx in 0..words {
-                let center = lanes.splat(centers[word_idx * BLOCK_ROWS + lane]);
-                for (block_idx, sum) in sums.iter_mut().enumerate() {
-                    *sum = lanes.add(*sum, &rows[block_idx * words + word_idx], center);
-                }
-            }
-            let index = lanes.splat((first + lane) as u64);
-            for (nearest, sum) in nearest.iter_mut().zip(sums) {
-                *nearest = lanes.min(*nearest, lanes.keys(lanes.finish(sum), index));
-            }
-        }
-    }
-    for (out, nearest) in out.chunks_mut(BLOCK_ROWS).zip(nearest) {
-        for (out, key) in out.iter_mut().zip(lanes.to_array(nearest)) {
-            *out = Nearest {
-                center: key & ((1 << INDEX_BITS) - 1),
-                distance: key >> INDEX_BITS,
-            };
-        }
-    }
-}
-
 /// The loops of one instruction set: the specialised widths, then any width. With a list
 /// of CPU features the functions enable them, and are unsafe to call from functions that do not.
 macro_rules! loops {
@@ -750,46 +543,63 @@ macro_rules! loops {
             bound: u32,
             sink: crate::hamming::Sink<'_>,
         ) {
-            use crate::hamming::scan_rows;
+            use crate::hamming::linear::scan_blocks as scan;
             match query.len() {
-                1 => scan_rows::<_, 1, M>(lanes, blocks, rows, mask, query, bound, sink),
-                2 => scan_rows::<_, 2, M>(lanes, blocks, rows, mask, query, bound, sink),
-                4 => scan_rows::<_, 4, M>(lanes, blocks, rows, mask, query, bound, sink),
-                _ => scan_rows::<_, 0, M>(lanes, blocks, rows, mask, query, bound, sink),
+                1 => scan::<_, 1, M>(lanes, blocks, rows, mask, query, bound, sink),
+                2 => scan::<_, 2, M>(lanes, blocks, rows, mask, query, bound, sink),
+                4 => scan::<_, 4, M>(lanes, blocks, rows, mask, query, bound, sink),
+                _ => scan::<_, 0, M>(lanes, blocks, rows, mask, query, bound, sink),
+            }
+        }
+
+        $(#[target_feature(enable = $features)])?
+        pub(super) fn scan_planes<M: crate::hamming::RowMask>(
+            lanes: $lanes,
+            codes: crate::code::CodesRef<'_>,
+            rows: std::ops::Range<usize>,
+            mask: M,
+            query: &[u64],
+            bound: u32,
+            sink: crate::hamming::Sink<'_>,
+        ) -> Option<u32> {
+            use crate::hamming::planes::scan_planes as scan;
+            match query.len() {
+                2 => scan::<_, 2, M>(lanes, codes, rows, mask, query, bound, sink),
+                4 => scan::<_, 4, M>(lanes, codes, rows, mask, query, bound, sink),
+                _ => scan::<_, 0, M>(lanes, codes, rows, mask, query, bound, sink),
             }
         }
 
         $(#[target_feature(enable = $features)])?
         pub(super) fn scan_batch(
             lanes: $lanes,
-            blocks: &[u64],
+            codes: crate::code::CodesRef<'_>,
             rows: std::ops::Range<usize>,
-            words: usize,
             queries: &[&[u64]],
             bounds: &mut [Option<u32>],
             sink: crate::hamming::BatchSink<'_>,
         ) {
             use crate::hamming::batch::scan_batch_rows as scan;
-            match words {
-                1 => scan::<_, 1, $queries>(lanes, blocks, rows, words, queries, bounds, sink),
-                2 => scan::<_, 2, $queries>(lanes, blocks, rows, words, queries, bounds, sink),
-                3 => scan::<_, 3, $queries>(lanes, blocks, rows, words, queries, bounds, sink),
-                4 => scan::<_, 4, $queries>(lanes, blocks, rows, words, queries, bounds, sink),
-                8 => scan::<_, 8, $queries>(lanes, blocks, rows, words, queries, bounds, sink),
-                _ => scan::<_, 0, $queries>(lanes, blocks, rows, words, queries, bounds, sink),
+            match codes.code_len().words() {
+                1 => scan::<_, 1, $queries>(lanes, codes, rows, queries, bounds, sink),
+                2 => scan::<_, 2, $queries>(lanes, codes, rows, queries, bounds, sink),
+                3 => scan::<_, 3, $queries>(lanes, codes, rows, queries, bounds, sink),
+                4 => scan::<_, 4, $queries>(lanes, codes, rows, queries, bounds, sink),
+                8 => scan::<_, 8, $queries>(lanes, codes, rows, queries, bounds, sink),
+                _ => scan::<_, 0, $queries>(lanes, codes, rows, queries, bounds, sink),
             }
         }
 
         $(#[target_feature(enable = $features)])?
-        pub(super) fn distances(lanes: $lanes, blocks: &[u64], query: &[u64], out: &mut [u32]) {
-            use crate::hamming::all_distances;
+        pub(super) fn distances(lanes: $lanes, codes: crate::code::CodesRef<'_>, query: &[u64], out: &mut [u32]) {
+            use crate::hamming::planes::all_distances;
             match query.len() {
-                1 => all_distances::<_, 1>(lanes, blocks, query, out),
-                2 => all_distances::<_, 2>(lanes, blocks, query, out),
-                3 => all_distances::<_, 3>(lanes, blocks, query, out),
-                4 => all_distances::<_, 4>(lanes, blocks, query, out),
-                8 => all_distances::<_, 8>(lanes, blocks, query, out),
-                _ => all_distances::<_, 0>(lanes, blocks, query, out),
+                1 => all_distances::<_, 1>(lanes, codes, query, out),
+                2 => all_distances::<_, 2>(lanes, codes, query, out),
+                3 => all_distances::<_, 3>(lanes, codes, query, out),
+                4 => all_distances::<_, 4>(lanes, codes, query, out),
+                8 => all_distances::<_, 8>(lanes, codes, query, out),
+                _ => all_distances::<_, 0>(lanes, codes, query, out),
             }
         }
 
@@ -834,34 +644,36 @@ macro_rules! loops {
         }
 
         $(#[target_feature(enable = $features)])?
-        pub(super) fn gather(blocks: &[u64], rows: &[u32], query: &[u64], bound: u32, out: &mut [u32]) {
-            use crate::hamming::gather_rows;
-            match query.len() {
-                1 => gather_rows::<1>(blocks, rows, query, bound, out),
-                2 => gather_rows::<2>(blocks, rows, query, bound, out),
-                4 => gather_rows::<4>(blocks, rows, query, bound, out),
-                _ => gather_rows::<0>(blocks, rows, query, bound, out),
+        pub(super) fn gather(codes: crate::code::CodesRef<'_>, rows: &[u32], query: &[u64], bound: u32, out: &mut [u32]) {
+            use crate::hamming::gather_rows as gather;
+            match (query.len(), codes.rows_in_planes()) {
+                (1, _) => gather::<1, false>(codes, rows, query, bound, out),
+                (2, 0) => gather::<2, false>(codes, rows, query, bound, out),
+                (4, 0) => gather::<4, false>(codes, rows, query, bound, out),
+                (_, 0) => gather::<0, false>(codes, rows, query, bound, out),
+                (2, _) => gather::<2, true>(codes, rows, query, bound, out),
+                (4, _) => gather::<4, true>(codes, rows, query, bound, out),
+                _ => gather::<0, true>(codes, rows, query, bound, out),
             }
         }
 
         $(#[target_feature(enable = $features)])?
         pub(super) fn nearest(
             lanes: $lanes,
-            blocks: &[u64],
+            codes: crate::code::CodesRef<'_>,
             centers: &[u64],
             n_centers: usize,
-            words: usize,
             out: &mut [crate::hamming::Nearest],
         ) {
-            use crate::hamming::nearest_centers;
-            match words {
-                1 => nearest_centers::<_, 1, 8>(lanes, blocks, centers, n_centers, words, out),
-                2 => nearest_centers::<_, 2, 8>(lanes, blocks, centers, n_centers, words, out),
-                3 => nearest_centers::<_, 3, 4>(lanes, blocks, centers, n_centers, words, out),
-                4 => nearest_centers::<_, 4, 4>(lanes, blocks, centers, n_centers, words, out),
-                8 => nearest_centers::<_, 8, 4>(lanes, blocks, centers, n_centers, words, out),
-                16 => nearest_centers::<_, 16, 4>(lanes, blocks, centers, n_centers, words, out),
-                _ => nearest_centers::<_, 0, 4>(lanes, blocks, centers, n_centers, words, out),
+            use crate::hamming::nearest::nearest_centers;
+            match codes.code_len().words() {
+                1 => nearest_centers::<_, 1, 8>(lanes, codes, centers, n_centers, out),
+                2 => nearest_centers::<_, 2, 8>(lanes, codes, centers, n_centers, out),
+                3 => nearest_centers::<_, 3, 4>(lanes, codes, centers, n_centers, out),
+                4 => nearest_centers::<_, 4, 4>(lanes, codes, centers, n_centers, out),
+                8 => nearest_centers::<_, 8, 4>(lanes, codes, centers, n_centers, out),
+                16 => nearest_centers::<_, 16, 4>(lanes, codes, centers, n_centers, out),
+                _ => nearest_centers::<_, 0, 4>(lanes, codes, centers, n_centers, out),
             }
         }
     };

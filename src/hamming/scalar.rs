@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use crate::code::BLOCK_ROWS;
+use crate::code::{BLOCK_ROWS, CodesRef};
 use crate::hamming::{BatchSink, INDEX_BITS, Lanes, Nearest, RowMask, Sink};
 
 /// Needs no instruction that any CPU lacks.
@@ -85,20 +85,31 @@ impl Scalar {
         plain::scan(self, blocks, rows, mask, query, bound, sink);
     }
 
+    pub(super) fn scan_planes<M: RowMask>(
+        self,
+        codes: CodesRef<'_>,
+        rows: Range<usize>,
+        mask: M,
+        query: &[u64],
+        bound: u32,
+        sink: Sink<'_>,
+    ) -> Option<u32> {
+        plain::scan_planes(self, codes, rows, mask, query, bound, sink)
+    }
+
     pub(super) fn scan_batch(
         self,
-        blocks: &[u64],
+        codes: CodesRef<'_>,
         rows: Range<usize>,
-        words: usize,
         queries: &[&[u64]],
         bounds: &mut [Option<u32>],
         sink: BatchSink<'_>,
     ) {
-        plain::scan_batch(self, blocks, rows, words, queries, bounds, sink);
+        plain::scan_batch(self, codes, rows, queries, bounds, sink);
     }
 
-    pub(super) fn distances(self, blocks: &[u64], query: &[u64], out: &mut [u32]) {
-        plain::distances(self, blocks, query, out);
+    pub(super) fn distances(self, codes: CodesRef<'_>, query: &[u64], out: &mut [u32]) {
+        plain::distances(self, codes, query, out);
     }
 
     pub(super) fn least(self, numbers: &[u32]) -> usize {
@@ -139,24 +150,23 @@ impl Scalar {
 
     pub(super) fn gather(
         self,
-        blocks: &[u64],
+        codes: CodesRef<'_>,
         rows: &[u32],
         query: &[u64],
         bound: u32,
         out: &mut [u32],
     ) {
-        plain::gather(blocks, rows, query, bound, out);
+        plain::gather(codes, rows, query, bound, out);
     }
 
     pub(super) fn nearest(
         self,
-        blocks: &[u64],
+        codes: CodesRef<'_>,
         centers: &[u64],
         n_centers: usize,
-        words: usize,
         out: &mut [Nearest],
     ) {
-        plain::nearest(self, blocks, centers, n_centers, words, out);
+        plain::nearest(self, codes, centers, n_centers, out);
     }
 }
 

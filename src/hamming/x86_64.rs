@@ -9,7 +9,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use crate::code::BLOCK_ROWS;
+use crate::code::{BLOCK_ROWS, CodesRef};
 use crate::hamming::{BatchSink, INDEX_BITS, Lanes, NUMBERS_AT_ONCE, Nearest, RowMask, Sink, near};
 
 /// Asks for the cache line at `address`, which may be anywhere.
@@ -326,22 +326,34 @@ macro_rules! face {
                 unsafe { $loops::scan(self, blocks, rows, mask, query, bound, sink) }
             }
 
+            pub(super) fn scan_planes<M: RowMask>(
+                self,
+                codes: CodesRef<'_>,
+                rows: Range<usize>,
+                mask: M,
+                query: &[u64],
+                bound: u32,
+                sink: Sink<'_>,
+            ) -> Option<u32> {
+                // SAFETY: `self` proves the instructions that the function enables.
+                unsafe { $loops::scan_planes(self, codes, rows, mask, query, bound, sink) }
+            }
+
             pub(super) fn scan_batch(
                 self,
-                blocks: &[u64],
+                codes: CodesRef<'_>,
                 rows: Range<usize>,
-                words: usize,
                 queries: &[&[u64]],
                 bounds: &mut [Option<u32>],
                 sink: BatchSink<'_>,
             ) {
                 // SAFETY: `self` proves the instructions that the function enables.
-                unsafe { $loops::scan_batch(self, blocks, rows, words, queries, bounds, sink) }
+                unsafe { $loops::scan_batch(self, codes, rows, queries, bounds, sink) }
             }
 
-            pub(super) fn distances(self, blocks: &[u64], query: &[u64], out: &mut [u32]) {
+            pub(super) fn distances(self, codes: CodesRef<'_>, query: &[u64], out: &mut [u32]) {
                 // SAFETY: `self` proves the instructions that the function enables.
-                unsafe { $loops::distances(self, blocks, query, out) }
+                unsafe { $loops::distances(self, codes, query, out) }
             }
 
             pub(super) fn least(self, numbers: &[u32]) -> usize {
@@ -389,26 +401,25 @@ macro_rules! face {
             #[inline]
             pub(super) fn gather(
                 self,
-                blocks: &[u64],
+                codes: CodesRef<'_>,
                 rows: &[u32],
                 query: &[u64],
                 bound: u32,
                 out: &mut [u32],
             ) {
                 // SAFETY: `self` proves the instructions that the function enables.
-                unsafe { $loops::gather(blocks, rows, query, bound, out) }
+                unsafe { $loops::gather(codes, rows, query, bound, out) }
             }
 
             pub(super) fn nearest(
                 self,
-                blocks: &[u64],
+                codes: CodesRef<'_>,
                 centers: &[u64],
                 n_centers: usize,
-                words: usize,
                 out: &mut [Nearest],
             ) {
                 // SAFETY: `self` proves the instructions that the function enables.
-                unsafe { $loops::nearest(self, blocks, centers, n_centers, words, out) }
+                unsafe { $loops::nearest(self, codes, centers, n_centers, out) }
             }
         }
     };

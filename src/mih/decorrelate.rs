@@ -40,6 +40,10 @@ impl Correlations {
                 let mut rest = codes.word(row, word_idx);
                 while rest != 0 {
                     let bit = word_idx * 64 + rest.trailing_zeros() as usize;
+                    // A merge may read these out of a damaged file.
+                    if bit >= bits {
+                        break;
+                    }
                     columns[bit * words + idx / 64] |= 1 << (idx % 64);
                     rest &= rest - 1;
                 }

@@ -30,6 +30,8 @@ pub(crate) enum SectionKind {
     Meta,
     /// Blocked code words.
     Codes,
+    /// Code words whose whole chunks lie in planes: instead of `Codes`.
+    CodePlanes,
     /// One `u32` document id a row, ascending. Absent when every document has a code.
     DocIds,
     /// `u32` bucket offsets of MIH table `param`.
@@ -65,6 +67,7 @@ impl SectionKind {
             SectionKind::Shells => 7,
             SectionKind::RowRanks => 8,
             SectionKind::RankRows => 9,
+            SectionKind::CodePlanes => 10,
             SectionKind::MihSketches => 11,
             SectionKind::MihPlaces => 12,
         }
@@ -82,6 +85,7 @@ impl SectionKind {
             Self::Shells,
             Self::RowRanks,
             Self::RankRows,
+            Self::CodePlanes,
             Self::MihSketches,
             Self::MihPlaces,
         ]
@@ -101,6 +105,7 @@ impl SectionKind {
             SectionKind::Shells => "shells",
             SectionKind::RowRanks => "row ranks",
             SectionKind::RankRows => "rank rows",
+            SectionKind::CodePlanes => "codes in planes",
             SectionKind::MihSketches => "MIH sketches",
             SectionKind::MihPlaces => "MIH places",
         }

@@ -309,7 +309,21 @@ impl HashColumn {
                 .checked_mul(BLOCK_ROWS * code_len.words() * 8)
                 .ok_or_else(|| corrupt(format!("{n_codes} codes overflow")))
         };
-        let codes = one(SectionKind::Codes, 0, block_bytes(n_codes)?)?;
+        let has_planes = sections.iter().any(|section| {
+            section.field_id == meta.field_id && section.kind == SectionKind::CodePlanes
+        });
+        let has_blocks = sections
+            .iter()
+            .any(|section| section.field_id == meta.field_id && section.kind == SectionKind::Codes);
+        let kind = match (has_planes, has_blocks) {
+            (true, true) => return Err(corrupt("codes both in blocks and in planes".to_owned())),
+            (true, false) if code_len.words() == 1 => {
+                return Err(corrupt(format!("codes of {code_len} bits in planes")));
+            }
+            (true, false) => SectionKind::CodePlanes,
+            (false, _) => SectionKind::Codes,
+        };
+        let codes = one(kind, 0, block_bytes(n_codes)?)?;
         let doc_ids = match n_codes == max_doc as usize {
             true => None,
             false => Some(one(SectionKind::DocIds, 0, n_codes * 4)?),
@@ -478,7 +492,10 @@ impl HashColumn {
     pub fn codes(&self) -> Result<CodesRef<'_>> {
         self.checked(&self.codes)?;
         let words = bytemuck::cast_slice(&self.raw()[self.codes.section.range()]);
-        CodesRef::from_blocks(self.code_len, self.n_codes, words)
+        match self.codes.section.kind {
+            SectionKind::CodePlanes => CodesRef::from_planes(self.code_len, self.n_codes, words),
+            _ => CodesRef::from_blocks(self.code_len, self.n_codes, words),
+        }
     }
 
     /// The documents with a code, ascending; `None` if all have one.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::cluster::{ClusterParams, Clusters};
 use crate::code::{CodeLen, Codes, CodesRef, RowOrder};
 use crate::error::{Error, ErrorKind, Result};
+use crate::hamming::planes_pay;
 use crate::mih::{MihParams, MihTable, SketchOrder, SketchTable};
 use crate::segment::column::Column;
 use crate::segment::header::{
@@ -241,14 +242,31 @@ impl<W: Write> SegmentWriter<W> {
                 n_shells: clusters.tables()[2].len(),
             }),
         };
-        let reordered = tables.order().map(|order| codes.reordered(order));
-        let codes = reordered.as_ref().map_or(codes, Codes::as_ref);
+        // Codes in the order that clusters or sketches ask for, and in planes, if those pay.
+        let in_planes = planes_pay(codes);
+        let order = tables.order();
+        let laid_out = (in_planes || order.is_some()).then(|| {
+            let mut laid_out = match in_planes {
+                true => Codes::in_planes(spec.code_len, codes.n_codes()),
+                false => Codes::with_capacity(spec.code_len, codes.n_codes()),
+            };
+            for row in 0..codes.n_codes() {
+                let from = order.map_or(row, |order| order[row] as usize);
+                laid_out.push_row(&codes, from);
+            }
+            laid_out
+        });
+        let codes = laid_out.as_ref().map_or(codes, Codes::as_ref);
 
         let json = serde_json::to_vec(&meta).expect("numbers and strings always serialize");
         let id = spec.field_id;
         self.section(id, SectionKind::Meta, 0, &json)?;
         let words = bytemuck::cast_slice(codes.blocks());
-        self.section(id, SectionKind::Codes, 0, words)?;
+        let kind = match codes.rows_in_planes() {
+            0 => SectionKind::Codes,
+            _ => SectionKind::CodePlanes,
+        };
+        self.section(id, kind, 0, words)?;
         if doc_ids.len() != self.max_doc as usize {
             self.section(id, SectionKind::DocIds, 0, bytemuck::cast_slice(doc_ids))?;
         }

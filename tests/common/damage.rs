@@ -23,6 +23,7 @@ pub const CLUSTERS: u16 = 6;
 pub const SHELLS: u16 = 7;
 pub const ROW_RANKS: u16 = 8;
 pub const RANK_ROWS: u16 = 9;
+pub const CODE_PLANES: u16 = 10;
 pub const MIH_SKETCHES: u16 = 11;
 pub const MIH_PLACES: u16 = 12;
 
@@ -151,6 +152,30 @@ pub fn segment_file(rng: &mut impl Rng, max_doc: u32, fields: &[FieldShape]) -> 
         };
         writer.add_field(&spec, &column, policy).unwrap();
     }
+    writer.finish().unwrap()
+}
+
+/// A sound segment file of one field whose codes, more than a chunk of them, lie in planes.
+pub fn planes_file(rng: &mut impl Rng, max_doc: u32, bits: usize) -> Vec<u8> {
+    let code_len = CodeLen::new(bits).unwrap();
+    let centers: Vec<HashCode> = (0..40)
+        .map(|_| crate::common::random_code(rng, bits))
+        .collect();
+    let mut column = Column::new(code_len);
+    for doc_id in 0..max_doc {
+        // Those of one center lie together.
+        let center = &centers[(doc_id * 40 / max_doc) as usize];
+        column.push(doc_id, &near(rng, center, 0.05)).unwrap();
+    }
+    let spec = ColumnSpec {
+        field_id: 1,
+        code_len,
+        model_id: None,
+    };
+    let mut writer = SegmentWriter::new(Vec::new(), max_doc, 1).unwrap();
+    writer
+        .add_field(&spec, &column, TablePolicy::Never)
+        .unwrap();
     writer.finish().unwrap()
 }
 

@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
 use crate::cluster::{ClusterParams, Clusters};
-use crate::code::{BLOCK_ROWS, Codes, CodesRef, HashCode, RowOrder};
+use crate::code::{Codes, CodesRef, HashCode, RowOrder};
 use crate::engine::{self, Allowed, EngineChoice, SearchStats, SegmentRows};
 use crate::error::Result;
 use crate::mih::{MihForm, MihParams, MihTable, MihView, shell_size};
@@ -413,9 +413,7 @@ impl<'a> SelfJoin<'a> {
             let (places, queries): (Vec<u32>, Vec<HashCode>) = queries.into_iter().unzip();
             let found = if self.rows.ascend() {
                 // Codes before the batch were its left, and need no second look.
-                let first = batch.start / BLOCK_ROWS * BLOCK_ROWS;
-                let blocks = &codes.blocks()[first * codes.code_len().words()..];
-                let rest = Codes::from_blocks(codes.code_len(), codes.n_codes() - first, blocks)?;
+                let (first, rest) = codes.starting_by(batch.start);
                 let rows = SegmentRows {
                     address_base: first as u64,
                     ..SegmentRows::of(rest)
