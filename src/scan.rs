@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::time::Instant;
 
-use crate::code::{Codes, HashCode, RowOrder};
+use crate::code::{BLOCK_ROWS, Codes, HashCode, RowOrder};
 use crate::engine::{Allowed, Engine, EngineKind, Membership, SearchStats, SegmentRows};
 use crate::error::{Error, Result};
 use crate::hamming::{Kernel, prefetch};
@@ -490,6 +490,10 @@ impl Engine for LinearScan<'_> {
     }
 }
 
+/// One block in so many rows is looked at for a first bound, where there are this many rows.
+const LOWERING_STEP: usize = 4096;
+const LOWERING_ROWS_MIN: usize = 64 * LOWERING_STEP;
+
 /// Codes of fewer bytes than this are scanned by one thread: to start another takes as long.
 pub(crate) const THREAD_BYTES: usize = 4 << 20;
 
@@ -510,6 +514,9 @@ impl LinearScan<'_> {
             return Ok(());
         }
         let listed = self.gathered(allowed);
+        if listed.is_none() && matches!(allowed, Allowed::All) {
+            self.lower(query, top);
+        }
         let ascending = self.rows.ascend() || matches!(listed, Some(Listed::Docs(_)));
         let (k, max_distance, shared) = (top.k(), top.bound(), &*top);
         let parts = self.in_parts(listed, stats, |part, stats| {
@@ -542,6 +549,28 @@ impl LinearScan<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Lowers the bound of `top` to what a few rows from everywhere allow. Where rows are in the order of
+    /// clusters, a scan meets the nearest ones late, and until then it can leave no second plane unread.
+    fn lower(&self, query: &HashCode, top: &mut TopK) {
+        let codes = self.rows.codes;
+        if self.rows.ascend() || codes.rows_in_planes() < LOWERING_ROWS_MIN {
+            return;
+        }
+        let mut nearest = TopK::new(top.k(), top.bound());
+        for first in (0..codes.rows_in_planes()).step_by(LOWERING_STEP) {
+            let (rows, bound) = (first..first + BLOCK_ROWS, nearest.bound());
+            self.kernel
+                .scan(codes, rows, query.words(), bound, &mut |row, distance| {
+                    nearest.push(distance, row as u64);
+                    Some(nearest.bound())
+                });
+        }
+        // All rows are allowed, so k of this segment are so near.
+        if nearest.is_full() {
+            top.lower(nearest.bound());
+        }
     }
 
     fn is_all(&self) -> bool {

@@ -13,9 +13,10 @@ use common::seeded;
 use rand::seq::SliceRandom;
 use rand::{Rng, RngCore};
 use rand_chacha::ChaCha8Rng;
-use tanhash::code::CHUNK_ROWS;
-use tanhash::engine::{Allowed, EngineChoice, SearchStats, knn, range};
+use tanhash::code::{CHUNK_ROWS, RowOrder};
+use tanhash::engine::{Allowed, Engine, EngineChoice, SearchStats, SegmentRows, knn, range};
 use tanhash::hamming::{self, Kernel, Nearest};
+use tanhash::scan::LinearScan;
 use tanhash::segment::{Column, ColumnSpec, HashSegment, Integrity, SegmentWriter, TablePolicy};
 use tanhash::topk::TopK;
 use tanhash::{CodeLen, Codes, HashCode};
@@ -438,4 +439,57 @@ fn merges_of_blocks_and_planes_keep_every_code() {
     let segment = written(len, &merged, codes.len() as u32, TablePolicy::Always);
     assert!(is_in_planes(&segment));
     check_engines(&mut rng, &segment, &codes, &query);
+}
+
+/// A scan of rows in an order of their own looks at a few of them first, for a bound. What it finds stays the
+/// same, ties included, beside what an earlier segment found.
+#[test]
+fn a_first_bound_from_a_few_rows_changes_no_answer() {
+    let mut rng = seeded("first_bound", 34);
+    let len = CodeLen::new(128).unwrap();
+    let n_codes: usize = 64 * 4096 + 1000;
+    // Few distances, so that many rows share the k-th.
+    let words: Vec<u64> = (0..40).map(|_| rng.random()).collect();
+    let mut planes = Codes::in_planes(len, n_codes);
+    for row in 0..n_codes {
+        let code = [words[row * 40 / n_codes], 1 << rng.random_range(0..6)];
+        planes
+            .push(&HashCode::from_words(len, &code).unwrap())
+            .unwrap();
+    }
+    // The last row is the first document.
+    let backwards: Vec<u32> = (0..n_codes as u32).rev().collect();
+    let packed = RowOrder::pack(&backwards);
+    let rows = SegmentRows {
+        order: Some(RowOrder::new(&packed, &packed, n_codes).unwrap()),
+        ..SegmentRows::of(planes.as_ref())
+    };
+    for case in 0..12 {
+        let query = planes.get(rng.random_range(0..n_codes));
+        let k = [1, 10, 700][case % 3];
+        let earlier = (case % 2 == 0).then_some((3, u64::MAX));
+        let mut expected: Vec<(u32, u64)> = (0..n_codes)
+            .map(|row| {
+                (
+                    planes.distance(row, query.words()),
+                    (n_codes - 1 - row) as u64,
+                )
+            })
+            .chain(earlier)
+            .collect();
+        expected.sort_unstable();
+        expected.truncate(k);
+        let mut top = TopK::new(k, 128);
+        if let Some((distance, address)) = earlier {
+            top.push(distance, address);
+        }
+        let mut stats = SearchStats::default();
+        let scan = LinearScan::new(&rows);
+        scan.knn(&query, &Allowed::All, &mut top, &mut stats)
+            .unwrap();
+        let found: Vec<(u32, u64)> = (top.into_sorted().iter())
+            .map(|neighbor| (neighbor.distance, neighbor.address))
+            .collect();
+        assert_eq!(found, expected, "case {case}, k {k}");
+    }
 }

@@ -11,7 +11,7 @@ use super::linear::{
     Blocks, GROUP, RowMask, block_distances, group_distances, report, scan_rows, splat,
 };
 use super::{Lanes, Sink, prefetch_word};
-use crate::code::{BLOCK_ROWS, CodesRef, first_words};
+use crate::code::{BLOCK_ROWS, CHUNK_ROWS, CodesRef, first_words};
 
 /// The most blocks that are looked at together, a bit each in a word.
 const STEP_BLOCKS_MAX: usize = u64::BITS as usize;
@@ -21,6 +21,9 @@ const STEP_WORDS: usize = (8 << 10) / 8;
 
 /// The most steps that are read whole before the first plane is tried again.
 const WHOLE_STEPS_MAX: u32 = 32;
+
+/// Fewer rows than this are read whole: a search that asks for a short stretch has its reasons to.
+const ROWS_MIN: usize = 4 * CHUNK_ROWS;
 
 /// Blocks of a step, which divide a chunk, of codes of so many words.
 #[inline(always)]
@@ -61,6 +64,7 @@ pub(super) fn scan_planes<L: Lanes, const WORDS: usize, M: RowMask>(
     let end = rows.end / BLOCK_ROWS;
     let n_blocks = step_blocks(words);
     let step_rows = n_blocks * BLOCK_ROWS;
+    let is_long = rows.len() >= ROWS_MIN;
     // Strange codes differ in half of their bits, or less: no bound beyond that leaves anything out.
     let far = first_words(words) as u32 * (u64::BITS / 2);
     // Whether the last step was worth it, and how many steps are read whole before another one is tried.
@@ -72,7 +76,7 @@ pub(super) fn scan_planes<L: Lanes, const WORDS: usize, M: RowMask>(
         let step = start..((start / step_rows + 1) * step_rows).min(rows.end);
         start = step.end;
         let is_whole = step.len() == step_rows;
-        if is_whole && bound < far && (in_two || wait == 0) {
+        if is_whole && is_long && bound < far && (in_two || wait == 0) {
             let first = step.start / BLOCK_ROWS;
             let near =
                 near_blocks::<L, WORDS, M>(lanes, blocks, first, end, !in_two, mask, query, bound);
