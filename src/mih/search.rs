@@ -216,7 +216,8 @@ impl<'a> MultiIndex<'a> {
             true => Finds::new(top, self.rows, &membership),
             false => Finds::at_once(top),
         };
-        let is_even = seeded.is_some_and(|seed| seed.is_even);
+        // Under a filter the rows that were near say less.
+        let is_even = !is_filtered && seeded.is_some_and(|seed| seed.is_even);
         for radius in 0..=narrowest {
             for substring_idx in 0..n_substrings {
                 let shell = (radius, substring_idx);
