@@ -27,7 +27,7 @@ const CHOICES: [EngineChoice; 4] = [
     EngineChoice::Cluster,
 ];
 
-/// Codes as a segment may store them: by document, by cluster, or by their first substring.
+/// Codes as a segment may store them: by document, by cluster, or by their last substring.
 struct Layout {
     codes: Codes,
     params: MihParams,
@@ -143,7 +143,7 @@ impl Segment {
         self.rows_of(&self.layouts[0])
     }
 
-    /// Rows by document, by cluster, by first substring.
+    /// Rows by document, by cluster, by last substring.
     fn all_rows(&self) -> impl Iterator<Item = SegmentRows<'_>> {
         self.layouts.iter().map(|layout| self.rows_of(layout))
     }
