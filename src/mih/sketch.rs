@@ -3,7 +3,7 @@
 //! A row number is a promise of two cache misses: the number's and the code's. Where the nearest codes are
 //! far, a search looks up thousands of buckets, nearly every row in them is too far, and those misses are
 //! all it does. Here each entry has 32 bits of its code beside it, read in sequence, sixteen at a time, and
-//! one entry in a hundred is near enough for a look at its code. Buckets may then be large and few:
+//! few entries are near enough for a look at their code. Buckets may then be large and few:
 //! substrings of at most 16 bits. Rows are in the order of the last substring, so that an entry of its table is
 //! the row of the same number; an entry of another one names its row by that substring's value, which the
 //! sketch begins with, and by the row's place among those that have it, a number of one or two bytes.

@@ -97,11 +97,8 @@ impl Column {
         }
         let mut rows: Vec<u32> = (0..self.doc_ids.len() as u32).collect();
         rows.sort_unstable_by_key(|&row| self.doc_ids[row as usize]);
-        let mut codes = Codes::with_capacity(self.codes.code_len(), rows.len());
-        rows.iter()
-            .for_each(|&row| codes.push_row(&self.codes, row as usize));
+        self.codes = self.codes.reordered(&rows);
         self.doc_ids = rows.iter().map(|&row| self.doc_ids[row as usize]).collect();
-        self.codes = codes;
     }
 }
 
