@@ -327,6 +327,7 @@ fn a_head_on_frozen_features_makes_a_model_of_pictures() {
     // The backbone is as it was: pictures and their cached features get the same codes.
     let extractor = FeatureExtractor::open(
         BackboneKind::ResNet18,
+        None,
         &at("weights.safetensors"),
         Device::Cpu,
     );
@@ -506,6 +507,7 @@ fn a_killed_extraction_goes_on() {
     write_weights(BackboneKind::ResNet18, &at("weights.safetensors"));
     let extractor = FeatureExtractor::open(
         BackboneKind::ResNet18,
+        None,
         &at("weights.safetensors"),
         Device::Cpu,
     );

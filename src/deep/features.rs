@@ -34,20 +34,27 @@ pub struct FeatureExtractor {
 }
 
 impl FeatureExtractor {
-    /// The backbone `kind` with published weights.
+    /// The backbone `kind` with published weights, for pictures of `side` x `side` pixels, 224 if `None`.
     ///
     /// # Errors
-    /// `InvalidArgument` for a backbone that does not read pictures of any size; `Io` or `Corrupt` for
+    /// `InvalidArgument` for a backbone that does not read pictures of any size, and for a side below 64 or
+    /// above 1024; `Io` or `Corrupt` for
     /// weights that cannot be read or are not exactly the backbone's; `Unsupported` for an absent GPU;
     /// `Torch`.
-    pub fn open(kind: BackboneKind, weights: &Path, device: Device) -> Result<FeatureExtractor> {
+    pub fn open(
+        kind: BackboneKind,
+        side: Option<usize>,
+        weights: &Path,
+        device: Device,
+    ) -> Result<FeatureExtractor> {
         let device = device.resolve()?;
-        if kind.picture_shape().is_none() {
+        if kind.picture_shape(None).is_none() {
             return Err(Error::invalid(format!(
                 "expected a backbone with published weights, such as efficientnet-lite0, got {kind}"
             )));
         }
-        let input = kind.imagenet_input();
+        kind.check_side(side)?;
+        let input = kind.imagenet_input(side);
         let mut tensors = Weights::new(device);
         let mut rng = device::rng(0, Stream::Weights);
         let spec = InputSpec::Pictures(input.clone());

@@ -61,6 +61,10 @@ pub struct TrainOptions {
     /// Names, shapes and types must be exactly the backbone's; a classifier is passed over.
     #[serde(skip)]
     pub weights: Option<PathBuf>,
+    /// Rows and columns of the pictures that a network with published weights reads, 64 to 1024; 224 if
+    /// `None`. Half of it is a quarter of the work. The model keeps it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub picture_side: Option<usize>,
     /// Leaves the backbone as its weights are, and trains the head alone, on features that are computed
     /// once. Needs `weights`; pictures are not augmented.
     pub freeze: bool,
@@ -132,6 +136,7 @@ impl TrainOptions {
             code_len,
             backbone: BackboneKind::ConvSmall,
             weights: None,
+            picture_side: None,
             freeze: false,
             feature_cache: None,
             backbone_mode: BackboneMode::default(),
@@ -354,7 +359,9 @@ pub fn train(
     if let Some(n_threads) = options.threads {
         device::set_threads(n_threads);
     }
-    let input = options.backbone.input(&dataset.train)?;
+    let input = options
+        .backbone
+        .input(&dataset.train, options.picture_side)?;
     let config = describe(dataset, options, input.clone())?;
     // A frozen backbone is run once; from here on the data set is of its features.
     let features;
@@ -362,7 +369,7 @@ pub fn train(
         false => (dataset, input, options.augment),
         true => {
             features = frozen_features(dataset, options, &mut |_, _| {})?;
-            let input = BackboneKind::Identity.input(&features.train)?;
+            let input = BackboneKind::Identity.input(&features.train, None)?;
             (&features, input, Augment::NONE)
         }
     };
@@ -770,7 +777,12 @@ fn frozen_features(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Dataset> {
     let weights = options.weights.as_deref().unwrap_or(Path::new(""));
-    let extractor = FeatureExtractor::open(options.backbone, weights, options.device)?;
+    let extractor = FeatureExtractor::open(
+        options.backbone,
+        options.picture_side,
+        weights,
+        options.device,
+    )?;
     let mut beside = options.out.as_os_str().to_owned();
     beside.push(".features");
     let beside = PathBuf::from(beside);

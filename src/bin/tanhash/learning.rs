@@ -213,6 +213,7 @@ fn train_options(dataset: &Dataset, args: &Args, seed: u64) -> Result<TrainOptio
     set_given(&mut options, args, &dataset.class_names)?;
     options.backbone = backbone(args, dataset)?;
     options.weights = args.weights.clone();
+    options.picture_side = args.picture_side;
     options.freeze = args.freeze;
     options.feature_cache = args.feature_cache.clone();
     options.backbone_mode.half = args.half;

@@ -12,6 +12,7 @@ mod resnet;
 mod resnet9;
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -109,20 +110,25 @@ const CLASSIFIERS: [&str; 6] = [
     "classifier.6.bias",
 ];
 
-/// Rows and columns that networks for ImageNet read.
+/// Rows and columns that networks for ImageNet read, unless another number is asked for.
 const IMAGENET_SIDE: usize = 224;
+
+/// What can be asked for: below, the last layers have nothing left to see.
+const IMAGENET_SIDES: RangeInclusive<usize> = 64..=1024;
 
 /// The share of the shorter side that ImageNet's test pictures keep: 224 of 256.
 const IMAGENET_CROP: f64 = 0.875;
 
 impl BackboneKind {
-    /// What it reads when it is trained on `set`. Networks for ImageNet have one answer, with the
-    /// statistics and the resizing that their published weights were trained with; the others read
-    /// pictures as the set stores them, with the set's own statistics.
+    /// What it reads when it is trained on `set`. Networks for ImageNet read pictures of `side` x `side`
+    /// pixels, 224 if `None`, with the statistics and the resizing that their published weights were
+    /// trained with; the others read pictures as the set stores them, with the set's own statistics.
     ///
     /// # Errors
-    /// `InvalidArgument` for pictures where features are needed, or the reverse.
-    pub fn input(self, set: &ExampleSet) -> Result<InputSpec> {
+    /// `InvalidArgument` for pictures where features are needed, or the reverse, and for a side where the
+    /// set decides it.
+    pub fn input(self, set: &ExampleSet, side: Option<usize>) -> Result<InputSpec> {
+        self.check_side(side)?;
         match (self, set.n_features()) {
             (BackboneKind::Identity, Some(features)) => Ok(InputSpec::Features { features }),
             (BackboneKind::Identity, None) => Err(Error::invalid(
@@ -147,12 +153,12 @@ impl BackboneKind {
                     resize: Resize::default(),
                 }))
             }
-            (_, None) => Ok(InputSpec::Pictures(self.imagenet_input())),
+            (_, None) => Ok(InputSpec::Pictures(self.imagenet_input(side))),
         }
     }
 
-    /// What the networks for ImageNet read.
-    pub(crate) fn imagenet_input(self) -> PictureInput {
+    /// What the networks for ImageNet read; `side` as in [`BackboneKind::input`].
+    pub(crate) fn imagenet_input(self, side: Option<usize>) -> PictureInput {
         let (mean, std, filter) = match self {
             // TensorFlow's: (byte - 127) / 128, and a cubic filter.
             BackboneKind::EfficientNetLite0 => {
@@ -166,7 +172,7 @@ impl BackboneKind {
             ),
         };
         PictureInput {
-            picture_side: IMAGENET_SIDE,
+            picture_side: side.unwrap_or(IMAGENET_SIDE),
             picture_channels: 3,
             normalization: Normalization {
                 mean: mean.to_vec(),
@@ -179,17 +185,33 @@ impl BackboneKind {
         }
     }
 
-    /// The shape that pictures should be opened for, where it does not depend on the data set.
-    pub fn picture_shape(self) -> Option<PictureShape> {
+    /// The shape that pictures should be opened for, where it does not depend on the data set; `side` as
+    /// in [`BackboneKind::input`].
+    pub fn picture_shape(self, side: Option<usize>) -> Option<PictureShape> {
         match self {
             BackboneKind::ConvSmall
             | BackboneKind::ResNet9
             | BackboneKind::ResNet18Cifar
             | BackboneKind::Identity => None,
             _ => Some(PictureShape {
-                side: IMAGENET_SIDE,
+                side: side.unwrap_or(IMAGENET_SIDE),
                 channels: 3,
             }),
+        }
+    }
+
+    /// `Ok` if the network can be built for pictures of this side.
+    pub(crate) fn check_side(self, side: Option<usize>) -> Result<()> {
+        match side {
+            Some(side) if self.picture_shape(None).is_none() => Err(Error::invalid(format!(
+                "the backbone {self} reads examples as the data set stores them, not with {side} pixels a side; leave the side out, or choose a network with published weights"
+            ))),
+            Some(side) if !IMAGENET_SIDES.contains(&side) => Err(Error::invalid(format!(
+                "the backbone {self} reads pictures of {} to {} pixels a side, got {side}",
+                IMAGENET_SIDES.start(),
+                IMAGENET_SIDES.end()
+            ))),
+            _ => Ok(()),
         }
     }
 
@@ -223,7 +245,7 @@ impl BackboneKind {
         let fits = match self {
             BackboneKind::ConvSmall => true,
             BackboneKind::ResNet9 | BackboneKind::ResNet18Cifar => (16..=64).contains(&shape.side),
-            _ => (64..=1024).contains(&shape.side) && shape.channels == 3,
+            _ => IMAGENET_SIDES.contains(&shape.side) && shape.channels == 3,
         };
         if !fits {
             return Err(Error::invalid(format!(

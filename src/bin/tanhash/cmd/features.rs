@@ -17,6 +17,9 @@ pub struct Args {
     /// A .safetensors file with its weights
     #[arg(long)]
     weights: PathBuf,
+    /// Pixels a side that it reads, 64 to 1024 [default: 224]
+    #[arg(long)]
+    picture_side: Option<usize>,
     /// The data set, named as for training
     #[arg(long)]
     data: String,
@@ -57,8 +60,14 @@ pub fn run(args: Args, common: Common) -> Result<()> {
         device::set_threads(n_threads);
     }
     let kind: BackboneKind = args.backbone.parse()?;
-    let extractor = FeatureExtractor::open(kind, &args.weights, args.device.parse::<Device>()?)?;
-    let dataset = learning::load(&args.data, kind.picture_shape(), common.seed)?;
+    let extractor = FeatureExtractor::open(
+        kind,
+        args.picture_side,
+        &args.weights,
+        args.device.parse::<Device>()?,
+    )?;
+    let shape = kind.picture_shape(args.picture_side);
+    let dataset = learning::load(&args.data, shape, common.seed)?;
 
     // The examples of all splits, each once, in the order of the data set.
     let mut rows: BTreeMap<u32, (u32, u8)> = BTreeMap::new();
@@ -81,11 +90,14 @@ pub fn run(args: Args, common: Common) -> Result<()> {
 
     let out = &args.out;
     std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
-    let about = json!({
+    let mut about = json!({
         "backbone": kind, "weights": extractor.weights(), "data": dataset.name,
         "protocol": dataset.protocol, "seed": common.seed, "rows": set.len(),
-    })
-    .to_string();
+    });
+    if let Some(side) = args.picture_side {
+        about["picture_side"] = side.into();
+    }
+    let about = about.to_string();
     let write = |name: &str, text: String| {
         let path = out.join(name);
         std::fs::write(&path, text).with_context(|| path.display().to_string())

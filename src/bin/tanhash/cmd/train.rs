@@ -31,6 +31,10 @@ pub struct Args {
     /// A .safetensors file with weights of the feature network
     #[arg(long)]
     pub weights: Option<PathBuf>,
+    /// Pixels a side that a network with published weights reads, 64 to 1024: fewer cost less
+    /// [default: 224]
+    #[arg(long)]
+    pub picture_side: Option<usize>,
     /// Leave the feature network as it is and train the hash head on its features
     #[arg(long, requires = "weights")]
     pub freeze: bool,
@@ -174,7 +178,7 @@ pub fn run(args: Args, common: Common) -> Result<()> {
         .as_deref()
         .map(str::parse::<BackboneKind>)
         .transpose()?;
-    let shape = backbone.and_then(BackboneKind::picture_shape);
+    let shape = backbone.and_then(|kind| kind.picture_shape(args.picture_side));
     let dataset = learning::load(&args.data, shape, common.seed)?;
     let summary = learning::train(&dataset, &args, common.seed)?;
     if common.json {
