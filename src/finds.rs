@@ -1,11 +1,11 @@
 //! What engines find in rows that do not ascend by document, until it is known which documents they are of.
 //!
-//! Knows no engine: cluster-pruned search and multi-index hashing both keep their finds here.
+//! Knows no engine: all three keep their finds here.
 
 use crate::code::RowOrder;
 use crate::engine::{Membership, SegmentRows};
 use crate::error::Result;
-use crate::topk::TopK;
+use crate::topk::{Neighbor, TopK};
 
 /// What a k-NN search has found: a `TopK`, and rows on their way into it.
 ///
@@ -36,11 +36,37 @@ impl<'t> Finds<'t> {
         rows: &SegmentRows<'_>,
         membership: &Membership<'_>,
     ) -> Finds<'t> {
-        let mut finds = Finds::at_once(top);
-        if membership.is_by_row() {
-            finds.late = NearRows::of(finds.top, rows);
+        match membership.is_by_row() {
+            true => Finds::by_row(top, rows),
+            false => Finds::at_once(top),
         }
-        finds
+    }
+
+    /// Rows wait, since they alone decide what is allowed.
+    pub(crate) fn by_row(top: &'t mut TopK, rows: &SegmentRows<'_>) -> Finds<'t> {
+        let late = NearRows::of(top, rows);
+        Finds { top, late }
+    }
+
+    /// Takes a row within the bound, of those that wait, and gives the bound for those to come, `None` if
+    /// nothing more may enter.
+    #[inline]
+    pub(crate) fn take(
+        &mut self,
+        rows: &SegmentRows<'_>,
+        row: usize,
+        distance: u32,
+    ) -> Result<Option<u32>> {
+        let Some(late) = &mut self.late else {
+            return Ok(None);
+        };
+        rows.prefetch_doc(row);
+        let bound = late.push(row, distance);
+        if late.rows.len() <= LATE_ROWS_MAX {
+            return Ok(Some(bound));
+        }
+        self.settle(rows)?;
+        Ok(self.late.as_ref().map(|late| late.bound))
     }
 
     /// The largest distance that may still enter.
@@ -76,9 +102,11 @@ impl<'t> Finds<'t> {
         for (row, _) in &mut late.rows {
             *row = rows.doc_id(*row as usize).ok_or_else(RowOrder::damaged)?;
         }
-        for (doc, distance) in late.rows.drain(..) {
-            self.top.push(distance, rows.address(doc));
-        }
+        self.top
+            .extend(late.rows.drain(..).map(|(doc, distance)| Neighbor {
+                distance,
+                address: rows.address(doc),
+            }));
         self.renew(rows);
         Ok(())
     }

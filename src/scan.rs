@@ -4,12 +4,14 @@
 //! engines, and threads.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::ops::Range;
 use std::time::Instant;
 
 use crate::code::{BLOCK_ROWS, Codes, HashCode, RowOrder};
 use crate::engine::{Allowed, Engine, EngineKind, Membership, SearchStats, SegmentRows};
 use crate::error::{Error, Result};
+use crate::finds::Finds;
 use crate::hamming::{Kernel, prefetch};
 use crate::plan;
 use crate::topk::{Neighbor, TopK};
@@ -111,45 +113,25 @@ impl<'a> LinearScan<'a> {
             let rows = listed.rows(self.rows)?;
             return self.gather_rows(query, &rows, bound, stats, hit);
         }
-        match allowed {
-            Allowed::Set(set) if self.rows.rows_are_docs() => {
-                return self.scan_set(query, set, bound, stats, hit);
-            }
-            Allowed::Rows(rows) => {
-                return self.scan_set(query, rows.set(), bound, stats, hit);
-            }
-            _ => {}
-        }
-        let codes = self.rows.codes;
-        let mut membership = Membership::new(allowed);
+        let set = self.set_of(allowed);
+        let mut membership = match set {
+            Some(_) => Membership::new(&Allowed::All),
+            None => Membership::new(allowed),
+        };
         let mut current = bound;
         let mut filtered_out = 0;
-        let (mut damaged, mut stopped) = (false, false);
-        let mut sink = |row, distance| {
+        let mut damaged = false;
+        self.visit_rows(query, set, bound, stats, |row, distance| {
             let Some(doc) = self.rows.doc_id(row) else {
                 damaged = true;
                 return None;
             };
-            if membership.contains(doc) {
-                let next = hit(distance, doc);
-                stopped = next.is_none();
-                current = next?;
-            } else {
-                filtered_out += 1;
+            match membership.contains(doc) {
+                true => current = hit(distance, doc)?,
+                false => filtered_out += 1,
             }
             Some(current)
-        };
-        let part = self.part.0..self.part.1;
-        stats.codes_scanned += part.len() as u64;
-        let is_timed = self.is_all() && plan::is_worth_timing(codes);
-        let started = is_timed.then(Instant::now);
-        self.kernel
-            .scan(codes, part, query.words(), bound, &mut sink);
-        if let Some(started) = started
-            && !stopped
-        {
-            plan::observe_scan(codes, started.elapsed());
-        }
+        });
         stats.filtered_out += filtered_out;
         match damaged {
             true => Err(RowOrder::damaged()),
@@ -157,34 +139,51 @@ impl<'a> LinearScan<'a> {
         }
     }
 
-    /// Compares every row but those of long stretches without any of the set, which is of rows.
-    fn scan_set(
+    /// What is allowed as a set of rows, where it is one.
+    fn set_of<'l>(&self, allowed: &Allowed<'l>) -> Option<&'l [u64]> {
+        match *allowed {
+            Allowed::Set(set) if self.rows.rows_are_docs() => Some(set),
+            Allowed::Rows(rows) => Some(rows.set()),
+            _ => None,
+        }
+    }
+
+    /// Hands `hit(row, distance)` every row within the bound, of the set if there is one; it returns the
+    /// bound for those to come, `None` to stop. Of a set, long stretches without any are not read.
+    fn visit_rows(
         &self,
         query: &HashCode,
-        set: &[u64],
+        set: Option<&[u64]>,
         bound: u32,
         stats: &mut SearchStats,
-        mut hit: impl FnMut(u32, u32) -> Option<u32>,
-    ) -> Result<()> {
+        mut hit: impl FnMut(usize, u32) -> Option<u32>,
+    ) {
         let codes = self.rows.codes;
-        let mut damaged = false;
-        let mut current = Some(bound);
-        let mut spans = Spans::new(set, self.part);
-        while let (Some(bound), Some(span)) = (current, spans.next()) {
-            stats.codes_scanned += span.len() as u64;
-            let mut sink = |row, distance| {
-                let doc = self.rows.doc_id(row);
-                damaged |= doc.is_none();
-                current = hit(distance, doc?);
-                current
-            };
-            self.kernel
-                .scan_set(codes, span, set, query.words(), bound, &mut sink);
-            if damaged {
-                return Err(RowOrder::damaged());
+        let current = Cell::new(Some(bound));
+        let mut sink = |row, distance| {
+            current.set(hit(row, distance));
+            current.get()
+        };
+        if let Some(set) = set {
+            let mut spans = Spans::new(set, self.part);
+            while let (Some(bound), Some(span)) = (current.get(), spans.next()) {
+                stats.codes_scanned += span.len() as u64;
+                self.kernel
+                    .scan_set(codes, span, set, query.words(), bound, &mut sink);
             }
+            return;
         }
-        Ok(())
+        let part = self.part.0..self.part.1;
+        stats.codes_scanned += part.len() as u64;
+        let is_timed = self.is_all() && plan::is_worth_timing(codes);
+        let started = is_timed.then(Instant::now);
+        self.kernel
+            .scan(codes, part, query.words(), bound, &mut sink);
+        if let Some(started) = started
+            && current.get().is_some()
+        {
+            plan::observe_scan(codes, started.elapsed());
+        }
     }
 
     /// Compares these rows alone.
@@ -518,6 +517,11 @@ impl LinearScan<'_> {
             self.lower(query, top);
         }
         let ascending = self.rows.ascend() || matches!(listed, Some(Listed::Docs(_)));
+        // Where a document costs a look, rows wait for it.
+        let by_row = !ascending
+            && listed.is_none()
+            && held.is_empty()
+            && Membership::new(allowed).is_by_row();
         let (k, max_distance, shared) = (top.k(), top.bound(), &*top);
         let parts = self.in_parts(listed, stats, |part, stats| {
             // What came before bounds a part through its distance alone; ties are settled when parts meet.
@@ -528,6 +532,10 @@ impl LinearScan<'_> {
             let Some(bound) = top.bound_from(base) else {
                 return Ok(top);
             };
+            if by_row {
+                part.knn_by_row(query, part.set_of(allowed), bound, &mut top, stats)?;
+                return Ok(top);
+            }
             part.visit(query, allowed, listed, bound, stats, |distance, doc| {
                 let address = self.rows.address(doc);
                 if held.is_empty() || held.binary_search(&address).is_err() {
@@ -549,6 +557,30 @@ impl LinearScan<'_> {
             }
         }
         Ok(())
+    }
+
+    /// k-NN search where rows alone decide what is allowed, and not all ascend by document.
+    fn knn_by_row(
+        &self,
+        query: &HashCode,
+        set: Option<&[u64]>,
+        bound: u32,
+        top: &mut TopK,
+        stats: &mut SearchStats,
+    ) -> Result<()> {
+        let mut finds = Finds::by_row(top, self.rows);
+        let mut failed = None;
+        self.visit_rows(query, set, bound, stats, |row, distance| {
+            let taken = finds.take(self.rows, row, distance);
+            taken.unwrap_or_else(|error| {
+                failed = Some(error);
+                None
+            })
+        });
+        match failed {
+            Some(error) => Err(error),
+            None => finds.settle(self.rows),
+        }
     }
 
     /// Lowers the bound of `top` to what a few rows from everywhere allow. Where rows are in the order of

@@ -41,9 +41,6 @@ const BUFFER_SLACK: usize = 32;
 /// The neighbors that there is room for from the start.
 const BUFFER_ROOM: usize = 1024;
 
-/// As many are sorted as they are rather than by groups.
-const SORTED_AT_ONCE: usize = 24;
-
 impl TopK {
     /// Room for the `k` nearest codes no farther than `max_distance` bits.
     ///
@@ -120,13 +117,34 @@ impl TopK {
         self.buffer.push(neighbor);
         self.counts[distance as usize] += 1;
         self.n_within += 1;
-        // The bound is the k-th distance: it falls while k neighbors lie strictly below it.
+        self.lower_bound();
+        if self.buffer.len() >= self.buffer_max {
+            self.cut();
+        }
+    }
+
+    /// Offers each of these, as [`push`](TopK::push) would.
+    pub(crate) fn extend(&mut self, neighbors: impl ExactSizeIterator<Item = Neighbor>) {
+        if self.is_closed() || self.buffer.len() + neighbors.len() >= self.buffer_max {
+            return neighbors.for_each(|of| self.push(of.distance, of.address));
+        }
+        // There is room for all, so that the bound may fall once.
+        for neighbor in neighbors {
+            if neighbor.distance <= self.bound && neighbor < self.threshold {
+                self.buffer.push(neighbor);
+                self.counts[neighbor.distance as usize] += 1;
+                self.n_within += 1;
+            }
+        }
+        self.lower_bound();
+    }
+
+    /// The bound is the k-th distance: it falls while k neighbors lie strictly below it.
+    #[inline]
+    fn lower_bound(&mut self) {
         while self.n_within - self.counts[self.bound as usize] as usize >= self.k {
             self.n_within -= self.counts[self.bound as usize] as usize;
             self.bound -= 1;
-        }
-        if self.buffer.len() >= self.buffer_max {
-            self.cut();
         }
     }
 
@@ -190,35 +208,29 @@ impl TopK {
 
     /// The answer, in (distance, address) order.
     pub fn into_sorted(mut self) -> Vec<Neighbor> {
-        if self.buffer.len() <= SORTED_AT_ONCE {
-            // The order of neighbors as one number, which is compared without a branch.
-            let key = |of: &Neighbor| u128::from(of.distance) << 64 | u128::from(of.address);
-            self.buffer.sort_unstable_by_key(key);
-            self.buffer.truncate(self.k);
-            return self.buffer;
-        }
-        // How many there are at each distance is known, so each neighbor goes to its group at once.
+        // How many there are at each distance is known, so each goes to its group at once, and groups are of
+        // plain numbers.
         let mut ends = Vec::with_capacity(self.counts.len());
         let mut start = 0;
         for &count in self.counts_within(self.bound) {
             ends.push(start);
             start += count as usize;
         }
-        let nowhere = Neighbor {
-            distance: 0,
-            address: 0,
-        };
-        let mut sorted = vec![nowhere; start];
-        for &neighbor in &self.buffer {
+        let mut addresses = vec![0u64; start];
+        for neighbor in &self.buffer {
             if let Some(end) = ends.get_mut(neighbor.distance as usize) {
-                sorted[*end] = neighbor;
+                addresses[*end] = neighbor.address;
                 *end += 1;
             }
         }
+        let mut sorted = std::mem::take(&mut self.buffer);
+        sorted.clear();
         let mut start = 0;
-        for end in ends {
-            let group = &mut sorted[start..end];
-            group.sort_unstable_by_key(|of| of.address);
+        for (distance, end) in (0..).zip(ends) {
+            let group = &mut addresses[start..end];
+            group.sort_unstable();
+            let of_group = group.iter().map(|&address| Neighbor { distance, address });
+            sorted.extend(of_group);
             start = end;
         }
         sorted.truncate(self.k);

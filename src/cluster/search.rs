@@ -32,6 +32,13 @@ pub struct ClusterSearch<'a> {
 /// of them are equally near, the rest need no look.
 const LARGE_SHELL: usize = 4096;
 
+/// In place of the distance to a cluster that was read, so that it is near nothing: the farthest there is
+/// in numbers with a sign.
+const READ: u32 = i32::MAX as u32;
+
+/// Rows read for each neighbor asked for before what is left is listed.
+const ROWS_PER_NEIGHBOR: usize = 6;
+
 /// A stretch of at least this many rows is cut down to the bound of the moment before it is read.
 const LONG_STRETCH: usize = 512;
 
@@ -52,10 +59,8 @@ thread_local! {
 
 /// What a k-NN search knows once it has read the query's own cluster, and what it has left to read.
 struct Seeded {
-    /// The query's distance to each centroid.
+    /// The query's distance to each centroid, or [`READ`].
     distances: Vec<u32>,
-    /// Clusters that hold nothing more.
-    seen: Vec<u32>,
     /// What is left to read, in ascending order of the least distance it can hold.
     left: Vec<Stretch>,
     /// Rows in those stretches.
@@ -135,13 +140,11 @@ impl<'a> ClusterSearch<'a> {
     /// Fills `seeded` with the clusters that may hold codes within `bound`, nearest possible first.
     fn find_left(&self, seeded: &mut Seeded, bound: u32) -> Result<()> {
         // Sorted by counting: a least distance is at most `bound`, and that at most the bits of a code.
-        let mut within: Vec<Stretch> = Vec::new();
+        let clusters = self.view.within(self.kernel, &seeded.distances, bound);
+        let mut within: Vec<Stretch> = Vec::with_capacity(clusters.len());
         let mut places = vec![0u32; bound as usize + 2];
         seeded.n_rows = 0;
-        for cluster in self.view.within(self.kernel, &seeded.distances, bound) {
-            if seeded.seen.contains(&cluster) {
-                continue;
-            }
+        for cluster in clusters {
             let cluster = cluster as usize;
             let distance = seeded.distances[cluster];
             let (nearest, farthest) = self.view.extent(cluster);
@@ -326,7 +329,8 @@ impl<'a> ClusterSearch<'a> {
         Ok(())
     }
 
-    /// Reads what one cluster can hold, from the shells the query lies among outwards.
+    /// Reads what one cluster can hold, from the shells the query lies among outwards. Gives the cluster's
+    /// number of rows.
     fn offer_cluster(
         &self,
         query: &HashCode,
@@ -335,7 +339,7 @@ impl<'a> ClusterSearch<'a> {
         membership: &mut Membership<'_>,
         finds: &mut Finds<'_>,
         stats: &mut SearchStats,
-    ) -> Result<()> {
+    ) -> Result<usize> {
         let distance = seeded.distances[cluster];
         let (nearest, farthest) = self.view.extent(cluster);
         let per_neighbor = finds.top.k().saturating_mul(FIRST_ROWS_PER_NEIGHBOR);
@@ -376,8 +380,8 @@ impl<'a> ClusterSearch<'a> {
         if has_outer && outer.1 > high {
             self.offer(query, cluster, outer, membership, finds, stats)?;
         }
-        seeded.seen.push(cluster as u32);
-        Ok(())
+        seeded.distances[cluster] = READ;
+        Ok(self.shell_rows(cluster, nearest, farthest)?.len())
     }
 
     /// Reads the query's own cluster, and further near ones if that is not enough, and finds what is left.
@@ -390,7 +394,18 @@ impl<'a> ClusterSearch<'a> {
     ) -> Result<Seeded> {
         let mut seeded = self.begin(query, stats);
         let own = self.kernel.least(&seeded.distances);
-        self.offer_cluster(query, own, &mut seeded, membership, finds, stats)?;
+        let mut n_read = self.offer_cluster(query, own, &mut seeded, membership, finds, stats)?;
+        // Few rows for many neighbors make a wide bound, which leaves much to read; the next clusters are read
+        // sooner.
+        let wanted = finds.top.k().saturating_mul(ROWS_PER_NEIGHBOR);
+        let most = SEED_CLUSTERS.min(self.view.n_clusters());
+        for _ in 1..most {
+            if n_read >= wanted {
+                break;
+            }
+            let next = self.kernel.least(&seeded.distances);
+            n_read += self.offer_cluster(query, next, &mut seeded, membership, finds, stats)?;
+        }
         if finds.is_full() {
             self.find_left(&mut seeded, finds.bound())?;
             if seeded.n_rows <= MUCH_LEFT * FIRST_ROWS_MIN {
@@ -404,12 +419,18 @@ impl<'a> ClusterSearch<'a> {
         let mut by_distance: Vec<(u32, u32)> = seeded.distances.iter().copied().zip(0..).collect();
         by_distance.select_nth_unstable(n_near - 1);
         by_distance[..n_near].sort_unstable();
-        for (idx, &(_, cluster)) in by_distance[..n_near].iter().enumerate() {
-            let cluster = cluster as usize;
-            if cluster == own || (idx >= SEED_CLUSTERS && finds.is_full()) {
+        for (idx, &(distance, cluster)) in by_distance[..n_near].iter().enumerate() {
+            if distance == READ || (idx >= SEED_CLUSTERS && finds.is_full()) {
                 continue;
             }
-            self.offer_cluster(query, cluster, &mut seeded, membership, finds, stats)?;
+            self.offer_cluster(
+                query,
+                cluster as usize,
+                &mut seeded,
+                membership,
+                finds,
+                stats,
+            )?;
         }
         self.find_left(&mut seeded, finds.bound())?;
         Ok(seeded)
@@ -506,7 +527,6 @@ impl<'a> ClusterSearch<'a> {
     fn begin(&self, query: &HashCode, stats: &mut SearchStats) -> Seeded {
         Seeded {
             distances: self.centroid_distances(query, stats),
-            seen: Vec::new(),
             left: Vec::new(),
             n_rows: 0,
         }

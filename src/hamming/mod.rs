@@ -430,6 +430,19 @@ trait Lanes: Copy {
         })
     }
 
+    /// The places of the set bits, bit 0 being the place `first`, before others of no meaning; and how many
+    /// there are.
+    #[inline(always)]
+    fn places(self, mut set: u16, first: u32) -> ([u32; NUMBERS_AT_ONCE], usize) {
+        let mut places = [0; NUMBERS_AT_ONCE];
+        let n_places = set.count_ones() as usize;
+        for place in &mut places[..n_places] {
+            *place = first + set.trailing_zeros();
+            set &= set - 1;
+        }
+        (places, n_places)
+    }
+
     /// Bit `i`: whether `sketches[i]` differs from `query` in at most `bound` bits. At most
     /// [`NUMBERS_AT_ONCE`] sketches.
     #[inline(always)]
@@ -513,12 +526,14 @@ fn near_extent_places<L: Lanes>(
 ) {
     let (of_distances, last_distances) = distances.as_chunks::<NUMBERS_AT_ONCE>();
     let (of_extents, last_extents) = extents.as_chunks::<NUMBERS_AT_ONCE>();
-    for (idx, (distances, extents)) in of_distances.iter().zip(of_extents).enumerate() {
-        let mut near = lanes.near(distances, extents, bound);
-        while near != 0 {
-            out.push((idx * NUMBERS_AT_ONCE) as u32 + near.trailing_zeros());
-            near &= near - 1;
-        }
+    let mut first = 0;
+    for (distances, extents) in of_distances.iter().zip(of_extents) {
+        // Which of them are near is anybody's guess, so nothing branches on it.
+        let near = lanes.near(distances, extents, bound);
+        let (places, n_places) = lanes.places(near, first);
+        out.extend_from_slice(&places);
+        out.truncate(out.len() - NUMBERS_AT_ONCE + n_places);
+        first += NUMBERS_AT_ONCE as u32;
     }
     let last = last_distances.iter().zip(last_extents);
     for (place, (&distance, &extent)) in last.enumerate() {

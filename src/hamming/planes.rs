@@ -206,10 +206,14 @@ pub(super) fn all_distances<L: Lanes, const WORDS: usize>(
         let block = Blocks::<true>(codes.blocks()).parts(block_idx, 1, words);
         *out = lanes.to_array(block_distances(lanes, block, query));
     }
-    let blocks = codes.blocks()[in_planes * words..].chunks_exact(words * BLOCK_ROWS);
-    for (block, out) in blocks.zip(of_blocks.chunks_mut(BLOCK_ROWS)) {
-        let distances = lanes.to_array(block_distances(lanes, (block, &[]), query));
-        out.copy_from_slice(&distances[..out.len()]);
+    let mut blocks = codes.blocks()[in_planes * words..].chunks_exact(words * BLOCK_ROWS);
+    let of_block = |block| lanes.to_array(block_distances(lanes, (block, &[]), query));
+    let (whole, rest) = of_blocks.as_chunks_mut::<BLOCK_ROWS>();
+    for (out, block) in whole.iter_mut().zip(&mut blocks) {
+        *out = of_block(block);
+    }
+    if let (Some(block), false) = (blocks.next(), rest.is_empty()) {
+        rest.copy_from_slice(&of_block(block)[..rest.len()]);
     }
 }
 

@@ -292,6 +292,19 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn places(self, set: u16, first: u32) -> ([u32; NUMBERS_AT_ONCE], usize) {
+        let mut places = [0; NUMBERS_AT_ONCE];
+        // SAFETY: `self` proves AVX-512 F; the unaligned store fills the sixteen numbers of the array.
+        unsafe {
+            let lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+            let all = _mm512_add_epi32(lanes, _mm512_set1_epi32(first as i32));
+            let kept = _mm512_maskz_compress_epi32(set, all);
+            _mm512_storeu_si512(places.as_mut_ptr().cast(), kept);
+        }
+        (places, set.count_ones() as usize)
+    }
+
+    #[inline(always)]
     fn sketches_within(self, sketches: &[u32], query: u32, bound: u32) -> u16 {
         let lanes = match sketches.len() {
             len @ 0..NUMBERS_AT_ONCE => (1u16 << len) - 1,
