@@ -164,22 +164,28 @@ impl<'a> LinearScan<'a> {
             current.set(hit(row, distance));
             current.get()
         };
-        if let Some(set) = set {
-            let mut spans = Spans::new(set, self.part);
-            while let (Some(bound), Some(span)) = (current.get(), spans.next()) {
-                stats.codes_scanned += span.len() as u64;
-                self.kernel
-                    .scan_set(codes, span, set, query.words(), bound, &mut sink);
-            }
-            return;
-        }
-        let part = self.part.0..self.part.1;
-        stats.codes_scanned += part.len() as u64;
         let is_timed = self.is_all() && plan::is_worth_timing(codes);
         let started = is_timed.then(Instant::now);
-        self.kernel
-            .scan(codes, part, query.words(), bound, &mut sink);
+        let mut n_scanned = 0;
+        match set {
+            Some(set) => {
+                let mut spans = Spans::new(set, self.part);
+                while let (Some(bound), Some(span)) = (current.get(), spans.next()) {
+                    n_scanned += span.len();
+                    self.kernel
+                        .scan_set(codes, span, set, query.words(), bound, &mut sink);
+                }
+            }
+            None => {
+                let part = self.part.0..self.part.1;
+                n_scanned = part.len();
+                self.kernel
+                    .scan(codes, part, query.words(), bound, &mut sink);
+            }
+        }
+        stats.codes_scanned += n_scanned as u64;
         if let Some(started) = started
+            && n_scanned == codes.n_codes()
             && current.get().is_some()
         {
             plan::observe_scan(codes, started.elapsed());

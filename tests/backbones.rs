@@ -361,6 +361,50 @@ fn a_head_on_frozen_features_makes_a_model_of_pictures() {
     assert!(error.to_string().contains("needs weights"), "{error}");
 }
 
+#[test]
+fn the_side_of_pictures_may_be_chosen() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    write_weights(BackboneKind::ResNet18, &at("weights.safetensors"));
+    let dataset = coloured();
+    let with_side = |side: Option<usize>, freeze: bool| TrainOptions {
+        backbone: BackboneKind::ResNet18,
+        weights: Some(at("weights.safetensors")),
+        picture_side: side,
+        freeze,
+        feature_cache: Some(at("cache")),
+        epochs: 1,
+        ..options(at("model.safetensors"))
+    };
+    let trained = |options: &TrainOptions| {
+        train(&dataset, options, &mut |_| {}).unwrap();
+        TorchEncoder::open(&options.out, Device::Cpu).unwrap()
+    };
+    // The model knows its side, whether the network was trained or left as it was.
+    for freeze in [false, true] {
+        let encoder = trained(&with_side(Some(64), freeze));
+        assert_eq!(encoder.picture_shape().unwrap().side, 64);
+        encoder.encode_set(&dataset.query, &mut |_| {}).unwrap();
+    }
+    let encoder = trained(&with_side(None, true));
+    assert_eq!(encoder.picture_shape().unwrap().side, 224);
+    // Features of another side are other features.
+    assert_eq!(std::fs::read_dir(at("cache")).unwrap().count(), 2);
+
+    let refused = |options: &TrainOptions| train(&dataset, options, &mut |_| {}).unwrap_err();
+    for side in [0, 63, 1025] {
+        let error = refused(&with_side(Some(side), false)).to_string();
+        assert!(
+            error.contains(&format!("64 to 1024 pixels a side, got {side}")),
+            "{error}"
+        );
+    }
+    let mut small = with_side(Some(64), false);
+    (small.backbone, small.weights) = (BackboneKind::ConvSmall, None);
+    let error = refused(&small).to_string();
+    assert!(error.contains("as the data set stores them"), "{error}");
+}
+
 /// The data set of these vectors and of `labels.npy`, which is in the folder.
 fn features_dataset(dir: &Path, dim: usize, values: &[f32]) -> Dataset {
     let path = dir.join("features.npy");

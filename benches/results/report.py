@@ -21,6 +21,7 @@ PUBLISHED = {
     "cifar100-95-5": ("ResNet-50 fine-tuned", {"orthohash": (61.7, 68.8, 72.2), "csq": (62.9, 66.8, 62.9), "hashnet": (16.1, 26.9, 38.4)}),
     "cifar100-shc": ("ResNet-34 fine-tuned", {"orthohash": (38.1, 39.5, 40.6), "csq": (42.7, 48.8, 51.9), "shc": (48.4, 51.9, 52.6)}),
 }  # fmt: skip
+PUBLISHED["lite-95-5"], PUBLISHED["lite-shc"] = PUBLISHED["cifar100-95-5"], PUBLISHED["cifar100-shc"]
 
 
 def table(head, rows):
@@ -104,8 +105,8 @@ def split(group, figure, name):
         rows = []
         for method in record.methods(group):
             ours = [mean(record.values(group, figure, method=method, bits=bits)) for bits in BITS]
-            theirs = [f"{value:.1f}" for value in published[method]]
-            rows.append([NAMES[method], *ours, " / ".join(theirs)])
+            theirs = [f"{value:.1f}" for value in published.get(method, ())]
+            rows.append([NAMES[method], *ours, " / ".join(theirs) or "–"])
         head = ["method", *(f"{name}, {bits}" for bits in BITS), f"published, {whose}, 16 / 32 / 64"]
         return table(head, rows) + "\n" + where(record, group) + "\n\n" + example(record, group, bits=64)
 
@@ -178,6 +179,17 @@ def tuned(record):
     return table(["method", *(f"rate {rate}" for rate in rates)], rows) + "\n" + where(record, "tune") + "\n"
 
 
+def lite_mahp(record):
+    group = "lite-mahp"
+    if not record.of(group):
+        return "Not in this record: `make results-gpu` runs it and puts it here.\n"
+    rows = [
+        [NAMES[method], mean(record.values(group, "mahp_250", method=method)), mean(record.values(group, "map_all", method=method))]
+        for method in record.methods(group)
+    ]
+    return table(["method", "mAHP@250, 64", "mAP@all, 64"], rows) + "\n" + where(record, group) + "\n\n" + example(record, group)
+
+
 def gpu(record):
     groups = sorted({cell["group"] for cell in record.cells if cell["group"].startswith("gpu-")})
     if not groups:
@@ -198,6 +210,7 @@ def gpu(record):
 
 TABLES = {
     "cifar100": cifar100, "split 95-5": split("cifar100-95-5", "map_1000", "mAP@1000"), "split shc": split("cifar100-shc", "map_all", "mAP@all"),
+    "lite 95-5": split("lite-95-5", "map_1000", "mAP@1000"), "lite shc": split("lite-shc", "map_all", "mAP@all"), "lite mahp": lite_mahp,
     "torch": torch, "fashion": fashion, "clothing": clothing, "tuned": tuned, "gpu": gpu,
 }  # fmt: skip
 
