@@ -129,10 +129,12 @@ fn frame(x: &Axis, y: &Axis) -> String {
     out
 }
 
-/// Lines over two axes, with a legend if there are several.
+/// Lines over two axes, with a legend if there are several: at the top right, or below where a line is there.
 pub fn lines(title: &str, x: &Axis, y: &Axis, lines: &[Line]) -> String {
     let (right, bottom) = (WIDTH - RIGHT, HEIGHT - BOTTOM);
     let mut out = frame(x, y);
+    let (legend_left, legend_rows) = (right - 112.0, 15.0 * lines.len() as f64);
+    let mut legend_top = TOP;
     for line in lines {
         let places: Vec<(f64, f64)> = line
             .points
@@ -144,6 +146,10 @@ pub fn lines(title: &str, x: &Axis, y: &Axis, lines: &[Line]) -> String {
                 )
             })
             .collect();
+        let is_crossed = |&(px, py): &(f64, f64)| px >= legend_left && py < TOP + legend_rows + 5.0;
+        if places.iter().any(is_crossed) {
+            legend_top = bottom - legend_rows - 5.0;
+        }
         let path: Vec<String> = places
             .iter()
             .map(|(px, py)| format!("{px:.1} {py:.1}"))
@@ -172,10 +178,10 @@ pub fn lines(title: &str, x: &Axis, y: &Axis, lines: &[Line]) -> String {
     }
     if lines.len() > 1 {
         for (line, row) in lines.iter().zip(0..) {
-            let y = TOP + 12.0 + 15.0 * f64::from(row);
+            let y = legend_top + 12.0 + 15.0 * f64::from(row);
             out += &format!(
                 "<rect x=\"{:.1}\" y=\"{:.1}\" width=\"10\" height=\"10\" fill=\"{}\"/>",
-                right - 112.0,
+                legend_left,
                 y - 9.0,
                 line.color
             );

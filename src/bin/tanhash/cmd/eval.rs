@@ -270,7 +270,7 @@ mod pictures {
     use crate::{learning, output};
 
     /// Hits of an example.
-    const HITS: usize = 12;
+    const HITS: usize = 10;
 
     /// A model on a data set.
     pub fn from_pictures(
