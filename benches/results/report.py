@@ -100,7 +100,8 @@ def cifar100(record):
 def split(group, figure, name):
     def tables(record):
         if not record.of(group):
-            return "Not in this record: `make results` runs it and puts it here.\n"
+            command = "results-gpu" if group.startswith("lite") else "results"
+            return f"Not in this record: `make {command}` runs it and puts it here.\n"
         whose, published = PUBLISHED[group]
         rows = []
         for method in record.methods(group):
