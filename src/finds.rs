@@ -1,6 +1,6 @@
 //! What engines find in rows that do not ascend by document, until it is known which documents they are of.
 //!
-//! Knows no engine: all three keep their finds here.
+//! Knows no engine; all three keep their finds here.
 
 use crate::code::RowOrder;
 use crate::engine::{Membership, SegmentRows};
@@ -61,11 +61,8 @@ impl<'t> Finds<'t> {
             return Ok(None);
         };
         rows.prefetch_doc(row);
-        let bound = late.push(row, distance);
-        if late.rows.len() <= LATE_ROWS_MAX {
-            return Ok(Some(bound));
-        }
-        self.settle(rows)?;
+        late.push(row, distance);
+        self.settle_if_many(rows)?;
         Ok(self.late.as_ref().map(|late| late.bound))
     }
 

@@ -292,29 +292,31 @@ def cpu_cells():
     return cells
 
 
-# The tier gpu: networks that are trained themselves. Pictures are enlarged on the device, networks compute in bfloat16. A step is meant to stay below ten minutes
-# on one data-center GPU; a step is one run, so what is killed costs one.
+# The tier gpu: networks that are trained themselves, on pictures that are enlarged on the device. A step is meant to stay
+# below ten minutes on one data-center GPU; a step is one run, so what is killed costs one.
 FINE_TUNED = {"--half": None, "--augment": "resized-crop", "--batch": "128"}
-# The small network at 96 pixels is fine-tuned on two cores too, in a quarter of an hour a run; in float32, which is
-# faster there. All runs see about 200,000 pictures.
+# Small enough for two cores too: a run sees about 200,000 pictures, and its classifier, where it has one, as many.
 LITE = {"--picture-side": "96", "--augment": "flip", "--batch": "128", "--lr": "0.001", "--backbone-lr-scale": "0.5"}
+SHC_CENTERS = {"--centers": "shc"}
+OF_SHC = {"orthohash": {}, "orthohash, shc centers": SHC_CENTERS, "shc": {}, "csq": {}}
+OF_MAHP = {"shrewd": {}, "orthohash": {}, "orthohash, shc centers": SHC_CENTERS}
 GPU = {
     # split, backbone, variable of its weights, methods with their options, options of all, options of eval
     "lite-95-5": (
         "@95-5", "efficientnet-lite0", "LITE0",
-        {"orthohash": {}, "orthohash, shc centers": {"--centers": "shc"}, "csq": {}},
+        {"orthohash": {}, "orthohash, shc centers": SHC_CENTERS, "csq": {}},
         {**LITE, "--epochs": "4"},
         ("--r", "1000"),
     ),
     "lite-shc": (
         "@shc", "efficientnet-lite0", "LITE0",
-        {"orthohash": {}, "orthohash, shc centers": {"--centers": "shc"}, "shc": {}, "csq": {}},
+        OF_SHC,
         {**LITE, "--epochs": "20"},
         ("--r", "all"),
     ),
     "lite-mahp": (
         "@leave-one-out", "efficientnet-lite0", "LITE0",
-        {"shrewd": {}, "orthohash": {}, "orthohash, shc centers": {"--centers": "shc"}},
+        OF_MAHP,
         {**LITE, "--epochs": "4"},
         ("--r", "all", "--hierarchy", "$TREE"),
     ),
@@ -326,13 +328,13 @@ GPU = {
     ),
     "gpu-shc": (
         "@shc", "resnet-34", "RESNET34",
-        {"orthohash": {}, "orthohash, shc centers": {"--centers": "shc"}, "shc": {}, "csq": {}},
+        OF_SHC,
         {**FINE_TUNED, "--epochs": "60"},
         ("--r", "all"),
     ),
     "gpu-mahp": (
         "@leave-one-out", "resnet-18-cifar", None,
-        {"shrewd": {}, "orthohash": {}, "orthohash, shc centers": {"--centers": "shc"}},
+        OF_MAHP,
         {"--half": None, "--augment": "pad-crop", "--batch": "256", "--epochs": "100", "--weight-decay": "0.0005",
          "--optimizer": "sgd", "--lr": "0.05"},
         ("--r", "all", "--hierarchy", "$TREE"),

@@ -38,9 +38,8 @@ impl FeatureExtractor {
     ///
     /// # Errors
     /// `InvalidArgument` for a backbone that does not read pictures of any size, and for a side below 64 or
-    /// above 1024; `Io` or `Corrupt` for
-    /// weights that cannot be read or are not exactly the backbone's; `Unsupported` for an absent GPU;
-    /// `Torch`.
+    /// above 1024; `Io` or `Corrupt` for weights that cannot be read or are not exactly the backbone's;
+    /// `Unsupported` for an absent GPU; `Torch`.
     pub fn open(
         kind: BackboneKind,
         side: Option<usize>,
@@ -48,12 +47,11 @@ impl FeatureExtractor {
         device: Device,
     ) -> Result<FeatureExtractor> {
         let device = device.resolve()?;
-        if kind.picture_shape(None).is_none() {
+        if kind.picture_shape(side)?.is_none() {
             return Err(Error::invalid(format!(
                 "expected a backbone with published weights, such as efficientnet-lite0, got {kind}"
             )));
         }
-        kind.check_side(side)?;
         let input = kind.imagenet_input(side);
         let mut tensors = Weights::new(device);
         let mut rng = device::rng(0, Stream::Weights);

@@ -528,7 +528,7 @@ fn near_extent_places<L: Lanes>(
     let (of_extents, last_extents) = extents.as_chunks::<NUMBERS_AT_ONCE>();
     let mut first = 0;
     for (distances, extents) in of_distances.iter().zip(of_extents) {
-        // Which of them are near is anybody's guess, so nothing branches on it.
+        // Which of them are near is anybody's guess, so nothing branches on it where `places` does not.
         let near = lanes.near(distances, extents, bound);
         let (places, n_places) = lanes.places(near, first);
         out.extend_from_slice(&places);

@@ -129,7 +129,8 @@ fn frame(x: &Axis, y: &Axis) -> String {
     out
 }
 
-/// Lines over two axes, with a legend if there are several: at the top right, or below where a line is there.
+/// Lines over two axes, with a legend if there are several: at the top right, or at the bottom if a
+/// point of theirs is there.
 pub fn lines(title: &str, x: &Axis, y: &Axis, lines: &[Line]) -> String {
     let (right, bottom) = (WIDTH - RIGHT, HEIGHT - BOTTOM);
     let mut out = frame(x, y);

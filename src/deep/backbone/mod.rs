@@ -187,23 +187,32 @@ impl BackboneKind {
 
     /// The shape that pictures should be opened for, where it does not depend on the data set; `side` as
     /// in [`BackboneKind::input`].
-    pub fn picture_shape(self, side: Option<usize>) -> Option<PictureShape> {
-        match self {
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a side that the network does not read, or that the data set decides.
+    pub fn picture_shape(self, side: Option<usize>) -> Result<Option<PictureShape>> {
+        self.check_side(side)?;
+        Ok(self.is_for_imagenet().then(|| PictureShape {
+            side: side.unwrap_or(IMAGENET_SIDE),
+            channels: 3,
+        }))
+    }
+
+    /// True if published weights and their resizing decide what it reads, not the data set.
+    fn is_for_imagenet(self) -> bool {
+        !matches!(
+            self,
             BackboneKind::ConvSmall
-            | BackboneKind::ResNet9
-            | BackboneKind::ResNet18Cifar
-            | BackboneKind::Identity => None,
-            _ => Some(PictureShape {
-                side: side.unwrap_or(IMAGENET_SIDE),
-                channels: 3,
-            }),
-        }
+                | BackboneKind::ResNet9
+                | BackboneKind::ResNet18Cifar
+                | BackboneKind::Identity
+        )
     }
 
     /// `Ok` if the network can be built for pictures of this side.
-    pub(crate) fn check_side(self, side: Option<usize>) -> Result<()> {
+    fn check_side(self, side: Option<usize>) -> Result<()> {
         match side {
-            Some(side) if self.picture_shape(None).is_none() => Err(Error::invalid(format!(
+            Some(side) if !self.is_for_imagenet() => Err(Error::invalid(format!(
                 "the backbone {self} reads examples as the data set stores them, not with {side} pixels a side; leave the side out, or choose a network with published weights"
             ))),
             Some(side) if !IMAGENET_SIDES.contains(&side) => Err(Error::invalid(format!(

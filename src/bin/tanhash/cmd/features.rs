@@ -66,7 +66,7 @@ pub fn run(args: Args, common: Common) -> Result<()> {
         &args.weights,
         args.device.parse::<Device>()?,
     )?;
-    let shape = kind.picture_shape(args.picture_side);
+    let shape = kind.picture_shape(args.picture_side)?;
     let dataset = learning::load(&args.data, shape, common.seed)?;
 
     // The examples of all splits, each once, in the order of the data set.

@@ -178,7 +178,10 @@ pub fn run(args: Args, common: Common) -> Result<()> {
         .as_deref()
         .map(str::parse::<BackboneKind>)
         .transpose()?;
-    let shape = backbone.and_then(|kind| kind.picture_shape(args.picture_side));
+    let shape = match backbone {
+        Some(kind) => kind.picture_shape(args.picture_side)?,
+        None => None,
+    };
     let dataset = learning::load(&args.data, shape, common.seed)?;
     let summary = learning::train(&dataset, &args, common.seed)?;
     if common.json {
