@@ -109,19 +109,14 @@ impl<'a> LinearScan<'a> {
         stats: &mut SearchStats,
         mut hit: impl FnMut(u32, u32) -> Option<u32>,
     ) -> Result<()> {
-        if let Some(listed) = listed {
-            let rows = listed.rows(self.rows)?;
-            return self.gather_rows(query, &rows, bound, stats, hit);
-        }
-        let set = self.set_of(allowed);
-        let mut membership = match set {
-            Some(_) => Membership::new(&Allowed::All),
-            None => Membership::new(allowed),
+        let mut membership = match listed.is_some() || self.set_of(allowed).is_some() {
+            true => Membership::new(&Allowed::All),
+            false => Membership::new(allowed),
         };
         let mut current = bound;
         let mut filtered_out = 0;
         let mut damaged = false;
-        self.visit_rows(query, set, bound, stats, |row, distance| {
+        self.visit_rows(query, allowed, listed, bound, stats, |row, distance| {
             let Some(doc) = self.rows.doc_id(row) else {
                 damaged = true;
                 return None;
@@ -131,7 +126,7 @@ impl<'a> LinearScan<'a> {
                 false => filtered_out += 1,
             }
             Some(current)
-        });
+        })?;
         stats.filtered_out += filtered_out;
         match damaged {
             true => Err(RowOrder::damaged()),
@@ -148,17 +143,24 @@ impl<'a> LinearScan<'a> {
         }
     }
 
-    /// Hands `hit(row, distance)` every row within the bound, of the set if there is one; it returns the
-    /// bound for those to come, `None` to stop. Of a set, long stretches without any are not read.
+    /// Hands `hit(row, distance)` every row within the bound, of those listed or of the set that is allowed, if
+    /// there are such; it returns the bound for those to come, `None` to stop. Of a set, long stretches
+    /// without any are not read.
     fn visit_rows(
         &self,
         query: &HashCode,
-        set: Option<&[u64]>,
+        allowed: &Allowed<'_>,
+        listed: Option<Listed<'_>>,
         bound: u32,
         stats: &mut SearchStats,
         mut hit: impl FnMut(usize, u32) -> Option<u32>,
-    ) {
+    ) -> Result<()> {
         let codes = self.rows.codes;
+        if let Some(listed) = listed {
+            let rows = listed.rows(self.rows)?;
+            self.gather_rows(query, &rows, bound, stats, hit);
+            return Ok(());
+        }
         let current = Cell::new(Some(bound));
         let mut sink = |row, distance| {
             current.set(hit(row, distance));
@@ -167,7 +169,7 @@ impl<'a> LinearScan<'a> {
         let is_timed = self.is_all() && plan::is_worth_timing(codes);
         let started = is_timed.then(Instant::now);
         let mut n_scanned = 0;
-        match set {
+        match self.set_of(allowed) {
             Some(set) => {
                 let mut spans = Spans::new(set, self.part);
                 while let (Some(bound), Some(span)) = (current.get(), spans.next()) {
@@ -190,6 +192,7 @@ impl<'a> LinearScan<'a> {
         {
             plan::observe_scan(codes, started.elapsed());
         }
+        Ok(())
     }
 
     /// Compares these rows alone.
@@ -199,8 +202,8 @@ impl<'a> LinearScan<'a> {
         rows: &[u32],
         mut bound: u32,
         stats: &mut SearchStats,
-        mut hit: impl FnMut(u32, u32) -> Option<u32>,
-    ) -> Result<()> {
+        mut hit: impl FnMut(usize, u32) -> Option<u32>,
+    ) {
         let codes = self.rows.codes;
         let ask = |rows: &[u32]| {
             for &row in rows {
@@ -213,20 +216,22 @@ impl<'a> LinearScan<'a> {
         while let Some(batch) = batches.next() {
             batches.peek().copied().into_iter().for_each(ask);
             let distances = &mut distances[..batch.len()];
-            self.kernel
-                .gather(codes, batch, query.words(), bound, distances);
             stats.codes_scanned += batch.len() as u64;
+            if !self
+                .kernel
+                .gather(codes, batch, query.words(), bound, distances)
+            {
+                continue;
+            }
             for (&row, &mut distance) in batch.iter().zip(distances) {
                 if distance <= bound {
-                    let doc = self.rows.doc_id(row as usize);
-                    match hit(distance, doc.ok_or_else(RowOrder::damaged)?) {
+                    match hit(row as usize, distance) {
                         Some(lower) => bound = lower,
-                        None => return Ok(()),
+                        None => return,
                     }
                 }
             }
         }
-        Ok(())
     }
 
     /// k-NN search of many queries from one reading of the codes: `tops[i]` is offered what
@@ -524,10 +529,7 @@ impl LinearScan<'_> {
         }
         let ascending = self.rows.ascend() || matches!(listed, Some(Listed::Docs(_)));
         // Where a document costs a look, rows wait for it.
-        let by_row = !ascending
-            && listed.is_none()
-            && held.is_empty()
-            && Membership::new(allowed).is_by_row();
+        let by_row = !ascending && held.is_empty() && Membership::new(allowed).is_by_row();
         let (k, max_distance, shared) = (top.k(), top.bound(), &*top);
         let parts = self.in_parts(listed, stats, |part, stats| {
             // What came before bounds a part through its distance alone; ties are settled when parts meet.
@@ -539,7 +541,7 @@ impl LinearScan<'_> {
                 return Ok(top);
             };
             if by_row {
-                part.knn_by_row(query, part.set_of(allowed), bound, &mut top, stats)?;
+                part.knn_by_row(query, allowed, listed, bound, &mut top, stats)?;
                 return Ok(top);
             }
             part.visit(query, allowed, listed, bound, stats, |distance, doc| {
@@ -569,20 +571,21 @@ impl LinearScan<'_> {
     fn knn_by_row(
         &self,
         query: &HashCode,
-        set: Option<&[u64]>,
+        allowed: &Allowed<'_>,
+        listed: Option<Listed<'_>>,
         bound: u32,
         top: &mut TopK,
         stats: &mut SearchStats,
     ) -> Result<()> {
         let mut finds = Finds::by_row(top, self.rows);
         let mut failed = None;
-        self.visit_rows(query, set, bound, stats, |row, distance| {
+        self.visit_rows(query, allowed, listed, bound, stats, |row, distance| {
             let taken = finds.take(self.rows, row, distance);
             taken.unwrap_or_else(|error| {
                 failed = Some(error);
                 None
             })
-        });
+        })?;
         match failed {
             Some(error) => Err(error),
             None => finds.settle(self.rows),

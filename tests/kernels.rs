@@ -190,7 +190,9 @@ fn gathers_are_exact_within_the_bound() {
                 let mut out = vec![0; rows.len()];
                 rows.iter()
                     .for_each(|&row| hamming::prefetch(codes.as_ref(), row as usize));
-                kernel.gather(codes.as_ref(), &rows, query.words(), bound, &mut out);
+                let is_any_near =
+                    kernel.gather(codes.as_ref(), &rows, query.words(), bound, &mut out);
+                assert_eq!(is_any_near, out.iter().any(|&distance| distance <= bound));
                 for (&row, &distance) in rows.iter().zip(&out) {
                     let exact = codes.distance(row as usize, query.words());
                     let agrees = distance == exact || (distance > bound && exact > bound);

@@ -166,7 +166,8 @@ fn check_kernels(rng: &mut ChaCha8Rng, len: CodeLen, n_codes: usize) {
             );
 
             let mut gathered = vec![0; rows.len()];
-            kernel.gather(all, &rows, words, bound, &mut gathered);
+            let is_any_near = kernel.gather(all, &rows, words, bound, &mut gathered);
+            assert_eq!(is_any_near, gathered.iter().any(|&found| found <= bound));
             for (&row, found) in rows.iter().zip(gathered) {
                 hamming::prefetch(all, row as usize);
                 let distance = expected[row as usize];

@@ -126,7 +126,7 @@ impl Neon {
         query: &[u64],
         bound: u32,
         out: &mut [u32],
-    ) {
+    ) -> bool {
         // SAFETY: `self` proves NEON.
         unsafe { neon::gather(codes, rows, query, bound, out) }
     }

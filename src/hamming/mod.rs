@@ -285,7 +285,8 @@ impl Kernel {
     }
 
     /// Writes the distance from each of `rows` to `query` where it is at most `bound`, and some value
-    /// above `bound` where it is not. For rows all over the set, [`prefetch`] them a while before.
+    /// above `bound` where it is not. True if any is within the bound. For rows all over the set, [`prefetch`]
+    /// them a while before.
     ///
     /// Panics on a row past the last block, or unless `out` is as long as `rows`.
     #[inline]
@@ -296,10 +297,10 @@ impl Kernel {
         query: &[u64],
         bound: u32,
         out: &mut [u32],
-    ) {
+    ) -> bool {
         check(codes, query);
         assert_eq!(out.len(), rows.len(), "one distance a row");
-        dispatch!(self, lanes => lanes.gather(codes, rows, query, bound, out));
+        dispatch!(self, lanes => lanes.gather(codes, rows, query, bound, out))
     }
 
     /// Writes the nearest of `centers` to each code; of equally near ones, the first.
@@ -342,6 +343,9 @@ fn check(codes: CodesRef<'_>, query: &[u64]) {
 #[inline]
 pub fn prefetch(codes: CodesRef<'_>, row: usize) {
     let words = codes.code_len().words();
+    if words == 1 {
+        return prefetch_word(codes.blocks(), row);
+    }
     let (first, second) = codes.places(row);
     // Each word of a row lies on a cache line of its own; a gather seldom gets past the first few.
     let asked = words.min(GATHER_STEP);
@@ -454,7 +458,8 @@ trait Lanes: Copy {
 /// Words a gather reads before it asks whether the bound is already passed.
 const GATHER_STEP: usize = 4;
 
-/// Distances of single rows, given up once they pass `bound`. `PLANES` says whether some lie in planes.
+/// Distances of single rows, given up once they pass `bound`, and whether any is within. `PLANES` says whether
+/// some rows lie in planes.
 #[inline(always)]
 fn gather_rows<const WORDS: usize, const PLANES: bool>(
     codes: CodesRef<'_>,
@@ -462,10 +467,11 @@ fn gather_rows<const WORDS: usize, const PLANES: bool>(
     query: &[u64],
     bound: u32,
     out: &mut [u32],
-) {
+) -> bool {
     let words = if WORDS == 0 { query.len() } else { WORDS };
     let in_planes = if PLANES { codes.rows_in_planes() } else { 0 };
     let blocks = codes.blocks();
+    let mut is_any_near = false;
     for (&row, out) in rows.iter().zip(out) {
         let (first, second) = places(words, in_planes, row as usize);
         let mut distance = 0;
@@ -483,7 +489,9 @@ fn gather_rows<const WORDS: usize, const PLANES: bool>(
             }
         }
         *out = distance;
+        is_any_near |= distance <= bound;
     }
+    is_any_near
 }
 
 /// Numbers that share one branch.
@@ -659,7 +667,7 @@ macro_rules! loops {
         }
 
         $(#[target_feature(enable = $features)])?
-        pub(super) fn gather(codes: crate::code::CodesRef<'_>, rows: &[u32], query: &[u64], bound: u32, out: &mut [u32]) {
+        pub(super) fn gather(codes: crate::code::CodesRef<'_>, rows: &[u32], query: &[u64], bound: u32, out: &mut [u32]) -> bool {
             use crate::hamming::gather_rows as gather;
             match (query.len(), codes.rows_in_planes()) {
                 (1, _) => gather::<1, false>(codes, rows, query, bound, out),

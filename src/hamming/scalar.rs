@@ -155,8 +155,8 @@ impl Scalar {
         query: &[u64],
         bound: u32,
         out: &mut [u32],
-    ) {
-        plain::gather(codes, rows, query, bound, out);
+    ) -> bool {
+        plain::gather(codes, rows, query, bound, out)
     }
 
     pub(super) fn nearest(

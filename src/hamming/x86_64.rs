@@ -419,7 +419,7 @@ macro_rules! face {
                 query: &[u64],
                 bound: u32,
                 out: &mut [u32],
-            ) {
+            ) -> bool {
                 // SAFETY: `self` proves the instructions that the function enables.
                 unsafe { $loops::gather(codes, rows, query, bound, out) }
             }

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::finds::Finds;
 use crate::hamming::Kernel;
 use crate::mih::table::SECTION;
-use crate::mih::walk::{CANDIDATE_BATCH, Walk};
+use crate::mih::walk::{CANDIDATE_BATCH, Seed, Walk};
 use crate::mih::{MihView, shell_size};
 use crate::plan;
 use crate::scan::LinearScan;
@@ -204,33 +204,31 @@ impl<'a> MultiIndex<'a> {
         let expected = plan::expected_distance(self.rows.codes, allowed, top.k());
         // Where a row's document takes a lookup, it waits.
         let waits = !self.rows.ascend() && held.is_empty() && membership.is_by_row();
-        let seeded = match waits {
-            true => walk.seed(top.k(), |row| membership.has_row(row))?,
-            false => None,
+        let seed = match waits {
+            true => walk.seed(top.k(), is_filtered, |row| membership.has_row(row))?,
+            false => Seed::default(),
         };
-        if let Some(seed) = seeded {
+        if let Some(bound) = seed.bound {
             // So many rows are so near: whichever engine has the last word will find them.
-            top.lower(seed.bound);
+            top.lower(bound);
         }
         let mut finds = match waits {
             true => Finds::new(top, self.rows, &membership),
             false => Finds::at_once(top),
         };
-        // Under a filter the rows that were near say less.
-        let is_even = !is_filtered && seeded.is_some_and(|seed| seed.is_even);
         for radius in 0..=narrowest {
             for substring_idx in 0..n_substrings {
                 let shell = (radius, substring_idx);
                 let nearest = match is_filtered {
                     true => met.is_full().then(|| met.bound()),
-                    false => (seeded.is_some() || finds.is_full()).then(|| finds.bound()),
+                    false => (seed.bound.is_some() || finds.is_full()).then(|| finds.bound()),
                 };
                 let (spent_ns, bound) = (walk.spent_ns, finds.bound());
                 let sights = Sights {
                     expected,
                     bound,
                     nearest,
-                    is_even,
+                    is_even: seed.is_even,
                 };
                 if !self.goes_on(&prices, shell, spent_ns, scan_ns, &sights) {
                     finds.forget();

@@ -34,11 +34,11 @@ const BUCKETS_AHEAD_MAX: usize = 64;
 const SEED_RADIUS: usize = 1;
 
 /// What the rows nearest by one substring say of the k nearest.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Seed {
-    /// No less than the k-th distance.
-    pub(super) bound: u32,
-    /// True if they lie as codes do that are spread evenly.
+    /// No less than the k-th distance, if enough of those rows are allowed.
+    pub(super) bound: Option<u32>,
+    /// True if they lie, allowed or not, as codes do that are spread evenly: those that are allowed are no nearer.
     pub(super) is_even: bool,
 }
 
@@ -217,10 +217,14 @@ impl<'a> Walk<'a> {
         let pending = &self.pending[..self.n_pending];
         let mut distances = [0; CANDIDATE_BATCH];
         let distances = &mut distances[..self.n_pending];
-        self.kernel
+        let is_any_near = self
+            .kernel
             .gather(self.codes, pending, self.query, self.bound, distances);
         self.candidates += self.n_pending as u64;
         self.n_pending = 0;
+        if !is_any_near {
+            return Ok(());
+        }
         for (&row, &distance) in pending.iter().zip(&*distances) {
             if distance <= self.bound {
                 self.bound = hit(row, distance)?;
@@ -280,21 +284,22 @@ impl<'a> Walk<'a> {
         Ok(true)
     }
 
-    /// An upper limit on the distance of the k-th of the rows that are allowed, from those nearest by one
-    /// substring: `None` without sketches, which tell little until the bound is low, and where too few rows
-    /// are near. The walk keeps to the limit.
+    /// What can be said of the k nearest from the rows nearest by one substring: nothing without sketches, which
+    /// tell little until the bound is low. The walk keeps to the bound.
     pub(super) fn seed(
         &mut self,
         k: usize,
+        is_filtered: bool,
         is_allowed: impl Fn(usize) -> bool,
-    ) -> Result<Option<Seed>> {
+    ) -> Result<Seed> {
         let Tables::Sketches(tables) = self.view.tables() else {
-            return Ok(None);
+            return Ok(Seed::default());
         };
         let table_idx = tables.last();
         let (words, query) = (self.codes.blocks(), self.query[0]);
         let width = self.view.params().width(table_idx);
         let mut nearest = TopK::new(k, self.bound);
+        let mut nearest_of_all = TopK::new(k, self.bound);
         let mut n_rows = 0;
         for radius in 0..=SEED_RADIUS {
             let masks = Shell::new(width, radius);
@@ -309,9 +314,12 @@ impl<'a> Walk<'a> {
                 self.kernel
                     .near_words(&words[rows.clone()], query, bound, first, &mut self.near);
                 for row in self.near.drain(..) {
+                    let distance = (words[row as usize] ^ query).count_ones();
                     if is_allowed(row as usize) {
-                        let distance = (words[row as usize] ^ query).count_ones();
                         nearest.push(distance, u64::from(row));
+                    }
+                    if is_filtered {
+                        nearest_of_all.push(distance, u64::from(row));
                     }
                 }
             }
@@ -319,17 +327,17 @@ impl<'a> Walk<'a> {
             self.lookups += buckets.len() as u64;
         }
         self.candidates += n_rows as u64;
-        if !nearest.is_full() {
-            return Ok(None);
-        }
-        self.bound = nearest.bound();
         // These rows agree in one substring but for a bit.
         let bits = self.codes.code_len().bits() - width;
         let expected = plan::kth_random_distance(bits, n_rows, k) + SEED_RADIUS;
-        Ok(Some(Seed {
-            bound: self.bound,
-            is_even: self.bound as usize + 1 >= expected,
-        }))
+        let of_all = match is_filtered {
+            true => &nearest_of_all,
+            false => &nearest,
+        };
+        let is_even = of_all.is_full() && of_all.bound() as usize + 1 >= expected;
+        let bound = nearest.is_full().then(|| nearest.bound());
+        self.bound = bound.unwrap_or(self.bound);
+        Ok(Seed { bound, is_even })
     }
 
     /// Compares the sketches of these entries, and looks up codes once many are near.

@@ -43,6 +43,10 @@ use crate::error::{Error, Result};
 /// Added to squared distances under a logarithm.
 const DISTANCE_FLOOR: f64 = 1e-12;
 
+/// torch's way to Euclidean distances that sums the squares of differences: by way of a product of matrices,
+/// nearly equal outputs would be at any distance.
+const TERM_BY_TERM: Option<i64> = Some(2);
+
 /// Settings of SHREWD. All of the defaults are unverified (see the top of the file).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -187,11 +191,7 @@ impl Shrewd {
             .distances
             .f_index_select(0, targets)?
             .f_index_select(1, targets)?;
-        let found = outputs
-            .f_unsqueeze(1)?
-            .f_sub(&outputs.f_unsqueeze(0)?)?
-            .f_abs()?
-            .f_sum_dim_intlist(&[2i64][..], false, Kind::Float)?;
+        let found = Tensor::f_cdist(outputs, outputs, 1.0, None)?;
         let weights = wished
             .f_div_scalar(self.config.gamma)?
             .f_add_scalar(1.0)?
@@ -238,10 +238,11 @@ pub fn empirical_kl(outputs: &Tensor, draws: &Tensor) -> Result<Tensor> {
         )));
     }
     let fixed = outputs.f_detach()?;
-    let to_draws = squares(&fixed, draws)?;
     let itself = Tensor::f_eye(n, (Kind::Float, outputs.device()))?.f_to_kind(Kind::Bool)?;
-    let to_others = squares(&fixed, &fixed)?.f_masked_fill(&itself, f64::INFINITY)?;
-    let nearest = |squares: &Tensor| squares.f_argmin(1, false);
+    let to_draws = Tensor::f_cdist(&fixed, draws, 2.0, TERM_BY_TERM)?;
+    let to_others = Tensor::f_cdist(&fixed, &fixed, 2.0, TERM_BY_TERM)?;
+    let to_others = to_others.f_masked_fill(&itself, f64::INFINITY)?;
+    let nearest = |distances: &Tensor| distances.f_argmin(1, false);
     let nu = outputs.f_sub(&draws.f_index_select(0, &nearest(&to_draws)?)?)?;
     let rho = outputs.f_sub(&outputs.f_index_select(0, &nearest(&to_others)?)?)?;
     let log = |apart: &Tensor| -> Result<Tensor> {
@@ -257,14 +258,6 @@ pub fn empirical_kl(outputs: &Tensor, draws: &Tensor) -> Result<Tensor> {
         .f_sub(&log(&rho)?)?
         .f_mean(Kind::Float)?
         .f_mul_scalar(bits)?)
-}
-
-/// Squared Euclidean distances N x M of rows.
-fn squares(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    let apart = a.f_unsqueeze(1)?.f_sub(&b.f_unsqueeze(0)?)?;
-    Ok(apart
-        .f_mul(&apart)?
-        .f_sum_dim_intlist(&[2i64][..], false, Kind::Float)?)
 }
 
 impl Method for Shrewd {
