@@ -180,6 +180,16 @@ def tuned(record):
     return table(["method", *(f"rate {rate}" for rate in rates)], rows) + "\n" + where(record, "tune") + "\n"
 
 
+def tuned_weights(record):
+    similarity = sorted({cell["similarity_weight"] for cell in record.of("tune-weights")}, key=float)
+    kl = sorted({cell["kl_weight"] for cell in record.of("tune-weights")}, key=float)
+    rows = []
+    for one in similarity:
+        values = (record.values("tune-weights", "validation_map_all", similarity_weight=one, kl_weight=other) for other in kl)
+        rows.append([f"b = {one}", *(mean(of_one, seeds=1) for of_one in values)])
+    return table(["", *(f"c = {one}" for one in kl)], rows) + "\n" + where(record, "tune-weights") + "\n"
+
+
 def lite_mahp(record):
     group = "lite-mahp"
     if not record.of(group):
@@ -212,7 +222,7 @@ def gpu(record):
 TABLES = {
     "cifar100": cifar100, "split 95-5": split("cifar100-95-5", "map_1000", "mAP@1000"), "split shc": split("cifar100-shc", "map_all", "mAP@all"),
     "lite 95-5": split("lite-95-5", "map_1000", "mAP@1000"), "lite shc": split("lite-shc", "map_all", "mAP@all"), "lite mahp": lite_mahp,
-    "torch": torch, "fashion": fashion, "clothing": clothing, "tuned": tuned, "gpu": gpu,
+    "torch": torch, "fashion": fashion, "clothing": clothing, "tuned": tuned, "tuned shrewd": tuned_weights, "gpu": gpu,
 }  # fmt: skip
 
 

@@ -52,13 +52,15 @@ TUNED = {
     "orthohash": ("--lr", "0.001"),
     "orthohash, shc centers": ("--centers", "shc", "--lr", "0.003"),
     "shc": ("--lr", "0.003"),
-    "shrewd": (),
+    "shrewd": ("--lr", "0.003"),
     "csq": (),
     "dpn": ("--lr", "0.003"),
     "greedyhash": ("--lr", "0.003"),
     "hashnet": ("--lr", "0.003"),
 }
 GRID = ("0.001", "0.003", "0.01")
+# Of the terms of SHREWD's loss, beside its classification's: the papers' weights are not known.
+SHREWD_GRID = [(similarity, kl) for similarity in ("3", "30", "300") for kl in ("0.0001", "0.001", "0.01")]
 
 
 def method_of(label):
@@ -160,9 +162,11 @@ def head_cell(group, label, bits, seed, features, split="", tree=False):
     return Cell(f"{group}/{slug(label)}-{bits}-{seed}", about, needs, run)
 
 
-def tune_cell(label, lr):
+def tune_cell(label, lr, weights=None):
     def run(shell):
         options = ("--method", method_of(label), *BUDGET, "--lr", lr)
+        if weights:
+            options += ("--similarity-weight", weights[0], "--kl-weight", weights[1])
         options += ("--validation-share", "0.1", "--validate-every", "10")
         options += ("--centers", "shc") if "shc centers" in label else ()
         if label == "shrewd":
@@ -170,8 +174,11 @@ def tune_cell(label, lr):
         return trained(shell, "features:$FEATURES", options, 7, 32, [])
 
     about = {"group": "tune", "method": label, "bits": 32, "seed": 7, "lr": lr}
-    needs = ["FEATURES"] + (["TREE"] if label == "shrewd" else [])
-    return Cell(f"tune/{slug(label)}-{lr}", about, needs, run)
+    name = f"tune/{slug(label)}-{lr}"
+    if weights:
+        about |= {"group": "tune-weights", "similarity_weight": weights[0], "kl_weight": weights[1]}
+        name = f"tune-weights/{slug(label)}-{'-'.join(weights)}"
+    return Cell(name, about, ["FEATURES"] + (["TREE"] if label == "shrewd" else []), run)
 
 
 def untrained_cell(group, encoder, bits, seed, features, tree=False):
@@ -289,6 +296,7 @@ def cpu_cells():
             group = "cifar100" + split.replace("@", "-")
             cells += [head_cell(group, label, bits, seed, "FEATURES", split) for bits in BITS for seed in SEEDS]
     cells += [tune_cell(label, lr) for label in TUNED for lr in GRID]
+    cells += [tune_cell("shrewd", "0.003", weights) for weights in SHREWD_GRID]
     return cells
 
 
@@ -299,6 +307,8 @@ FINE_TUNED = {"--half": None, "--augment": "resized-crop", "--batch": "128"}
 LITE = {"--picture-side": "96", "--augment": "flip", "--batch": "128", "--lr": "0.001", "--backbone-lr-scale": "0.5"}
 SHC_CENTERS = {"--centers": "shc"}
 OF_SHC = {"orthohash": {}, "orthohash, shc centers": SHC_CENTERS, "shc": {}, "csq": {}}
+# The backbone's rate is that of the other methods.
+SHREWD_LITE = {"--lr": "0.003", "--backbone-lr-scale": "0.17"}
 OF_MAHP = {"shrewd": {}, "orthohash": {}, "orthohash, shc centers": SHC_CENTERS}
 GPU = {
     # split, backbone, variable of its weights, methods with their options, options of all, options of eval
@@ -316,7 +326,7 @@ GPU = {
     ),
     "lite-mahp": (
         "@leave-one-out", "efficientnet-lite0", "LITE0",
-        OF_MAHP,
+        {**OF_MAHP, "shrewd": SHREWD_LITE},
         {**LITE, "--epochs": "4"},
         ("--r", "all", "--hierarchy", "$TREE"),
     ),

@@ -71,8 +71,8 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             classification_weight: 1.0,
-            similarity_weight: 1.0,
-            kl_weight: 0.01,
+            similarity_weight: 30.0,
+            kl_weight: 0.001,
             gamma: 0.1,
             rho: 2.0,
             target_shape: 0.1,
