@@ -269,14 +269,14 @@ def fashion_cell(backbone, seed):
     return Cell(f"fashion/{backbone}-64-{seed}", about, ["FASHION"], run)
 
 
-# Photographs: 3,068 of 10 classes, so more epochs of smaller batches.
-PHOTOS = ("--epochs", "30", "--batch", "64", "--lr", "0.001")
+# Photographs: 3,068 of 10 classes, so more epochs of smaller batches; the rates are those above.
+PHOTOS = ("--epochs", "30", "--batch", "64")
 
 
 def photo_cell(method, seed):
     def run(shell):
         data = "features:$CLOTHING"
-        return trained(shell, data, ("--method", method, *PHOTOS), seed, 64, [("", "--data", data, "--r", "1000")])
+        return trained(shell, data, ("--method", method, *PHOTOS, *TUNED[method]), seed, 64, [("", "--data", data, "--r", "1000")])
 
     about = {"group": "clothing", "method": method, "bits": 64, "seed": seed, "split": "official"}
     return Cell(f"clothing/{method}-64-{seed}", about, ["CLOTHING"], run)
