@@ -40,9 +40,8 @@ const COPY_NS: f64 = 6.0;
 /// Work that no scan avoids.
 const SCAN_NS: f64 = 100.0;
 
-/// Comparing a row on its own: its cache lines are asked for in time, but it needs its own.
-const GATHER_NS: f64 = 0.6;
-const GATHER_NS_PER_WORD: f64 = 1.1;
+/// Comparing a word of a row on its own: its cache line is asked for in time, but it needs its own.
+const GATHER_NS_PER_WORD: f64 = 1.3;
 
 /// Looking at one cluster's extent, beside the distance to its centroid.
 const CENTROID_NS: f64 = 0.4;
@@ -259,8 +258,8 @@ pub(crate) fn gather_batch_ns(codes: CodesRef<'_>, n_rows: usize, n_queries: usi
 
 /// The comparison of `n_rows` rows one by one.
 pub(crate) fn gather_ns(codes: CodesRef<'_>, n_rows: usize) -> f64 {
-    let row_ns = GATHER_NS + GATHER_NS_PER_WORD * words_read(codes.code_len().words());
-    SCAN_NS + n_rows as f64 * row_ns
+    let n_words = n_rows as f64 * words_read(codes.code_len().words());
+    SCAN_NS + n_words * GATHER_NS_PER_WORD
 }
 
 /// The scan engine under a filter, for `n_queries` queries at once.
