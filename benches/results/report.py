@@ -74,7 +74,8 @@ def where(record, group):
     programs = ", ".join(sorted({cell["program_sha256"] for cell in cells}))
     dates = sorted(cell["date"][:10] for cell in cells)
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
-    return f"{len(cells)} cells, seeds {seeds(cells)}; {when}; {first['cpu']}, {first['cores']} cores; {versions}; commit {commits}; program {programs}."
+    count = "1 cell, seed" if len(cells) == 1 else f"{len(cells)} cells, seeds"
+    return f"{count} {seeds(cells)}; {when}; {first['cpu']}, {first['cores']} cores; {versions}; commit {commits}; program {programs}."
 
 
 def example(record, group, **wanted):
