@@ -45,8 +45,8 @@ impl TrainOptions {
     /// `Unsupported` for the paper recipe of SHREWD, which is not known.
     pub fn set_recipe(&mut self, recipe: Recipe) -> Result<()> {
         if recipe == Recipe::Default {
-            // Without normalization in the head, large steps throw its outputs into the flat ends of tanh. Those of
-            // SHREWD bear them.
+            // Without normalization in the head, large steps throw its outputs into the flat ends of tanh; SHREWD
+            // learns better with them (docs/RESULTS.md).
             if !self.method.head().norm && !matches!(self.method, MethodConfig::Shrewd(_)) {
                 self.lr = 1e-3;
             }

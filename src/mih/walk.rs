@@ -299,7 +299,7 @@ impl<'a> Walk<'a> {
         let (words, query) = (self.codes.blocks(), self.query[0]);
         let width = self.view.params().width(table_idx);
         let mut nearest = TopK::new(k, self.bound);
-        let mut nearest_of_all = TopK::new(k, self.bound);
+        let mut of_all = is_filtered.then(|| TopK::new(k, self.bound));
         let mut n_rows = 0;
         for radius in 0..=SEED_RADIUS {
             let masks = Shell::new(width, radius);
@@ -318,8 +318,8 @@ impl<'a> Walk<'a> {
                     if is_allowed(row as usize) {
                         nearest.push(distance, u64::from(row));
                     }
-                    if is_filtered {
-                        nearest_of_all.push(distance, u64::from(row));
+                    if let Some(of_all) = &mut of_all {
+                        of_all.push(distance, u64::from(row));
                     }
                 }
             }
@@ -330,10 +330,7 @@ impl<'a> Walk<'a> {
         // These rows agree in one substring but for a bit.
         let bits = self.codes.code_len().bits() - width;
         let expected = plan::kth_random_distance(bits, n_rows, k) + SEED_RADIUS;
-        let of_all = match is_filtered {
-            true => &nearest_of_all,
-            false => &nearest,
-        };
+        let of_all = of_all.as_ref().unwrap_or(&nearest);
         let is_even = of_all.is_full() && of_all.bound() as usize + 1 >= expected;
         let bound = nearest.is_full().then(|| nearest.bound());
         self.bound = bound.unwrap_or(self.bound);
