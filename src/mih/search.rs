@@ -55,7 +55,11 @@ const GAMBLE: f64 = 0.10;
 
 /// The part of a scan's cost that the whole search may be expected to take: its price is known less well
 /// than that of a scan, and where both take about as long, giving up half way costs most.
-const ASSURED: f64 = 0.7;
+const ASSURED: f64 = 0.8;
+
+/// How many times a scan's cost a search may take that is planned: one that knows how near its end is goes on when it
+/// has cost more than foreseen.
+const SPENT_MAX: f64 = 1.5;
 
 impl<'a> MultiIndex<'a> {
     /// Searches these rows through these tables.
@@ -87,10 +91,10 @@ impl<'a> MultiIndex<'a> {
         self
     }
 
-    fn walk<'s>(&'s self, query: &'s HashCode, bound: u32, scan_ns: f64) -> Walk<'s> {
+    fn walk<'s>(&'s self, query: &'s HashCode, bound: u32, spent_ns_max: f64) -> Walk<'s> {
         let spent_ns_max = match self.patience {
             Patience::Endless => f64::INFINITY,
-            Patience::Planned | Patience::Determined => scan_ns,
+            Patience::Planned | Patience::Determined => spent_ns_max,
         };
         let (codes, query) = (self.rows.codes, query.words());
         Walk::new(codes, self.view, self.kernel, query, bound, spent_ns_max)
@@ -132,6 +136,11 @@ impl<'a> MultiIndex<'a> {
                 let covered = substring_radius * n_substrings + substring_idx;
                 let likely = bound.min(sights.expected.max(covered));
                 if spent_ns + rest_ns(likely) <= ASSURED * scan_ns {
+                    return true;
+                }
+                // What was spent is lost either way, and to finish for sure may be the cheaper end.
+                let sure_ns = rest_ns(bound);
+                if sure_ns <= ASSURED * scan_ns && spent_ns + sure_ns <= SPENT_MAX * scan_ns {
                     return true;
                 }
                 // The k-th distance will still fall, but hardly by more than a quarter, and that of allowed
@@ -356,7 +365,11 @@ impl<'a> MultiIndex<'a> {
             stats.segments_mih += 1;
             return Ok(true);
         }
-        let mut walk = self.walk(query, top.bound(), scan_ns);
+        let spent_ns_max = match self.patience {
+            Patience::Planned => SPENT_MAX * scan_ns,
+            Patience::Determined | Patience::Endless => scan_ns,
+        };
+        let mut walk = self.walk(query, top.bound(), spent_ns_max);
         let finished = self.grow(&mut walk, allowed, scan_ns, top, stats)?;
         walk.end(stats);
         match finished {

@@ -243,6 +243,15 @@ impl<'a> Walk<'a> {
         let width = self.view.params().width(substring_idx);
         let value = self.values[substring_idx];
         let sketches = tables.sketches(substring_idx);
+        let bits = tables.bits(substring_idx);
+        let query = bits.sketch(|substring_idx| self.values[substring_idx]);
+        // Beside its sketch a code differs in this table's substring, by its radius, and in those that the
+        // sketch has nothing of: by that much or more, or an earlier shell held it.
+        let outside = bits.outside.iter();
+        let elsewhere: usize = outside
+            .map(|&other| substring_radius + usize::from(other < substring_idx))
+            .sum();
+        let beside = substring_radius + elsewhere;
         let mut masks = Shell::new(width, substring_radius);
         // Sketches are asked for this many buckets ahead, offsets twice as many: enough to keep memory busy, and
         // few enough to stay in the first-level cache.
@@ -277,8 +286,7 @@ impl<'a> Walk<'a> {
                 self.near.clear();
                 return Ok(false);
             }
-            let shell = (substring_idx, substring_radius);
-            self.compare_sketches(tables, shell, bucket, hit)?;
+            self.compare_sketches(tables, substring_idx, (query, beside), bucket, hit)?;
         }
         self.look_up(tables, substring_idx, hit)?;
         Ok(true)
@@ -327,34 +335,29 @@ impl<'a> Walk<'a> {
             self.lookups += buckets.len() as u64;
         }
         self.candidates += n_rows as u64;
-        // These rows agree in one substring but for a bit.
+        // These rows agree in one substring but for a bit. The k-th of evenly spread ones is hardly two bits nearer
+        // than expected.
         let bits = self.codes.code_len().bits() - width;
         let expected = plan::kth_random_distance(bits, n_rows, k) + SEED_RADIUS;
         let of_all = of_all.as_ref().unwrap_or(&nearest);
-        let is_even = of_all.is_full() && of_all.bound() as usize + 1 >= expected;
+        let is_even = of_all.is_full() && of_all.bound() as usize + 2 >= expected;
         let bound = nearest.is_full().then(|| nearest.bound());
         self.bound = bound.unwrap_or(self.bound);
         Ok(Seed { bound, is_even })
     }
 
-    /// Compares the sketches of these entries, and looks up codes once many are near.
+    /// Compares the sketches of these entries with that of the query, and looks up codes once many are near. A code
+    /// of an entry differs in `beside` bits more than its sketch.
     fn compare_sketches(
         &mut self,
         tables: &SketchView<'a>,
-        (substring_idx, substring_radius): (usize, usize),
+        substring_idx: usize,
+        (query, beside): (u32, usize),
         (start, end): (u32, u32),
         hit: &mut impl FnMut(u32, u32) -> Result<u32>,
     ) -> Result<()> {
-        let bits = tables.bits(substring_idx);
         let sketches = tables.sketches(substring_idx);
-        let query = bits.sketch(|substring_idx| self.values[substring_idx]);
-        // Beside its sketch a code differs in this table's substring, by its radius, and in those that the
-        // sketch has nothing of: by that much or more, or an earlier shell held it.
-        let outside = bits.outside.iter();
-        let elsewhere: usize = outside
-            .map(|&other| substring_radius + usize::from(other < substring_idx))
-            .sum();
-        let Some(bound) = (self.bound as usize).checked_sub(substring_radius + elsewhere) else {
+        let Some(bound) = (self.bound as usize).checked_sub(beside) else {
             return Ok(());
         };
         let bound = bound.min(u32::BITS as usize) as u32;
