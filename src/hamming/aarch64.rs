@@ -96,13 +96,13 @@ impl Neon {
     pub(super) fn near_sketches(
         self,
         sketches: &[u32],
+        stretches: &[(u32, u32)],
         query: u32,
         bound: u32,
-        first: u32,
         out: &mut Vec<u32>,
     ) {
         // SAFETY: `self` proves NEON.
-        unsafe { neon::near_sketches(self, sketches, query, bound, first, out) }
+        unsafe { neon::near_sketches(self, sketches, stretches, query, bound, out) }
     }
 
     #[inline]

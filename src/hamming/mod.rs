@@ -257,21 +257,24 @@ impl Kernel {
         dispatch!(self, lanes => lanes.near_extents(distances, extents, bound, out));
     }
 
-    /// Appends to `out` the place of each of `sketches` that differs from `query` in at most `bound` bits,
-    /// counted from `first`. Ascending.
+    /// Appends to `out` the place of each of `sketches` within these stretches, from one place to before another,
+    /// that differs from `query` in at most `bound` bits. In the order of the stretches, ascending in each.
+    ///
+    /// Panics if a stretch does not lie within the sketches.
     #[inline]
     pub(crate) fn near_sketches(
         self,
         sketches: &[u32],
+        stretches: &[(u32, u32)],
         query: u32,
         bound: u32,
-        first: u32,
         out: &mut Vec<u32>,
     ) {
-        dispatch!(self, lanes => lanes.near_sketches(sketches, query, bound, first, out));
+        dispatch!(self, lanes => lanes.near_sketches(sketches, stretches, query, bound, out));
     }
 
-    /// As [`near_sketches`](Kernel::near_sketches), for codes of one word.
+    /// Appends to `out` the place of each of some codes of one word that differs from `query` in at most `bound`
+    /// bits, counted from `first`. Ascending.
     #[inline]
     pub(crate) fn near_words(
         self,
@@ -646,12 +649,12 @@ macro_rules! loops {
         pub(super) fn near_sketches(
             lanes: $lanes,
             sketches: &[u32],
+            stretches: &[(u32, u32)],
             query: u32,
             bound: u32,
-            first: u32,
             out: &mut Vec<u32>,
         ) {
-            crate::hamming::near::near_sketch_places(lanes, sketches, query, bound, first, out);
+            crate::hamming::near::near_sketch_places(lanes, sketches, stretches, query, bound, out);
         }
 
         $(#[target_feature(enable = $features)])?

@@ -19,26 +19,31 @@ pub(super) fn sketches_within(sketches: &[u32], query: u32, bound: u32) -> u16 {
 pub(super) fn near_sketch_places<L: Lanes>(
     lanes: L,
     sketches: &[u32],
+    stretches: &[(u32, u32)],
     query: u32,
     bound: u32,
-    first: u32,
     out: &mut Vec<u32>,
 ) {
-    let mut place = first;
-    // Two loads share one branch: nearly all sketches are far.
-    let (pairs, rest) = sketches.as_chunks::<{ 2 * NUMBERS_AT_ONCE }>();
-    let rest = rest.chunks(NUMBERS_AT_ONCE);
     let within = |sketches: &[u32]| u32::from(lanes.sketches_within(sketches, query, bound));
-    let pairs = pairs.iter().map(|pair| {
-        let (low, high) = pair.split_at(NUMBERS_AT_ONCE);
-        (within(low) | within(high) << NUMBERS_AT_ONCE, pair.len())
-    });
-    for (mut near, len) in pairs.chain(rest.map(|chunk| (within(chunk), chunk.len()))) {
-        while near != 0 {
-            out.push(place + near.trailing_zeros());
-            near &= near - 1;
+    for &(start, end) in stretches {
+        let stretch = &sketches[start as usize..end as usize];
+        let mut place = start;
+        let mut keep = |mut near: u32, len: usize| {
+            while near != 0 {
+                out.push(place + near.trailing_zeros());
+                near &= near - 1;
+            }
+            place += len as u32;
+        };
+        // Two loads share one branch: nearly all sketches are far.
+        let (pairs, rest) = stretch.as_chunks::<{ 2 * NUMBERS_AT_ONCE }>();
+        for pair in pairs {
+            let (low, high) = pair.split_at(NUMBERS_AT_ONCE);
+            keep(within(low) | within(high) << NUMBERS_AT_ONCE, pair.len());
         }
-        place = place.wrapping_add(len as u32);
+        for chunk in rest.chunks(NUMBERS_AT_ONCE) {
+            keep(within(chunk), chunk.len());
+        }
     }
 }
 
@@ -94,8 +99,14 @@ mod tests {
                         .map(|i| i as u32)
                         .collect();
                     let mut out = Vec::new();
-                    let stretch = &sketches[start..start + len];
-                    kernel.near_sketches(stretch, sketch, share, start as u32, &mut out);
+                    // As two stretches that meet, with an empty one between them.
+                    let [start_at, middle, end] = [start, start + len / 3, start + len];
+                    let [start_at, middle, end] = [start_at, middle, end].map(|at| at as u32);
+                    let stretches = [(start_at, middle), (middle, middle), (middle, end)];
+                    kernel.near_sketches(&sketches, &stretches, sketch, share, &mut out);
+                    assert_eq!(out, near, "{kernel:?}, {len} sketches from {start}");
+                    out.clear();
+                    kernel.near_sketches(&sketches, &[(start_at, end)], sketch, share, &mut out);
                     assert_eq!(out, near, "{kernel:?}, {len} sketches from {start}");
 
                     let near: Vec<u32> = (start..start + len)

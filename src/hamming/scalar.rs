@@ -129,12 +129,12 @@ impl Scalar {
     pub(super) fn near_sketches(
         self,
         sketches: &[u32],
+        stretches: &[(u32, u32)],
         query: u32,
         bound: u32,
-        first: u32,
         out: &mut Vec<u32>,
     ) {
-        plain::near_sketches(self, sketches, query, bound, first, out);
+        plain::near_sketches(self, sketches, stretches, query, bound, out);
     }
 
     pub(super) fn near_words(

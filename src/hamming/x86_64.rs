@@ -389,13 +389,13 @@ macro_rules! face {
             pub(super) fn near_sketches(
                 self,
                 sketches: &[u32],
+                stretches: &[(u32, u32)],
                 query: u32,
                 bound: u32,
-                first: u32,
                 out: &mut Vec<u32>,
             ) {
                 // SAFETY: `self` proves the instructions that the function enables.
-                unsafe { $loops::near_sketches(self, sketches, query, bound, first, out) }
+                unsafe { $loops::near_sketches(self, sketches, stretches, query, bound, out) }
             }
 
             #[inline]

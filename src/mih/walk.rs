@@ -257,6 +257,8 @@ impl<'a> Walk<'a> {
         // few enough to stay in the first-level cache.
         let mean = self.codes.n_codes() >> width;
         let ahead = (SKETCHES_AHEAD / (mean + 1)).clamp(BUCKETS_AHEAD_MIN, BUCKETS_AHEAD_MAX);
+        // Some at once, so that small ones share a call, and most of those ahead stay ahead.
+        let at_once = ahead / 4;
         const RING: usize = 2 * BUCKETS_AHEAD_MAX;
         let mut values = [0; RING];
         let mut buckets = [(0, 0); RING];
@@ -278,15 +280,20 @@ impl<'a> Walk<'a> {
             if n_done == n_opened {
                 break;
             }
-            let bucket = buckets[n_done % RING];
-            n_done += 1;
-            let n_entries = (bucket.1 - bucket.0) as usize;
+            let at = n_done % RING;
+            let n_now = (n_opened - n_done).min(at_once).min(RING - at);
+            let opened = &buckets[at..at + n_now];
+            n_done += n_now;
+            let n_entries: usize = opened
+                .iter()
+                .map(|(start, end)| (end - start) as usize)
+                .sum();
             self.candidates += n_entries as u64;
-            if !self.spend(1, n_entries) {
+            if !self.spend(n_now, n_entries) {
                 self.near.clear();
                 return Ok(false);
             }
-            self.compare_sketches(tables, substring_idx, (query, beside), bucket, hit)?;
+            self.compare_sketches(tables, substring_idx, (query, beside), opened, hit)?;
         }
         self.look_up(tables, substring_idx, hit)?;
         Ok(true)
@@ -346,14 +353,14 @@ impl<'a> Walk<'a> {
         Ok(Seed { bound, is_even })
     }
 
-    /// Compares the sketches of these entries with that of the query, and looks up codes once many are near. A code
+    /// Compares the sketches of these buckets with that of the query, and looks up codes once many are near. A code
     /// of an entry differs in `beside` bits more than its sketch.
     fn compare_sketches(
         &mut self,
         tables: &SketchView<'a>,
         substring_idx: usize,
         (query, beside): (u32, usize),
-        (start, end): (u32, u32),
+        buckets: &[(u32, u32)],
         hit: &mut impl FnMut(u32, u32) -> Result<u32>,
     ) -> Result<()> {
         let sketches = tables.sketches(substring_idx);
@@ -362,9 +369,8 @@ impl<'a> Walk<'a> {
         };
         let bound = bound.min(u32::BITS as usize) as u32;
         let before = self.near.len();
-        let bucket = &sketches[start as usize..end as usize];
         self.kernel
-            .near_sketches(bucket, query, bound, start, &mut self.near);
+            .near_sketches(sketches, buckets, query, bound, &mut self.near);
         for &entry in &self.near[before..] {
             tables.prefetch_entry(substring_idx, entry as usize);
         }
