@@ -26,7 +26,7 @@ pub struct MihTable<D = Vec<u32>> {
 impl MihTable<Vec<u32>> {
     /// Counts and places every code by its substring `substring_idx`; rows ascend in each bucket.
     ///
-    /// Takes 8 bytes a code and 4 a bucket while it works, half of the former afterwards.
+    /// Takes 12 bytes a code and 4 a bucket while it works, a third of the former afterwards.
     ///
     /// # Errors
     /// `CodeLenMismatch` if the parameters are for another length; `Unsupported` for 2^32 codes or more.
@@ -55,30 +55,59 @@ pub(super) fn place_by_value<C: Deref<Target = [u64]>>(
         ))
         .into());
     }
+    let width = params.width(substring_idx);
     let extractor = Extractor::new(params, substring_idx);
-    let n_buckets = 1usize << params.width(substring_idx);
-    let mut offsets = vec![0u32; n_buckets + 1];
-    let mut values = Vec::with_capacity(codes.n_codes());
+    let value_of = |row: usize| extractor.extract(|word_idx| codes.word(row, word_idx));
+
+    // Rows go to parts by the upper bits of their value first: a part's rows and offsets stay in the second-level
+    // cache while they are placed, where all of them would cost a miss a row.
+    let part_bits = width.saturating_sub(PART_WIDTH);
+    let shift = width - part_bits;
+    let mut part_ends = vec![0; 1 << part_bits];
     for row in 0..codes.n_codes() {
-        let value = extractor.extract(|word_idx| codes.word(row, word_idx));
-        values.push(value);
-        offsets[value as usize + 1] += 1;
+        part_ends[value_of(row) as usize >> shift] += 1;
     }
-    // `offsets[v + 1]` holds the size of bucket v; make it the start of bucket v, which placing the
-    // rows then advances to its end, the start of bucket v + 1.
-    let mut start = 0;
-    for offset in &mut offsets[1..] {
-        let size = *offset;
-        *offset = start;
-        start += size;
-    }
-    let mut ids = vec![0u32; codes.n_codes()];
-    for (row, &value) in values.iter().enumerate() {
-        let place = &mut offsets[value as usize + 1];
-        ids[*place as usize] = row as u32;
+    to_starts(&mut part_ends, 0);
+    let mut placed = vec![(0u32, 0u32); codes.n_codes()];
+    for row in 0..codes.n_codes() {
+        let value = value_of(row);
+        let place = &mut part_ends[value as usize >> shift];
+        placed[*place as usize] = (value, row as u32);
         *place += 1;
     }
+
+    let mut offsets = vec![0u32; (1 << width) + 1];
+    let mut ids = vec![0u32; codes.n_codes()];
+    let mut start = 0;
+    for (part, &end) in part_ends.iter().enumerate() {
+        let rows = &placed[start as usize..end as usize];
+        // `ends[v]` holds the size of the part's bucket v; make it the start, which placing the rows then advances to
+        // its end, the start of bucket v + 1.
+        let first = part << shift;
+        let ends = &mut offsets[first + 1..][..1 << shift];
+        for (value, _) in rows {
+            ends[*value as usize - first] += 1;
+        }
+        to_starts(ends, start);
+        for &(value, row) in rows {
+            let place = &mut ends[value as usize - first];
+            ids[*place as usize] = row;
+            *place += 1;
+        }
+        start = end;
+    }
     Ok((offsets, ids))
+}
+
+/// Bits of a value whose offsets and rows stay in the second-level cache, where codes are as many as tables are made
+/// for.
+const PART_WIDTH: usize = 12;
+
+/// Makes sizes of what follows each other the places where each begins, the first at `start`.
+fn to_starts(sizes: &mut [u32], mut start: u32) {
+    for size in sizes {
+        start += std::mem::replace(size, start);
+    }
 }
 
 /// `Ok` if these can be the offsets of `n_codes` codes by a substring of `width` bits, by their number and
