@@ -12,7 +12,7 @@ use crate::code::{BLOCK_ROWS, Codes, HashCode, RowOrder};
 use crate::engine::{Allowed, Engine, EngineKind, Membership, SearchStats, SegmentRows};
 use crate::error::{Error, Result};
 use crate::finds::Finds;
-use crate::hamming::{Kernel, prefetch};
+use crate::hamming::{Kernel, ROWS_AHEAD, prefetch};
 use crate::plan;
 use crate::topk::{Neighbor, TopK};
 
@@ -30,9 +30,6 @@ const GATHER_ROWS: usize = 32;
 
 /// Listed rows that a batch copies side by side, to compare them with all its queries.
 const COPY_ROWS: usize = 1024;
-
-/// How many rows ahead of the copy memory is asked for.
-const COPY_AHEAD: usize = 16;
 
 /// What a filter lists.
 #[derive(Clone, Copy)]
@@ -360,7 +357,7 @@ impl<'a> LinearScan<'a> {
                 };
                 let mut copy = Codes::with_capacity(codes.code_len(), rows.len());
                 for (place, &row) in rows.iter().enumerate() {
-                    if let Some(&ahead) = rows.get(place + COPY_AHEAD) {
+                    if let Some(&ahead) = rows.get(place + ROWS_AHEAD) {
                         prefetch(codes, ahead as usize);
                     }
                     copy.push_row(&codes, row as usize);

@@ -342,6 +342,9 @@ fn check(codes: CodesRef<'_>, query: &[u64]) {
     );
 }
 
+/// How many rows ahead of a loop over scattered rows to ask for their memory.
+pub(crate) const ROWS_AHEAD: usize = 16;
+
 /// Asks for the memory of row `row`, to be read soon. Harmless for a row past the end.
 #[inline]
 pub fn prefetch(codes: CodesRef<'_>, row: usize) {

@@ -17,7 +17,7 @@ use smallvec::SmallVec;
 
 use crate::code::{CodeLen, Codes, CodesRef, RowOrder};
 use crate::error::{Error, Result};
-use crate::hamming::prefetch_word;
+use crate::hamming::{ROWS_AHEAD, prefetch_word};
 use crate::mih::params::Extractor;
 use crate::mih::table::{SECTION, check_offsets, place_by_value};
 use crate::mih::{MihParams, shell_size};
@@ -213,7 +213,11 @@ impl SketchTable {
         if table_idx < last {
             places.reserve_exact(entries.len() * order.place_bytes);
         }
-        for entry in &mut entries {
+        for at in 0..entries.len() {
+            if let Some(&ahead) = entries.get(at + ROWS_AHEAD) {
+                prefetch_word(codes.blocks(), ahead as usize);
+            }
+            let entry = &mut entries[at];
             let word = codes.word(*entry as usize, 0);
             if table_idx < last {
                 let value = extractors[last].extract(|_| word);

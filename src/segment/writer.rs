@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::cluster::{ClusterParams, Clusters};
 use crate::code::{CodeLen, Codes, CodesRef, RowOrder};
 use crate::error::{Error, ErrorKind, Result};
-use crate::hamming::planes_pay;
+use crate::hamming::{ROWS_AHEAD, planes_pay, prefetch};
 use crate::mih::{MihParams, MihTable, SketchOrder, SketchTable};
 use crate::segment::column::Column;
 use crate::segment::header::{
@@ -252,6 +252,9 @@ impl<W: Write> SegmentWriter<W> {
             };
             for row in 0..codes.n_codes() {
                 let from = order.map_or(row, |order| order[row] as usize);
+                if let Some(&ahead) = order.and_then(|order| order.get(row + ROWS_AHEAD)) {
+                    prefetch(codes, ahead as usize);
+                }
                 laid_out.push_row(&codes, from);
             }
             laid_out
