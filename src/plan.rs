@@ -551,6 +551,22 @@ mod tests {
     }
 
     #[test]
+    fn what_was_observed_moves_slowly_and_no_outlier_counts_whole() {
+        let observed = Observed::nothing();
+        assert_eq!(observed.get(1), None);
+        // Cold memory at first, and again: each counts as three times what was expected.
+        observed.add(1, 100.0, 2.0);
+        assert_eq!(observed.get(1), Some(6.0));
+        observed.add(1, 100.0, 2.0);
+        assert_eq!(observed.get(1), Some(9.0));
+        for _ in 0..40 {
+            observed.add(1, 5.0, 2.0);
+        }
+        assert!((observed.get(1).unwrap() - 5.0).abs() < 0.01);
+        assert_eq!(observed.get(0), None);
+    }
+
+    #[test]
     fn small_radii_use_the_tables_and_large_ones_the_scan() {
         let len = CodeLen::new(64).unwrap();
         let n_codes = 100_000;
