@@ -120,14 +120,10 @@ impl Observed {
     /// harm.
     fn add(&self, level: usize, value: f64, untried: f64) {
         // One that met cold memory, or was held up by other work, must not count for too much.
-        let value = value.min(self.get(level).unwrap_or(untried) * OUTLIER);
-        self.set(
-            level,
-            match self.get(level) {
-                Some(before) => before + NEWEST * (value - before),
-                None => value,
-            },
-        );
+        let before = self.get(level);
+        let value = value.min(before.unwrap_or(untried) * OUTLIER);
+        let moved = before.map_or(value, |before| before + NEWEST * (value - before));
+        self.set(level, moved);
     }
 }
 
@@ -155,7 +151,7 @@ const WALK_UNTRIED: f64 = 0.5;
 const WALK_FORGETS: f64 = 0.004;
 
 /// What is remembered is not believed beyond this many times what the constants say: it would come from cold memory
-/// or other work, and what is taken to be dear is not tried, so not corrected. Servers differ by a factor of six.
+/// or other work, and what is taken to be dear is not tried, so not corrected. A server was seen that takes more than four times.
 const BELIEVED: f64 = 16.0;
 
 /// A walk of fewer lookups and candidates than this is over too soon to be timed; one among sketches that
@@ -429,8 +425,8 @@ fn balls_of_ns(params: &MihParams, form: MihForm, n_codes: usize, radius: usize)
     ns
 }
 
-/// The distance within which k of n uniformly random codes are expected: the true k-th is as far in most draws.
-/// Half of the bits where that many codes are expected nearer than anywhere else.
+/// The least distance within which k of n uniformly random codes are expected, so that in about half of the draws or
+/// more the k-th is no farther; at most half of the bits.
 pub(crate) fn kth_random_distance(bits: usize, n_codes: usize, k: usize) -> usize {
     let wanted = k.max(1) as f64 / n_codes.max(1) as f64;
     // The shares of codes at one distance after the other. At 1,024 bits the first is below what numbers

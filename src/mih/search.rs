@@ -17,7 +17,7 @@ use crate::topk::{Neighbor, TopK};
 /// Multi-index hashing over one segment.
 ///
 /// Exact: the same answers as [`LinearScan`], usually sooner. A search that turns out dearer than the
-/// linear scan becomes one, at a loss of a small part of it for k-NN search as planned.
+/// linear scan becomes one, mostly at a loss of a small part of it for k-NN search as planned.
 #[derive(Clone, Copy, Debug)]
 pub struct MultiIndex<'a> {
     rows: &'a SegmentRows<'a>,
@@ -91,10 +91,10 @@ impl<'a> MultiIndex<'a> {
         self
     }
 
-    fn walk<'s>(&'s self, query: &'s HashCode, bound: u32, spent_ns_max: f64) -> Walk<'s> {
+    fn walk<'s>(&'s self, query: &'s HashCode, bound: u32, limit_ns: f64) -> Walk<'s> {
         let spent_ns_max = match self.patience {
             Patience::Endless => f64::INFINITY,
-            Patience::Planned | Patience::Determined => spent_ns_max,
+            Patience::Planned | Patience::Determined => limit_ns,
         };
         let (codes, query) = (self.rows.codes, query.words());
         Walk::new(codes, self.view, self.kernel, query, bound, spent_ns_max)
@@ -365,11 +365,11 @@ impl<'a> MultiIndex<'a> {
             stats.segments_mih += 1;
             return Ok(true);
         }
-        let spent_ns_max = match self.patience {
-            Patience::Planned => SPENT_MAX * scan_ns,
-            Patience::Determined | Patience::Endless => scan_ns,
+        let limit_ns = match self.patience == Patience::Planned {
+            true => SPENT_MAX * scan_ns,
+            false => scan_ns,
         };
-        let mut walk = self.walk(query, top.bound(), spent_ns_max);
+        let mut walk = self.walk(query, top.bound(), limit_ns);
         let finished = self.grow(&mut walk, allowed, scan_ns, top, stats)?;
         walk.end(stats);
         match finished {

@@ -60,7 +60,8 @@ pub(super) fn place_by_value<C: Deref<Target = [u64]>>(
     let value_of = |row: usize| extractor.extract(|word_idx| codes.word(row, word_idx));
 
     // Rows go to parts by the upper bits of their value first: a part's rows and offsets stay in the second-level
-    // cache while they are placed, where all of them would cost a miss a row.
+    // cache while they are placed, where all of them would cost a miss a row. Values are taken from the codes twice,
+    // which costs less than to keep them.
     let part_bits = width.saturating_sub(PART_WIDTH);
     let shift = width - part_bits;
     let mut part_ends = vec![0; 1 << part_bits];
@@ -99,8 +100,7 @@ pub(super) fn place_by_value<C: Deref<Target = [u64]>>(
     Ok((offsets, ids))
 }
 
-/// Bits of a value whose offsets and rows stay in the second-level cache, where codes are as many as tables are made
-/// for.
+/// Bits that the values of a part differ in: 4,096 offsets, and the rows of as many buckets.
 const PART_WIDTH: usize = 12;
 
 /// Makes sizes of what follows each other the places where each begins, the first at `start`.
