@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::linear::{AllRows, Blocks, GROUP, Parts, nth, report, scan_rows, splat};
+use super::linear::{AllRows, Ask, Blocks, GROUP, Parts, nth, report, scan_rows, splat};
 use super::{BatchSink, Lanes, MAX_WORDS};
 use crate::code::{BLOCK_ROWS, CHUNK_ROWS, CodesRef};
 
@@ -56,7 +56,7 @@ fn scan_batch_blocks<L, const WORDS: usize, const QUERIES: usize, const PLANES: 
 ) where
     L: Lanes,
 {
-    let ask_end = rows.end / BLOCK_ROWS;
+    let ask = Ask::in_order(rows.end / BLOCK_ROWS);
     let tile_blocks = (TILE_WORDS / (words * BLOCK_ROWS)).next_multiple_of(GROUP);
     let mut live: Vec<usize> = (0..queries.len()).collect();
     let mut row = rows.start;
@@ -80,7 +80,7 @@ fn scan_batch_blocks<L, const WORDS: usize, const QUERIES: usize, const PLANES: 
                 lanes,
                 blocks,
                 tile.clone(),
-                ask_end,
+                ask,
                 words,
                 group,
                 queries,
@@ -100,7 +100,7 @@ fn scan_batch_blocks<L, const WORDS: usize, const QUERIES: usize, const PLANES: 
             let splat = splat(lanes, query);
             let query = &splat[..words];
             scan_rows::<L, WORDS, PLANES, _>(
-                lanes, blocks, rows, ask_end, AllRows, query, bound, &mut sink,
+                lanes, blocks, rows, ask, AllRows, query, bound, &mut sink,
             );
         }
         row = tile.end;
@@ -114,7 +114,7 @@ fn scan_tile<L, const WORDS: usize, const N: usize, const PLANES: bool>(
     lanes: L,
     blocks: Blocks<'_, PLANES>,
     rows: Range<usize>,
-    ask_end: usize,
+    ask: Ask,
     words: usize,
     query_idxs: &[usize; N],
     queries: &[&[u64]],
@@ -151,7 +151,7 @@ fn scan_tile<L, const WORDS: usize, const N: usize, const PLANES: bool>(
     loop {
         // Groups of whole blocks, once the partly wanted first block is behind.
         while lane_mask == u8::MAX && block_idx + GROUP <= whole_end {
-            blocks.ask(block_idx, ask_end, words);
+            blocks.ask(block_idx, ask, words, true);
             let group = blocks.parts(block_idx, GROUP, words);
             let mut nearest = tile_distances(lanes, nth(group, 0, GROUP), &splat);
             for idx in 1..GROUP {

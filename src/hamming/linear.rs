@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use super::{Lanes, MAX_WORDS, Sink, prefetch_word};
-use crate::code::{BLOCK_ROWS, first_words, places};
+use crate::code::{BLOCK_ROWS, CHUNK_ROWS, first_words, places};
 
 /// Which rows a scan may report.
 pub(super) trait RowMask: Copy {
@@ -50,14 +50,77 @@ impl RowMask for RowSet<'_> {
 /// Blocks that share one branch: nearly all groups hold no hit, and one branch then settles 32 rows.
 pub(super) const GROUP: usize = 4;
 
-/// How far ahead of the scan memory is asked for, in 64-bit words: eight KiB measured best, the hardware's own
-/// prefetcher stops at page ends.
+/// How far ahead of a short scan memory is asked for, in 64-bit words: eight KiB measured best, the hardware's
+/// own prefetcher stops at page ends.
 pub(super) const AHEAD_WORDS: usize = 8192 / 8;
 
-/// As many blocks, of so many words each.
+/// Of codes of this many words or more, 32 MiB, memory is asked for by pages: fewer may lie in a cache, which
+/// gives what it has sooner in the order of addresses.
+const BY_PAGES_WORDS_MIN: usize = (32 << 20) / 8;
+
+/// The least of them, 256 KiB, that a scan has to read: the first tile is not asked for.
+const BY_PAGES_READ_MIN: usize = (256 << 10) / 8;
+
+/// Blocks of a chunk of planes.
+const CHUNK_BLOCKS: usize = CHUNK_ROWS / BLOCK_ROWS;
+
+/// Cache lines of a page of memory; a line is the words of a block in one place.
+const PAGE_LINES: usize = 4096 / 64;
+
+/// Pages that are asked for in turn, or about as many. Chunks of planes have their own number.
+const TURN_PAGES: usize = 8;
+
+/// How a scan asks for the memory that it comes to.
+///
+/// A long one asks by pages: for a line of each of some pages in turn, a tile or chunk ahead. In the order of
+/// addresses, what a core gets is limited by how far the hardware's prefetcher runs ahead within a page; it
+/// does so in each page that is asked for, and several of them bring 1.3 to 1.6 times as much.
+#[derive(Clone, Copy)]
+pub(super) struct Ask {
+    /// The block at which the scan ends.
+    end: usize,
+    by_pages: bool,
+}
+
+impl Ask {
+    /// Of a scan of some rows among `blocks`, with so many words a row.
+    #[inline(always)]
+    pub(super) fn new(blocks: &[u64], rows: &Range<usize>, words: usize) -> Ask {
+        let end = rows.end / BLOCK_ROWS;
+        let by_pages =
+            blocks.len() >= BY_PAGES_WORDS_MIN && rows.len() * words >= BY_PAGES_READ_MIN;
+        Ask { end, by_pages }
+    }
+
+    /// In the order of addresses, up to block `end`.
+    #[inline(always)]
+    pub(super) fn in_order(end: usize) -> Ask {
+        let by_pages = false;
+        Ask { end, by_pages }
+    }
+}
+
+/// The lines of a stretch of so many whole pages in the order that gives each page one in turn: `n_lines` of
+/// them from the `nth` on.
 #[inline(always)]
-pub(super) const fn blocks_ahead(words: usize) -> usize {
-    (AHEAD_WORDS / (words * BLOCK_ROWS)).next_multiple_of(GROUP)
+fn in_turn(n_pages: usize, nth: usize, n_lines: usize) -> impl Iterator<Item = usize> {
+    let (mut page, mut in_page) = (nth % n_pages, nth / n_pages);
+    (0..n_lines).map(move |_| {
+        let line = page * PAGE_LINES + in_page;
+        page += 1;
+        if page == n_pages {
+            (page, in_page) = (0, in_page + 1);
+        }
+        line
+    })
+}
+
+/// Asks for the memory of some lines, counted from a word.
+#[inline(always)]
+fn ask_lines(words: &[u64], start: usize, lines: impl Iterator<Item = usize>) {
+    for line in lines {
+        prefetch_word(words, start + line * BLOCK_ROWS);
+    }
 }
 
 /// Blocks that lie in planes, all of them, or one after the other.
@@ -98,19 +161,51 @@ impl<'a, const PLANES: bool> Blocks<'a, PLANES> {
         }
     }
 
-    /// Asks for the memory of a group that is read some time after group `block_idx`, if it begins before
-    /// block `end`.
+    /// Asks for the memory of a group that is read some time after group `block_idx`; of planes, for the
+    /// second one where `both`.
     #[inline(always)]
-    pub(super) fn ask(self, block_idx: usize, end: usize, words: usize) {
-        let ahead = block_idx + blocks_ahead(words);
+    pub(super) fn ask(self, block_idx: usize, ask: Ask, words: usize, both: bool) {
+        if !(ask.by_pages && self.ask_by_pages(block_idx, ask.end, words, both)) {
+            self.ask_in_order(block_idx, ask.end, words, both);
+        }
+    }
+
+    /// Asks for as many lines of the next tile or chunk, if that is whole.
+    #[inline(always)]
+    fn ask_by_pages(self, block_idx: usize, end: usize, words: usize, both: bool) -> bool {
+        // As many blocks as a page has lines take as many pages as a code has words.
+        let tile_blocks = match PLANES {
+            true => CHUNK_BLOCKS,
+            false => PAGE_LINES * (TURN_PAGES / words).max(1),
+        };
+        let (tile, in_tile) = (block_idx / tile_blocks, block_idx % tile_blocks);
+        if (tile + 2) * tile_blocks > end {
+            return false;
+        }
+        let (first, second) = Self::starts((tile + 1) * tile_blocks, words);
+        let lines = |words: usize| {
+            let n_pages = tile_blocks * words / PAGE_LINES;
+            in_turn(n_pages, in_tile * words, GROUP * words)
+        };
+        let in_first = Self::in_first(words);
+        ask_lines(self.0, first, lines(in_first));
+        if both && words > in_first {
+            ask_lines(self.0, second, lines(words - in_first));
+        }
+        true
+    }
+
+    /// Asks for the group that is a fixed way ahead.
+    #[inline(always)]
+    fn ask_in_order(self, block_idx: usize, end: usize, words: usize, both: bool) {
+        let in_first = Self::in_first(words);
+        let read = if both { words } else { in_first };
+        let ahead = block_idx + (AHEAD_WORDS / (read * BLOCK_ROWS)).next_multiple_of(GROUP);
         if ahead < end {
             let (first, second) = Self::starts(ahead, words);
-            let n_first = GROUP * Self::in_first(words);
-            for line in 0..n_first {
-                prefetch_word(self.0, first + line * BLOCK_ROWS);
-            }
-            for line in 0..GROUP * words - n_first {
-                prefetch_word(self.0, second + line * BLOCK_ROWS);
+            ask_lines(self.0, first, 0..GROUP * in_first);
+            if both {
+                ask_lines(self.0, second, 0..GROUP * (words - in_first));
             }
         }
     }
@@ -201,8 +296,7 @@ pub(super) fn report<L: Lanes>(
 }
 
 /// The scan of some rows, which reads all of their words. `WORDS` is the number of words of a code, or 0 to
-/// take it from the query. Gives the bound for rows to come, or `None` once the sink has enough. Memory is
-/// asked for as far as block `ask_end`.
+/// take it from the query. Gives the bound for rows to come, or `None` once the sink has enough.
 ///
 /// Contract: `rows` is not empty and lies within the blocks and the mask, and in one chunk if they are in
 /// planes. Under a mask that leaves rows out, it starts at the first row of a group.
@@ -212,7 +306,7 @@ pub(super) fn scan_rows<L: Lanes, const WORDS: usize, const PLANES: bool, M: Row
     lanes: L,
     blocks: Blocks<'_, PLANES>,
     rows: Range<usize>,
-    ask_end: usize,
+    ask: Ask,
     mask: M,
     query: &[L::Word],
     mut bound: u32,
@@ -227,7 +321,7 @@ pub(super) fn scan_rows<L: Lanes, const WORDS: usize, const PLANES: bool, M: Row
     loop {
         // Groups of whole blocks, once the partly wanted first block is behind.
         while lane_mask == u8::MAX && block_idx + GROUP <= whole_end {
-            blocks.ask(block_idx, ask_end, words);
+            blocks.ask(block_idx, ask, words, true);
             let group = blocks.parts(block_idx, GROUP, words);
             let [d0, d1, d2, d3] = group_distances(lanes, group, query);
             let nearest = lanes.min(lanes.min(d0, d1), lanes.min(d2, d3));
@@ -274,7 +368,33 @@ pub(super) fn scan_blocks<L: Lanes, const WORDS: usize, M: RowMask>(
 ) {
     let words = if WORDS == 0 { query.len() } else { WORDS };
     let splat = splat(lanes, query);
-    let (query, end) = (&splat[..words], rows.end / BLOCK_ROWS);
+    let query = &splat[..words];
+    let ask = Ask::new(blocks, &rows, words);
     let blocks = Blocks::<false>(blocks);
-    scan_rows::<L, WORDS, false, M>(lanes, blocks, rows, end, mask, query, bound, sink);
+    scan_rows::<L, WORDS, false, M>(lanes, blocks, rows, ask, mask, query, bound, sink);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{GROUP, PAGE_LINES, in_turn};
+
+    #[test]
+    fn every_line_is_asked_for_once_and_neighbors_are_of_different_pages() {
+        for n_pages in [1, 4, 8, 12, 20, 32] {
+            let n_lines = n_pages * PAGE_LINES;
+            let groups = (0..n_lines).step_by(GROUP);
+            let order: Vec<usize> = groups
+                .flat_map(|nth| in_turn(n_pages, nth, GROUP))
+                .collect();
+            for pair in order.windows(n_pages.min(2)) {
+                assert_eq!(
+                    pair[0] / PAGE_LINES == pair[pair.len() - 1] / PAGE_LINES,
+                    n_pages == 1
+                );
+            }
+            let mut sorted = order;
+            sorted.sort_unstable();
+            assert!(sorted.into_iter().eq(0..n_lines), "{n_pages} pages");
+        }
+    }
 }

@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use super::linear::{
-    Blocks, GROUP, RowMask, block_distances, group_distances, report, scan_rows, splat,
+    Ask, Blocks, GROUP, RowMask, block_distances, group_distances, report, scan_rows, splat,
 };
 use super::{Lanes, Sink, prefetch_word};
 use crate::code::{BLOCK_ROWS, CHUNK_ROWS, CodesRef, first_words};
@@ -61,7 +61,7 @@ pub(super) fn scan_planes<L: Lanes, const WORDS: usize, M: RowMask>(
     let splat = splat(lanes, query);
     let query = &splat[..words];
     let blocks = Blocks::<true>(codes.blocks());
-    let end = rows.end / BLOCK_ROWS;
+    let ask = Ask::new(codes.blocks(), &rows, words);
     let n_blocks = step_blocks(words);
     let step_rows = n_blocks * BLOCK_ROWS;
     let is_long = rows.len() >= ROWS_MIN;
@@ -79,7 +79,7 @@ pub(super) fn scan_planes<L: Lanes, const WORDS: usize, M: RowMask>(
         if is_whole && is_long && bound < far && (in_two || wait == 0) {
             let first = step.start / BLOCK_ROWS;
             let near =
-                near_blocks::<L, WORDS, M>(lanes, blocks, first, end, !in_two, mask, query, bound);
+                near_blocks::<L, WORDS, M>(lanes, blocks, first, ask, !in_two, mask, query, bound);
             report_near::<L, WORDS, M>(lanes, blocks, pending, mask, query, &mut bound, sink)?;
             pending = (first, near);
             in_two = !is_crowded(near.count_ones() as usize, n_blocks);
@@ -96,7 +96,7 @@ pub(super) fn scan_planes<L: Lanes, const WORDS: usize, M: RowMask>(
             #[cfg(test)]
             tests::count_read(step.len().div_ceil(BLOCK_ROWS));
             bound =
-                scan_rows::<L, WORDS, true, M>(lanes, blocks, step, end, mask, query, bound, sink)?;
+                scan_rows::<L, WORDS, true, M>(lanes, blocks, step, ask, mask, query, bound, sink)?;
         }
     }
     report_near::<L, WORDS, M>(lanes, blocks, pending, mask, query, &mut bound, sink)?;
@@ -104,15 +104,14 @@ pub(super) fn scan_planes<L: Lanes, const WORDS: usize, M: RowMask>(
 }
 
 /// Looks at the first plane of a step that begins with block `first`: a bit for each block with a wanted row
-/// that is near there. Memory is asked for as far as block `end`, that of the second plane for near blocks,
-/// and `ask_whole` for all.
+/// that is near there. Memory of the second plane is asked for of near blocks, and `ask_whole` of all.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 fn near_blocks<L: Lanes, const WORDS: usize, M: RowMask>(
     lanes: L,
     blocks: Blocks<'_, true>,
     first: usize,
-    end: usize,
+    ask: Ask,
     ask_whole: bool,
     mask: M,
     query: &[L::Word],
@@ -123,22 +122,11 @@ fn near_blocks<L: Lanes, const WORDS: usize, M: RowMask>(
     let query = &query[..in_first];
     let n_blocks = step_blocks(words);
     let step = blocks.parts(first, n_blocks, words);
-    let (next_first, next_second) = Blocks::<true>::starts(first + n_blocks, words);
-    let asks = first + n_blocks < end;
     let bound = lanes.splat(u64::from(bound));
     let mut near = 0;
     let groups = step.0.chunks_exact(GROUP * in_first * BLOCK_ROWS);
     for (group_idx, group) in groups.enumerate() {
-        if asks {
-            for line in group_idx * GROUP * in_first..(group_idx + 1) * GROUP * in_first {
-                prefetch_word(blocks.0, next_first + line * BLOCK_ROWS);
-            }
-        }
-        if asks && ask_whole {
-            for line in group_idx * GROUP * in_second..(group_idx + 1) * GROUP * in_second {
-                prefetch_word(blocks.0, next_second + line * BLOCK_ROWS);
-            }
-        }
+        blocks.ask(first + group_idx * GROUP, ask, words, ask_whole);
         let [d0, d1, d2, d3] = group_distances(lanes, (group, &[]), query);
         let nearest = lanes.min(lanes.min(d0, d1), lanes.min(d2, d3));
         if lanes.within(nearest, bound) == 0 {
