@@ -54,9 +54,9 @@ pub(super) const GROUP: usize = 4;
 /// own prefetcher stops at page ends.
 pub(super) const AHEAD_WORDS: usize = 8192 / 8;
 
-/// Of codes of this many words or more, 32 MiB, memory is asked for by pages: fewer may lie in a cache, which
+/// Of codes of this many words or more, 16 MiB, memory is asked for by pages: fewer may lie in a cache, which
 /// gives what it has sooner in the order of addresses.
-const BY_PAGES_WORDS_MIN: usize = (32 << 20) / 8;
+const BY_PAGES_WORDS_MIN: usize = (16 << 20) / 8;
 
 /// The least of them, 256 KiB, that a scan has to read: the first tile is not asked for.
 const BY_PAGES_READ_MIN: usize = (256 << 10) / 8;
