@@ -89,8 +89,20 @@ impl<'t> Finds<'t> {
         }
     }
 
-    /// Looks up the documents of the rows that are still near enough, and offers them to the top.
+    /// Looks up the documents of the rows that are still near enough, and offers them to the top. More rows may
+    /// come.
     pub(crate) fn settle(&mut self, rows: &SegmentRows<'_>) -> Result<()> {
+        self.offer_late(rows)?;
+        self.renew(rows);
+        Ok(())
+    }
+
+    /// As [`settle`](Finds::settle), of a search that is over.
+    pub(crate) fn end(mut self, rows: &SegmentRows<'_>) -> Result<()> {
+        self.offer_late(rows)
+    }
+
+    fn offer_late(&mut self, rows: &SegmentRows<'_>) -> Result<()> {
         let Some(late) = &mut self.late else {
             return Ok(());
         };
@@ -104,7 +116,6 @@ impl<'t> Finds<'t> {
                 distance,
                 address: rows.address(doc),
             }));
-        self.renew(rows);
         Ok(())
     }
 

@@ -585,7 +585,7 @@ impl LinearScan<'_> {
         })?;
         match failed {
             Some(error) => Err(error),
-            None => finds.settle(self.rows),
+            None => finds.end(self.rows),
         }
     }
 

@@ -7,6 +7,8 @@
 
 use std::ops::Range;
 
+use smallvec::{SmallVec, smallvec};
+
 use crate::code::CodeLen;
 
 /// A code found by a search. Ordered by (distance, address).
@@ -37,6 +39,9 @@ pub struct TopK {
 
 /// Room beyond `k` in the buffer of a small `k`, so that it is not cut at every push.
 const BUFFER_SLACK: usize = 32;
+
+/// An answer of this many is put in order without memory of its own.
+const SORTED_IN_PLACE: usize = 256;
 
 /// The neighbors that there is room for from the start.
 const BUFFER_ROOM: usize = 1024;
@@ -216,7 +221,7 @@ impl TopK {
             ends.push(start);
             start += count as usize;
         }
-        let mut addresses = vec![0u64; start];
+        let mut addresses: SmallVec<[u64; SORTED_IN_PLACE]> = smallvec![0; start];
         for neighbor in &self.buffer {
             if let Some(end) = ends.get_mut(neighbor.distance as usize) {
                 addresses[*end] = neighbor.address;
@@ -227,13 +232,18 @@ impl TopK {
         sorted.clear();
         let mut start = 0;
         for (distance, end) in (0..).zip(ends) {
-            let group = &mut addresses[start..end];
+            let mut group = &mut addresses[start..end];
+            // There may be more at the k-th distance than there is room for.
+            let room = self.k - sorted.len();
+            if (1..group.len()).contains(&room) {
+                group.select_nth_unstable(room - 1);
+            }
+            group = &mut group[..room.min(end - start)];
             group.sort_unstable();
             let of_group = group.iter().map(|&address| Neighbor { distance, address });
             sorted.extend(of_group);
             start = end;
         }
-        sorted.truncate(self.k);
         sorted
     }
 }

@@ -496,7 +496,7 @@ impl<'a> ClusterSearch<'a> {
             false => stats.fell_back += 1,
         }
         DISTANCES.set(seeded.distances);
-        finds.settle(self.rows)?;
+        finds.end(self.rows)?;
         Ok(goes_on)
     }
 

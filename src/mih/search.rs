@@ -279,12 +279,12 @@ impl<'a> MultiIndex<'a> {
                     return Ok(false);
                 }
                 if is_covered || radius == params.width(substring_idx) {
-                    finds.settle(self.rows)?;
+                    finds.end(self.rows)?;
                     return Ok(true);
                 }
             }
         }
-        finds.settle(self.rows)?;
+        finds.end(self.rows)?;
         Ok(true)
     }
 
