@@ -213,7 +213,7 @@ fn batches_equal_the_scans_of_each_query() {
         // Past the end of a tile, for the wider codes of two.
         let n_codes = rng.random_range(0..600);
         let codes = random_codes(len, n_codes, &mut rng);
-        for n_queries in [0, 1, 2, 3, 4, 5, 9] {
+        for n_queries in [0, 1, 2, 3, 4, 5, 9, 15, 21] {
             let mut queries: Vec<HashCode> = (0..n_queries)
                 .map(|_| random_code(len, 0.5, &mut rng))
                 .collect();

@@ -253,5 +253,5 @@ impl Lanes for Neon {
 
 /// The loops under NEON.
 mod neon {
-    crate::hamming::loops!(super::Neon, queries = 2, "neon");
+    crate::hamming::loops!(super::Neon, queries = 2 or 2, "neon");
 }

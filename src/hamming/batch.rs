@@ -56,7 +56,6 @@ fn scan_batch_blocks<L, const WORDS: usize, const QUERIES: usize, const PLANES: 
 ) where
     L: Lanes,
 {
-    let ask = Ask::in_order(rows.end / BLOCK_ROWS);
     let tile_blocks = (TILE_WORDS / (words * BLOCK_ROWS)).next_multiple_of(GROUP);
     let mut live: Vec<usize> = (0..queries.len()).collect();
     let mut row = rows.start;
@@ -71,22 +70,27 @@ fn scan_batch_blocks<L, const WORDS: usize, const QUERIES: usize, const PLANES: 
             false => usize::MAX,
         };
         let tile = row..tile_end.min(chunk_end).min(rows.end);
-        let (groups, singles) = match QUERIES {
+        let (groups, rest) = match QUERIES {
             1 => (&[][..], &live[..]),
             _ => live.as_chunks::<QUERIES>(),
         };
+        let (fours, singles) = match QUERIES {
+            8 => rest.as_chunks::<4>(),
+            _ => (&[][..], rest),
+        };
+        // The first pass over a tile asks for those to come.
+        let mut ask = Ask::in_order(rows.end / BLOCK_ROWS);
         for group in groups {
             scan_tile::<L, WORDS, QUERIES, PLANES>(
-                lanes,
-                blocks,
-                tile.clone(),
-                ask,
-                words,
-                group,
-                queries,
-                bounds,
-                sink,
+                lanes, blocks, &tile, ask, words, group, queries, bounds, sink,
             );
+            ask = Ask::NOTHING;
+        }
+        for group in fours {
+            scan_tile::<L, WORDS, 4, PLANES>(
+                lanes, blocks, &tile, ask, words, group, queries, bounds, sink,
+            );
+            ask = Ask::NOTHING;
         }
         for &query_idx in singles {
             let Some(bound) = bounds[query_idx] else {
@@ -102,6 +106,7 @@ fn scan_batch_blocks<L, const WORDS: usize, const QUERIES: usize, const PLANES: 
             scan_rows::<L, WORDS, PLANES, _>(
                 lanes, blocks, rows, ask, AllRows, query, bound, &mut sink,
             );
+            ask = Ask::NOTHING;
         }
         row = tile.end;
     }
@@ -113,7 +118,7 @@ fn scan_batch_blocks<L, const WORDS: usize, const QUERIES: usize, const PLANES: 
 fn scan_tile<L, const WORDS: usize, const N: usize, const PLANES: bool>(
     lanes: L,
     blocks: Blocks<'_, PLANES>,
-    rows: Range<usize>,
+    rows: &Range<usize>,
     ask: Ask,
     words: usize,
     query_idxs: &[usize; N],

@@ -83,6 +83,11 @@ pub(super) struct Ask {
 }
 
 impl Ask {
+    pub(super) const NOTHING: Ask = Ask {
+        end: 0,
+        by_pages: false,
+    };
+
     /// Of a scan of some rows among `blocks`, with so many words a row.
     #[inline(always)]
     pub(super) fn new(blocks: &[u64], rows: &Range<usize>, words: usize) -> Ask {

@@ -557,10 +557,11 @@ fn near_extent_places<L: Lanes>(
     }
 }
 
-/// The loops of one instruction set: the specialised widths, then any width. With a list
-/// of CPU features the functions enable them, and are unsafe to call from functions that do not.
+/// The loops of one instruction set: the specialised widths, then any width. `queries` are those of a batch that
+/// the registers hold, of one word or of more. With a list of CPU features the functions enable them, and are
+/// unsafe to call from functions that do not.
 macro_rules! loops {
-    ($lanes:ty, queries = $queries:literal $(, $features:literal)?) => {
+    ($lanes:ty, queries = $of_one_word:literal or $queries:literal $(, $features:literal)?) => {
         #[inline]
         $(#[target_feature(enable = $features)])?
         pub(super) fn scan<M: crate::hamming::RowMask>(
@@ -610,7 +611,7 @@ macro_rules! loops {
         ) {
             use crate::hamming::batch::scan_batch_rows as scan;
             match codes.code_len().words() {
-                1 => scan::<_, 1, $queries>(lanes, codes, rows, queries, bounds, sink),
+                1 => scan::<_, 1, $of_one_word>(lanes, codes, rows, queries, bounds, sink),
                 2 => scan::<_, 2, $queries>(lanes, codes, rows, queries, bounds, sink),
                 3 => scan::<_, 3, $queries>(lanes, codes, rows, queries, bounds, sink),
                 4 => scan::<_, 4, $queries>(lanes, codes, rows, queries, bounds, sink),
