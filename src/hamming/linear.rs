@@ -74,7 +74,7 @@ const TURN_PAGES: usize = 8;
 ///
 /// A long one asks by pages: for a line of each of some pages in turn, a tile or chunk ahead. In the order of
 /// addresses, what a core gets is limited by how far the hardware's prefetcher runs ahead within a page; it
-/// does so in each page that is asked for, and several of them bring 1.3 to 1.6 times as much.
+/// does so in each page that is asked for, and several of them bring 1.2 to 1.5 times as much.
 #[derive(Clone, Copy)]
 pub(super) struct Ask {
     /// The block at which the scan ends.
