@@ -151,7 +151,8 @@ const WALK_UNTRIED: f64 = 0.5;
 const WALK_FORGETS: f64 = 0.004;
 
 /// What is remembered is not believed beyond this many times what the constants say: it would come from cold memory
-/// or other work, and what is taken to be dear is not tried, so not corrected. A server was seen that takes more than four times.
+/// or other work, and what is taken to be dear is not tried, so not corrected. A server was seen that takes more
+/// than four times.
 const BELIEVED: f64 = 16.0;
 
 /// A walk of fewer lookups and candidates than this is over too soon to be timed; one among sketches that

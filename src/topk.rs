@@ -7,8 +7,6 @@
 
 use std::ops::Range;
 
-use smallvec::{SmallVec, smallvec};
-
 use crate::code::CodeLen;
 
 /// A code found by a search. Ordered by (distance, address).
@@ -39,9 +37,6 @@ pub struct TopK {
 
 /// Room beyond `k` in the buffer of a small `k`, so that it is not cut at every push.
 const BUFFER_SLACK: usize = 32;
-
-/// An answer of this many is put in order without memory of its own.
-const SORTED_IN_PLACE: usize = 256;
 
 /// The neighbors that there is room for from the start.
 const BUFFER_ROOM: usize = 1024;
@@ -221,7 +216,7 @@ impl TopK {
             ends.push(start);
             start += count as usize;
         }
-        let mut addresses: SmallVec<[u64; SORTED_IN_PLACE]> = smallvec![0; start];
+        let mut addresses = vec![0u64; start];
         for neighbor in &self.buffer {
             if let Some(end) = ends.get_mut(neighbor.distance as usize) {
                 addresses[*end] = neighbor.address;
@@ -232,18 +227,13 @@ impl TopK {
         sorted.clear();
         let mut start = 0;
         for (distance, end) in (0..).zip(ends) {
-            let mut group = &mut addresses[start..end];
-            // There may be more at the k-th distance than there is room for.
-            let room = self.k - sorted.len();
-            if (1..group.len()).contains(&room) {
-                group.select_nth_unstable(room - 1);
-            }
-            group = &mut group[..room.min(end - start)];
+            let group = &mut addresses[start..end];
             group.sort_unstable();
             let of_group = group.iter().map(|&address| Neighbor { distance, address });
             sorted.extend(of_group);
             start = end;
         }
+        sorted.truncate(self.k);
         sorted
     }
 }

@@ -12,7 +12,7 @@ mod set;
 pub use order::RowOrder;
 pub use pack::{binarize, signs};
 pub use set::{BLOCK_ROWS, CHUNK_ROWS, Codes, CodesRef};
-pub(crate) use set::{first_words, places};
+pub(crate) use set::{CHUNK_BLOCKS, first_words, places};
 
 use std::fmt;
 

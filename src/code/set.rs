@@ -22,7 +22,7 @@ pub const BLOCK_ROWS: usize = 8;
 
 /// Blocks in a chunk of planes: enough for the hardware's prefetcher not to run into the second plane too
 /// often.
-const CHUNK_BLOCKS: usize = 256;
+pub(crate) const CHUNK_BLOCKS: usize = 256;
 
 /// Rows in a chunk of planes.
 pub const CHUNK_ROWS: usize = CHUNK_BLOCKS * BLOCK_ROWS;

@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use super::{Lanes, MAX_WORDS, Sink, prefetch_word};
-use crate::code::{BLOCK_ROWS, CHUNK_ROWS, first_words, places};
+use crate::code::{BLOCK_ROWS, CHUNK_BLOCKS, first_words, places};
 
 /// Which rows a scan may report.
 pub(super) trait RowMask: Copy {
@@ -61,9 +61,6 @@ const BY_PAGES_WORDS_MIN: usize = (16 << 20) / 8;
 /// The least of them, 256 KiB, that a scan has to read: the first tile is not asked for.
 const BY_PAGES_READ_MIN: usize = (256 << 10) / 8;
 
-/// Blocks of a chunk of planes.
-const CHUNK_BLOCKS: usize = CHUNK_ROWS / BLOCK_ROWS;
-
 /// Cache lines of a page of memory; a line is the words of a block in one place.
 const PAGE_LINES: usize = 4096 / 64;
 
@@ -83,6 +80,7 @@ pub(super) struct Ask {
 }
 
 impl Ask {
+    /// For memory that an earlier pass has asked for.
     pub(super) const NOTHING: Ask = Ask {
         end: 0,
         by_pages: false,
