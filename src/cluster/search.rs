@@ -7,6 +7,8 @@
 use std::cell::Cell;
 use std::ops::Range;
 
+use smallvec::SmallVec;
+
 use crate::cluster::{ClusterView, SECTION};
 use crate::code::{HashCode, RowOrder};
 use crate::engine::{Allowed, Engine, EngineKind, Membership, SearchStats, SegmentRows};
@@ -41,6 +43,10 @@ const ROWS_PER_NEIGHBOR: usize = 6;
 
 /// A stretch of at least this many rows is cut down to the bound of the moment before it is read.
 const LONG_STRETCH: usize = 512;
+
+/// Stretches read together, and the rows of each that are asked for ahead: where there are more, the hardware sees it.
+const STRETCHES_AT_ONCE: usize = 16;
+const ASKED_ROWS: usize = 64;
 
 /// Rows wanted in the first reading of the query's own cluster, for each neighbor asked for.
 const FIRST_ROWS_PER_NEIGHBOR: usize = 16;
@@ -445,25 +451,90 @@ impl<'a> ClusterSearch<'a> {
         finds: &mut Finds<'_>,
         stats: &mut SearchStats,
     ) -> Result<()> {
-        for first in seeded.left.iter().take(PREFETCH_CLUSTERS) {
-            prefetch_rows(self.rows.codes, first.rows());
-        }
-        for (idx, &stretch) in seeded.left.iter().enumerate() {
-            if let Some(next) = seeded.left.get(idx + PREFETCH_CLUSTERS) {
-                prefetch_rows(self.rows.codes, next.rows());
+        let codes = self.rows.codes;
+        let ask = |stretches: &[Stretch]| {
+            for stretch in stretches {
+                let start = stretch.start as usize;
+                prefetch_rows(codes, start..stretch.rows().end.min(start + ASKED_ROWS));
             }
-            if stretch.least > finds.bound() {
+        };
+        let mut near = Vec::new();
+        let mut batches = seeded.left.chunks(STRETCHES_AT_ONCE).peekable();
+        batches.peek().copied().into_iter().for_each(ask);
+        while let Some(batch) = batches.next() {
+            batches.peek().copied().into_iter().for_each(ask);
+            let bound = finds.bound();
+            let n_within = batch.partition_point(|stretch| stretch.least <= bound);
+            let within = &batch[..n_within];
+            let short = |stretch: &Stretch| stretch.rows().len() < LONG_STRETCH;
+            if codes.code_len().words() == 1 && finds.late.is_some() && within.iter().all(short) {
+                let rows: SmallVec<[(u32, u32); STRETCHES_AT_ONCE]> = within
+                    .iter()
+                    .map(|stretch| (stretch.start, stretch.end))
+                    .collect();
+                self.offer_short(query, &rows, membership, finds, &mut near, stats)?;
+            } else {
+                for &stretch in within {
+                    self.offer_stretch(query, stretch, membership, seeded, finds, stats)?;
+                }
+            }
+            if n_within < batch.len() {
                 break;
             }
-            // A short stretch is read as it was found, however far the bound has fallen since.
-            if stretch.rows().len() < LONG_STRETCH {
-                self.offer_rows(query, stretch.rows(), membership, finds, stats)?;
+        }
+        Ok(())
+    }
+
+    /// Takes what a stretch can hold.
+    fn offer_stretch(
+        &self,
+        query: &HashCode,
+        stretch: Stretch,
+        membership: &mut Membership<'_>,
+        seeded: &Seeded,
+        finds: &mut Finds<'_>,
+        stats: &mut SearchStats,
+    ) -> Result<()> {
+        if stretch.least > finds.bound() {
+            return Ok(());
+        }
+        // A short stretch is read as it was found, however far the bound has fallen since.
+        if stretch.rows().len() < LONG_STRETCH {
+            return self.offer_rows(query, stretch.rows(), membership, finds, stats);
+        }
+        let cluster = stretch.cluster as usize;
+        let (distance, bound) = (seeded.distances[cluster], finds.bound());
+        let shells = (distance.saturating_sub(bound), distance + bound);
+        self.offer(query, cluster, shells, membership, finds, stats)
+    }
+
+    /// Takes the rows of short stretches of codes of one word, where rows wait. Few of them are near, if any: one
+    /// call finds those.
+    fn offer_short(
+        &self,
+        query: &HashCode,
+        rows: &[(u32, u32)],
+        membership: &mut Membership<'_>,
+        finds: &mut Finds<'_>,
+        near: &mut Vec<u32>,
+        stats: &mut SearchStats,
+    ) -> Result<()> {
+        let (words, query) = (self.rows.codes.blocks(), query.words()[0]);
+        stats.cluster_codes += rows
+            .iter()
+            .map(|(start, end)| u64::from(end - start))
+            .sum::<u64>();
+        self.kernel
+            .near_words(words, rows, query, finds.bound(), near);
+        for row in near.drain(..) {
+            let distance = (words[row as usize] ^ query).count_ones();
+            if distance > finds.bound() {
                 continue;
             }
-            let cluster = stretch.cluster as usize;
-            let (distance, bound) = (seeded.distances[cluster], finds.bound());
-            let shells = (distance.saturating_sub(bound), distance + bound);
-            self.offer(query, cluster, shells, membership, finds, stats)?;
+            match membership.has_row(row as usize) {
+                true => finds.take(self.rows, row as usize, distance).map(drop)?,
+                false => stats.filtered_out += 1,
+            }
         }
         Ok(())
     }

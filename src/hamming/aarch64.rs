@@ -76,6 +76,11 @@ impl Neon {
         unsafe { neon::distances(self, codes, query, out) }
     }
 
+    pub(super) fn rank(self, numbers: &mut [u64]) {
+        // SAFETY: `self` proves NEON.
+        unsafe { neon::rank(numbers) }
+    }
+
     pub(super) fn least(self, numbers: &[u32]) -> usize {
         // SAFETY: `self` proves NEON.
         unsafe { neon::least(numbers) }
@@ -109,13 +114,13 @@ impl Neon {
     pub(super) fn near_words(
         self,
         words: &[u64],
+        stretches: &[(u32, u32)],
         query: u64,
         bound: u32,
-        first: u32,
         out: &mut Vec<u32>,
     ) {
         // SAFETY: `self` proves NEON.
-        unsafe { neon::near_words(self, words, query, bound, first, out) }
+        unsafe { neon::near_words(self, words, stretches, query, bound, out) }
     }
 
     #[inline]

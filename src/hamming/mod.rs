@@ -18,6 +18,7 @@ mod linear;
 mod near;
 mod nearest;
 mod planes;
+mod ranks;
 mod scalar;
 mod trial;
 #[cfg(target_arch = "x86_64")]
@@ -273,18 +274,25 @@ impl Kernel {
         dispatch!(self, lanes => lanes.near_sketches(sketches, stretches, query, bound, out));
     }
 
-    /// Appends to `out` the place of each of some codes of one word that differs from `query` in at most `bound`
-    /// bits, counted from `first`. Ascending.
+    /// As [`near_sketches`](Kernel::near_sketches), of codes of one word as a set keeps them: whole blocks.
     #[inline]
     pub(crate) fn near_words(
         self,
         words: &[u64],
+        stretches: &[(u32, u32)],
         query: u64,
         bound: u32,
-        first: u32,
         out: &mut Vec<u32>,
     ) {
-        dispatch!(self, lanes => lanes.near_words(words, query, bound, first, out));
+        dispatch!(self, lanes => lanes.near_words(words, stretches, query, bound, out));
+    }
+
+    /// Sorts numbers that all differ.
+    pub(crate) fn ascend(self, numbers: &mut [u64]) {
+        match numbers.len() <= ranks::LEN_MAX {
+            true => dispatch!(self, lanes => lanes.rank(numbers)),
+            false => numbers.sort_unstable(),
+        }
     }
 
     /// Writes the distance from each of `rows` to `query` where it is at most `bound`, and some value
@@ -665,12 +673,17 @@ macro_rules! loops {
         pub(super) fn near_words(
             lanes: $lanes,
             words: &[u64],
+            stretches: &[(u32, u32)],
             query: u64,
             bound: u32,
-            first: u32,
             out: &mut Vec<u32>,
         ) {
-            crate::hamming::near::near_word_places(lanes, words, query, bound, first, out);
+            crate::hamming::near::near_word_places(lanes, words, stretches, query, bound, out);
+        }
+
+        $(#[target_feature(enable = $features)])?
+        pub(super) fn rank(numbers: &mut [u64]) {
+            crate::hamming::ranks::sort(numbers);
         }
 
         $(#[target_feature(enable = $features)])?

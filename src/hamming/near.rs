@@ -24,25 +24,25 @@ pub(super) fn near_sketch_places<L: Lanes>(
     bound: u32,
     out: &mut Vec<u32>,
 ) {
-    let within = |sketches: &[u32]| u32::from(lanes.sketches_within(sketches, query, bound));
+    let within = |sketches: &[u32]| lanes.sketches_within(sketches, query, bound);
     for &(start, end) in stretches {
         let stretch = &sketches[start as usize..end as usize];
-        let mut place = start;
-        let mut keep = |mut near: u32, len: usize| {
-            while near != 0 {
-                out.push(place + near.trailing_zeros());
-                near &= near - 1;
-            }
-            place += len as u32;
-        };
-        // Two loads share one branch: nearly all sketches are far.
+        let mut first = start;
+        // In long stretches two loads share one branch: nearly all sketches are far. At the end, which may be all of a
+        // short one, it would often be predicted wrong.
         let (pairs, rest) = stretch.as_chunks::<{ 2 * NUMBERS_AT_ONCE }>();
         for pair in pairs {
             let (low, high) = pair.split_at(NUMBERS_AT_ONCE);
-            keep(within(low) | within(high) << NUMBERS_AT_ONCE, pair.len());
+            let near = [within(low), within(high)];
+            if near != [0, 0] {
+                keep(lanes, near[0], first, out);
+                keep(lanes, near[1], first + NUMBERS_AT_ONCE as u32, out);
+            }
+            first += pair.len() as u32;
         }
         for chunk in rest.chunks(NUMBERS_AT_ONCE) {
-            keep(within(chunk), chunk.len());
+            keep(lanes, within(chunk), first, out);
+            first += chunk.len() as u32;
         }
     }
 }
@@ -52,28 +52,44 @@ pub(super) fn near_sketch_places<L: Lanes>(
 pub(super) fn near_word_places<L: Lanes>(
     lanes: L,
     words: &[u64],
+    stretches: &[(u32, u32)],
     query: u64,
     bound: u32,
-    first: u32,
     out: &mut Vec<u32>,
 ) {
-    let splat = lanes.splat(query);
-    let (whole, rest) = words.as_chunks::<BLOCK_ROWS>();
-    let mut place = first;
-    for block in whole {
-        let distances = lanes.finish(lanes.add(lanes.zero(), block, splat));
-        let mut near = lanes.within(distances, lanes.splat(u64::from(bound)));
-        while near != 0 {
-            out.push(place + near.trailing_zeros());
-            near &= near - 1;
-        }
-        place = place.wrapping_add(BLOCK_ROWS as u32);
-    }
-    for (word, place) in rest.iter().zip(place..) {
-        if (word ^ query).count_ones() <= bound {
-            out.push(place);
+    let (query, bound) = (lanes.splat(query), lanes.splat(u64::from(bound)));
+    let (blocks, _) = words.as_chunks::<BLOCK_ROWS>();
+    for &(start, end) in stretches {
+        let (start, end) = (start as usize, end as usize);
+        // Whole blocks, which are whole cache lines, and then what of them is meant.
+        let first = start / BLOCK_ROWS * BLOCK_ROWS;
+        let blocks = &blocks[first / BLOCK_ROWS..end.div_ceil(BLOCK_ROWS).max(first / BLOCK_ROWS)];
+        for (first, block) in (first..).step_by(BLOCK_ROWS).zip(blocks) {
+            let distances = lanes.finish(lanes.add(lanes.zero(), block, query));
+            let near = u16::from(lanes.within(distances, bound)) & rows_of(start, end, first);
+            if near != 0 {
+                keep(lanes, near, first as u32, out);
+            }
         }
     }
+}
+
+/// Bit `i`: whether row `first + i` of a block is one of `start..end`.
+#[inline(always)]
+fn rows_of(start: usize, end: usize, first: usize) -> u16 {
+    let below = |row: usize| (1u16 << row.saturating_sub(first).min(BLOCK_ROWS)) - 1;
+    below(end) & !below(start)
+}
+
+/// Appends the places of the set bits, bit 0 being the place `first`.
+///
+/// All places are copied and those of no meaning dropped: no branch on how many there are.
+#[inline(always)]
+fn keep<L: Lanes>(lanes: L, near: u16, first: u32, out: &mut Vec<u32>) {
+    let (places, n_places) = lanes.places(near, first);
+    let n_kept = out.len() + n_places;
+    out.extend_from_slice(&places);
+    out.truncate(n_kept);
 }
 
 #[cfg(test)]
@@ -114,8 +130,7 @@ mod tests {
                         .map(|i| i as u32)
                         .collect();
                     out.clear();
-                    let stretch = &words[start..start + len];
-                    kernel.near_words(stretch, word, 2 * share, start as u32, &mut out);
+                    kernel.near_words(&words, &stretches, word, 2 * share, &mut out);
                     assert_eq!(out, near, "{kernel:?}, {len} words from {start}");
                 }
             }

@@ -116,6 +116,10 @@ impl Scalar {
         plain::least(numbers)
     }
 
+    pub(super) fn rank(self, numbers: &mut [u64]) {
+        plain::rank(numbers);
+    }
+
     pub(super) fn near_extents(
         self,
         distances: &[u32],
@@ -140,12 +144,12 @@ impl Scalar {
     pub(super) fn near_words(
         self,
         words: &[u64],
+        stretches: &[(u32, u32)],
         query: u64,
         bound: u32,
-        first: u32,
         out: &mut Vec<u32>,
     ) {
-        plain::near_words(self, words, query, bound, first, out);
+        plain::near_words(self, words, stretches, query, bound, out);
     }
 
     pub(super) fn gather(

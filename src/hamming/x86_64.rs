@@ -370,6 +370,11 @@ macro_rules! face {
                 unsafe { $loops::distances(self, codes, query, out) }
             }
 
+            pub(super) fn rank(self, numbers: &mut [u64]) {
+                // SAFETY: `self` proves the instructions that the function enables.
+                unsafe { $loops::rank(numbers) }
+            }
+
             pub(super) fn least(self, numbers: &[u32]) -> usize {
                 // SAFETY: `self` proves the instructions that the function enables.
                 unsafe { $loops::least(numbers) }
@@ -403,13 +408,13 @@ macro_rules! face {
             pub(super) fn near_words(
                 self,
                 words: &[u64],
+                stretches: &[(u32, u32)],
                 query: u64,
                 bound: u32,
-                first: u32,
                 out: &mut Vec<u32>,
             ) {
                 // SAFETY: `self` proves the instructions that the function enables.
-                unsafe { $loops::near_words(self, words, query, bound, first, out) }
+                unsafe { $loops::near_words(self, words, stretches, query, bound, out) }
             }
 
             #[inline]

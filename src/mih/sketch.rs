@@ -353,16 +353,19 @@ impl<'a> SketchView<'a> {
         let (Some(&start), Some(&end)) = (offsets.get(value), offsets.get(value + 1)) else {
             return Ok(0..0);
         };
-        if start > end || end as usize > self.n_codes {
-            return Err(Error::corrupt(
-                SECTION,
-                format!(
-                    "bucket {value} is {start}..{end} of {} entries",
-                    self.n_codes
-                ),
-            ));
+        match start <= end && end as usize <= self.n_codes {
+            true => Ok(start as usize..end as usize),
+            false => Err(self.no_bucket(value, start, end)),
         }
-        Ok(start as usize..end as usize)
+    }
+
+    #[cold]
+    fn no_bucket(&self, value: usize, start: u32, end: u32) -> Error {
+        let n_codes = self.n_codes;
+        Error::corrupt(
+            SECTION,
+            format!("bucket {value} is {start}..{end} of {n_codes} entries"),
+        )
     }
 
     /// Asks for the memory that says where bucket `value` is.
@@ -404,7 +407,7 @@ impl<'a> SketchView<'a> {
     ///
     /// # Errors
     /// `Corrupt` if there is no such row.
-    #[inline]
+    #[inline(always)]
     pub(super) fn row(&self, table_idx: usize, entry: usize) -> Result<usize> {
         if table_idx == self.last() {
             return Ok(entry);
@@ -421,11 +424,16 @@ impl<'a> SketchView<'a> {
         let row = place.map_or(usize::MAX, |place| first as usize + place as usize);
         match row < self.n_codes {
             true => Ok(row),
-            false => Err(Error::corrupt(
-                SECTION,
-                format!("entry {entry} is of row {row} of {} codes", self.n_codes),
-            )),
+            false => Err(self.no_row(entry, row)),
         }
+    }
+
+    #[cold]
+    fn no_row(&self, entry: usize, row: usize) -> Error {
+        Error::corrupt(
+            SECTION,
+            format!("entry {entry} is of row {row} of {} codes", self.n_codes),
+        )
     }
 
     /// Reads everything: offsets ascend, rows are in the order of the last substring, every row occurs once

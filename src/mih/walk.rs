@@ -25,13 +25,16 @@ const LOOKUP_BATCH: usize = 16;
 /// Candidates compared together.
 pub(super) const CANDIDATE_BATCH: usize = 64;
 
-/// Sketches asked for ahead of those that are compared, and the buckets that they may be of.
-const SKETCHES_AHEAD: usize = 2048;
-const BUCKETS_AHEAD_MIN: usize = 4;
-const BUCKETS_AHEAD_MAX: usize = 64;
+/// Sketches compared together, and the buckets that they may be of.
+const SKETCHES_AT_ONCE: usize = 1024;
+const BUCKETS_AT_ONCE_MIN: usize = 2;
+const BUCKETS_AT_ONCE_MAX: usize = 32;
 
 /// How far from the query's own bucket the first bound is looked for.
 const SEED_RADIUS: usize = 1;
+
+/// The buckets that are on their way there.
+const SEED_BUCKETS_AHEAD: usize = 4;
 
 /// What the rows nearest by one substring say of the k nearest.
 #[derive(Clone, Copy, Debug, Default)]
@@ -42,15 +45,17 @@ pub(super) struct Seed {
     pub(super) is_even: bool,
 }
 
-/// Asks for the memory of words that lie together.
+/// Asks for the memory of words that lie together, and for that up to a whole number of lines behind their
+/// first: a comparison of the last ones reads so far, whatever its mask leaves of it.
 #[inline]
 fn prefetch_words<T>(words: &[T]) {
     let line = 64 / size_of::<T>();
-    for idx in (0..words.len()).step_by(line) {
+    // Two lines whether or not they are two: a branch would often be predicted wrong.
+    prefetch_word(words, 0);
+    for idx in (line..words.len()).step_by(line) {
         prefetch_word(words, idx);
     }
-    // The last line may begin behind the last step.
-    prefetch_word(words, words.len().saturating_sub(1));
+    prefetch_word(words, words.len().max(1).next_multiple_of(line) - 1);
 }
 
 /// A walk from bucket to bucket, and the batch of candidates it has collected.
@@ -253,37 +258,36 @@ impl<'a> Walk<'a> {
             .sum();
         let beside = substring_radius + elsewhere;
         let mut masks = Shell::new(width, substring_radius);
-        // Sketches are asked for this many buckets ahead, offsets twice as many: enough to keep memory busy, and
-        // few enough to stay in the first-level cache.
+        // The sketches of as many buckets are on their way while those before them are compared: enough to keep
+        // memory busy, and few enough to stay in the first-level cache.
         let mean = self.codes.n_codes() >> width;
-        let ahead = (SKETCHES_AHEAD / (mean + 1)).clamp(BUCKETS_AHEAD_MIN, BUCKETS_AHEAD_MAX);
-        // Some at once, so that small ones share a call, and most of those ahead stay ahead.
-        let at_once = ahead / 4;
-        const RING: usize = 2 * BUCKETS_AHEAD_MAX;
-        let mut values = [0; RING];
-        let mut buckets = [(0, 0); RING];
-        let (mut n_asked, mut n_opened, mut n_done) = (0, 0, 0);
-        loop {
-            while n_asked < n_done + 2 * ahead
-                && let Some(mask) = masks.next()
-            {
-                tables.prefetch_bucket(substring_idx, value ^ mask);
-                values[n_asked % RING] = value ^ mask;
-                n_asked += 1;
-            }
-            while n_opened < n_asked.min(n_done + ahead) {
-                let entries = tables.bucket(substring_idx, values[n_opened % RING])?;
-                buckets[n_opened % RING] = (entries.start as u32, entries.end as u32);
+        let at_once =
+            (SKETCHES_AT_ONCE / (mean + 1)).clamp(BUCKETS_AT_ONCE_MIN, BUCKETS_AT_ONCE_MAX);
+        // The offsets of those after them are asked for too.
+        let mut coming = [0; BUCKETS_AT_ONCE_MAX];
+        let mut n_coming = 0;
+        let mut open = |buckets: &mut [(u32, u32); BUCKETS_AT_ONCE_MAX]| -> Result<usize> {
+            let n_open = n_coming;
+            for (bucket, &value) in buckets.iter_mut().zip(&coming[..n_open]) {
+                let entries = tables.bucket(substring_idx, value)?;
+                *bucket = (entries.start as u32, entries.end as u32);
                 prefetch_words(&sketches[entries]);
-                n_opened += 1;
             }
-            if n_done == n_opened {
-                break;
+            n_coming = 0;
+            for (coming, mask) in coming[..at_once].iter_mut().zip(&mut masks) {
+                *coming = value ^ mask;
+                tables.prefetch_bucket(substring_idx, *coming);
+                n_coming += 1;
             }
-            let at = n_done % RING;
-            let n_now = (n_opened - n_done).min(at_once).min(RING - at);
-            let opened = &buckets[at..at + n_now];
-            n_done += n_now;
+            Ok(n_open)
+        };
+        let mut buckets = [[(0, 0); BUCKETS_AT_ONCE_MAX]; 2];
+        let [mut now, mut next] = buckets.each_mut();
+        open(now)?;
+        let mut n_now = open(now)?;
+        while n_now > 0 {
+            let n_next = open(next)?;
+            let opened = &now[..n_now];
             let n_entries: usize = opened
                 .iter()
                 .map(|(start, end)| (end - start) as usize)
@@ -294,8 +298,10 @@ impl<'a> Walk<'a> {
                 return Ok(false);
             }
             self.compare_sketches(tables, substring_idx, (query, beside), opened, hit)?;
+            std::mem::swap(&mut now, &mut next);
+            n_now = n_next;
         }
-        self.look_up(tables, substring_idx, hit)?;
+        self.look_up(tables, substring_idx, self.near.len(), hit)?;
         Ok(true)
     }
 
@@ -322,12 +328,12 @@ impl<'a> Walk<'a> {
             let buckets = masks.map(|mask| tables.bucket(table_idx, value ^ mask));
             let buckets: SmallVec<[Range<usize>; 17]> = buckets.collect::<Result<_>>()?;
             for (idx, rows) in buckets.iter().enumerate() {
-                if let Some(next) = buckets.get(idx + BUCKETS_AHEAD_MIN) {
+                if let Some(next) = buckets.get(idx + SEED_BUCKETS_AHEAD) {
                     prefetch_words(&words[next.clone()]);
                 }
-                let (first, bound) = (rows.start as u32, nearest.bound());
+                let rows = [(rows.start as u32, rows.end as u32)];
                 self.kernel
-                    .near_words(&words[rows.clone()], query, bound, first, &mut self.near);
+                    .near_words(words, &rows, query, nearest.bound(), &mut self.near);
                 for row in self.near.drain(..) {
                     let distance = (words[row as usize] ^ query).count_ones();
                     if is_allowed(row as usize) {
@@ -374,32 +380,35 @@ impl<'a> Walk<'a> {
         for &entry in &self.near[before..] {
             tables.prefetch_entry(substring_idx, entry as usize);
         }
-        match self.near.len() < CANDIDATE_BATCH {
+        // What was asked for last is not there yet.
+        match before < CANDIDATE_BATCH {
             true => Ok(()),
-            false => self.look_up(tables, substring_idx, hit),
+            false => self.look_up(tables, substring_idx, before, hit),
         }
     }
 
-    /// Compares the codes of the entries whose sketches are near.
+    /// Compares the codes of the first `n_entries` entries whose sketches are near.
     fn look_up(
         &mut self,
         tables: &SketchView<'a>,
         substring_idx: usize,
+        n_entries: usize,
         hit: &mut impl FnMut(u32, u32) -> Result<u32>,
     ) -> Result<()> {
         let (words, query) = (self.codes.blocks(), self.query[0]);
-        for entry in &mut self.near {
+        let entries = &mut self.near[..n_entries];
+        for entry in &mut *entries {
             let row = tables.row(substring_idx, *entry as usize)?;
             prefetch_word(words, row);
             *entry = row as u32;
         }
-        for &row in &self.near {
+        for &mut row in entries {
             let distance = (words[row as usize] ^ query).count_ones();
             if distance <= self.bound {
                 self.bound = hit(row, distance)?;
             }
         }
-        self.near.clear();
+        self.near.drain(..n_entries);
         Ok(())
     }
 
