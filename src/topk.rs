@@ -8,7 +8,6 @@
 use std::ops::Range;
 
 use crate::code::CodeLen;
-use crate::hamming::Kernel;
 
 /// A code found by a search. Ordered by (distance, address).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -229,7 +228,7 @@ impl TopK {
         let mut start = 0;
         for (distance, end) in (0..).zip(ends) {
             let group = &mut addresses[start..end];
-            Kernel::best().ascend(group);
+            group.sort_unstable();
             let of_group = group.iter().map(|&address| Neighbor { distance, address });
             sorted.extend(of_group);
             start = end;

@@ -76,11 +76,6 @@ impl Neon {
         unsafe { neon::distances(self, codes, query, out) }
     }
 
-    pub(super) fn rank(self, numbers: &mut [u64]) {
-        // SAFETY: `self` proves NEON.
-        unsafe { neon::rank(numbers) }
-    }
-
     pub(super) fn least(self, numbers: &[u32]) -> usize {
         // SAFETY: `self` proves NEON.
         unsafe { neon::least(numbers) }

@@ -18,7 +18,6 @@ mod linear;
 mod near;
 mod nearest;
 mod planes;
-mod ranks;
 mod scalar;
 mod trial;
 #[cfg(target_arch = "x86_64")]
@@ -287,14 +286,6 @@ impl Kernel {
         dispatch!(self, lanes => lanes.near_words(words, stretches, query, bound, out));
     }
 
-    /// Sorts numbers that all differ.
-    pub(crate) fn ascend(self, numbers: &mut [u64]) {
-        match numbers.len() <= ranks::LEN_MAX {
-            true => dispatch!(self, lanes => lanes.rank(numbers)),
-            false => numbers.sort_unstable(),
-        }
-    }
-
     /// Writes the distance from each of `rows` to `query` where it is at most `bound`, and some value
     /// above `bound` where it is not. True if any is within the bound. For rows all over the set, [`prefetch`]
     /// them a while before.
@@ -552,9 +543,7 @@ fn near_extent_places<L: Lanes>(
     for (distances, extents) in of_distances.iter().zip(of_extents) {
         // Which of them are near is anybody's guess, so nothing branches on it where `places` does not.
         let near = lanes.near(distances, extents, bound);
-        let (places, n_places) = lanes.places(near, first);
-        out.extend_from_slice(&places);
-        out.truncate(out.len() - NUMBERS_AT_ONCE + n_places);
+        near::keep(lanes, near, first, out);
         first += NUMBERS_AT_ONCE as u32;
     }
     let last = last_distances.iter().zip(last_extents);
@@ -679,11 +668,6 @@ macro_rules! loops {
             out: &mut Vec<u32>,
         ) {
             crate::hamming::near::near_word_places(lanes, words, stretches, query, bound, out);
-        }
-
-        $(#[target_feature(enable = $features)])?
-        pub(super) fn rank(numbers: &mut [u64]) {
-            crate::hamming::ranks::sort(numbers);
         }
 
         $(#[target_feature(enable = $features)])?

@@ -62,9 +62,10 @@ pub(super) fn near_word_places<L: Lanes>(
     for &(start, end) in stretches {
         let (start, end) = (start as usize, end as usize);
         // Whole blocks, which are whole cache lines, and then what of them is meant.
-        let first = start / BLOCK_ROWS * BLOCK_ROWS;
-        let blocks = &blocks[first / BLOCK_ROWS..end.div_ceil(BLOCK_ROWS).max(first / BLOCK_ROWS)];
-        for (first, block) in (first..).step_by(BLOCK_ROWS).zip(blocks) {
+        let first_block = start / BLOCK_ROWS;
+        let blocks = &blocks[first_block..end.div_ceil(BLOCK_ROWS)];
+        let firsts = (first_block * BLOCK_ROWS..).step_by(BLOCK_ROWS);
+        for (first, block) in firsts.zip(blocks) {
             let distances = lanes.finish(lanes.add(lanes.zero(), block, query));
             let near = u16::from(lanes.within(distances, bound)) & rows_of(start, end, first);
             if near != 0 {
@@ -85,7 +86,7 @@ fn rows_of(start: usize, end: usize, first: usize) -> u16 {
 ///
 /// All places are copied and those of no meaning dropped: no branch on how many there are.
 #[inline(always)]
-fn keep<L: Lanes>(lanes: L, near: u16, first: u32, out: &mut Vec<u32>) {
+pub(super) fn keep<L: Lanes>(lanes: L, near: u16, first: u32, out: &mut Vec<u32>) {
     let (places, n_places) = lanes.places(near, first);
     let n_kept = out.len() + n_places;
     out.extend_from_slice(&places);

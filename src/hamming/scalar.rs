@@ -116,10 +116,6 @@ impl Scalar {
         plain::least(numbers)
     }
 
-    pub(super) fn rank(self, numbers: &mut [u64]) {
-        plain::rank(numbers);
-    }
-
     pub(super) fn near_extents(
         self,
         distances: &[u32],

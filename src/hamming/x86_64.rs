@@ -370,11 +370,6 @@ macro_rules! face {
                 unsafe { $loops::distances(self, codes, query, out) }
             }
 
-            pub(super) fn rank(self, numbers: &mut [u64]) {
-                // SAFETY: `self` proves the instructions that the function enables.
-                unsafe { $loops::rank(numbers) }
-            }
-
             pub(super) fn least(self, numbers: &[u32]) -> usize {
                 // SAFETY: `self` proves the instructions that the function enables.
                 unsafe { $loops::least(numbers) }
