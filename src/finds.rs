@@ -5,7 +5,7 @@
 use crate::code::RowOrder;
 use crate::engine::{Membership, SegmentRows};
 use crate::error::Result;
-use crate::topk::{Neighbor, TopK};
+use crate::topk::{KthDistance, Neighbor, TopK};
 
 /// What a k-NN search has found: a `TopK`, and rows on their way into it.
 ///
@@ -63,13 +63,13 @@ impl<'t> Finds<'t> {
         rows.prefetch_doc(row);
         late.push(row, distance);
         self.settle_if_many(rows)?;
-        Ok(self.late.as_ref().map(|late| late.bound))
+        Ok(self.late.as_ref().map(|late| late.bound()))
     }
 
     /// The largest distance that may still enter.
     pub(crate) fn bound(&self) -> u32 {
         match &self.late {
-            Some(late) => late.bound,
+            Some(late) => late.bound(),
             None => self.top.bound(),
         }
     }
@@ -77,14 +77,14 @@ impl<'t> Finds<'t> {
     /// The largest distance at which a row of these may still enter, `None` if none may.
     pub(crate) fn bound_from(&self, rows: &SegmentRows<'_>) -> Option<u32> {
         match &self.late {
-            Some(late) => Some(late.bound),
+            Some(late) => Some(late.bound()),
             None => self.top.bound_from(rows.address_base),
         }
     }
 
     pub(crate) fn is_full(&self) -> bool {
         match &self.late {
-            Some(late) => late.n_within >= late.k,
+            Some(late) => late.kth.is_full(),
             None => self.top.is_full(),
         }
     }
@@ -106,7 +106,7 @@ impl<'t> Finds<'t> {
         let Some(late) = &mut self.late else {
             return Ok(());
         };
-        let bound = late.bound;
+        let bound = late.bound();
         // As `retain` does, without a branch on each distance, which would often be predicted wrong.
         let mut n_near = 0;
         for idx in 0..late.rows.len() {
@@ -152,39 +152,31 @@ impl<'t> Finds<'t> {
 /// came. Unlike in a `TopK` all rows at the k-th distance stay: which of them count, their documents will
 /// say.
 pub(crate) struct NearRows {
-    k: usize,
-    pub(crate) bound: u32,
-    /// Found at each distance up to `bound`, and all of those together.
-    counts: Vec<u32>,
-    n_within: usize,
+    kth: KthDistance,
     rows: Vec<(u32, u32)>,
 }
 
 impl NearRows {
     /// `None` if nothing of these rows may enter the top.
     fn of(top: &TopK, rows: &SegmentRows<'_>) -> Option<NearRows> {
-        let bound = top.bound_from(rows.address_base)?;
-        let counts = top.counts_within(bound).to_vec();
         let n_rows = NEAR_ROWS_EACH.saturating_mul(top.k());
         Some(NearRows {
-            k: top.k(),
-            bound,
-            n_within: counts.iter().map(|&count| count as usize).sum(),
-            counts,
+            kth: top.kth_within(top.bound_from(rows.address_base)?),
             rows: Vec::with_capacity(n_rows.clamp(NEAR_ROWS, LATE_ROWS_MAX)),
         })
+    }
+
+    /// The largest distance that may still enter.
+    #[inline]
+    pub(crate) fn bound(&self) -> u32 {
+        self.kth.bound()
     }
 
     /// Takes a row within the bound and gives the bound for those to come.
     #[inline]
     pub(crate) fn push(&mut self, row: usize, distance: u32) -> u32 {
         self.rows.push((row as u32, distance));
-        self.counts[distance as usize] += 1;
-        self.n_within += 1;
-        while self.n_within - self.counts[self.bound as usize] as usize >= self.k {
-            self.n_within -= self.counts[self.bound as usize] as usize;
-            self.bound -= 1;
-        }
-        self.bound
+        self.kth.add(distance);
+        self.kth.bound()
     }
 }

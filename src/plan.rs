@@ -62,11 +62,10 @@ const LOOKUP_NS: f64 = 13.0;
 const CANDIDATE_NS: f64 = 14.0;
 const CANDIDATE_NS_PER_WORD: f64 = 1.0;
 
-/// One lookup in a table with sketches: an offset pair of a table that lies in a cache, the start of a stretch
-/// of sketches, and its end. One of those sketches, in sequence; and one that is near enough for its code.
-const SKETCH_LOOKUP_NS: f64 = 20.0;
-const SKETCH_NS: f64 = 0.3;
-const NEAR_SKETCH_NS: f64 = 15.0;
+/// One lookup in a table with copies of the codes: an offset pair of a table that lies in a cache, the start of a
+/// stretch of codes, and its end. One of those codes, in sequence.
+const COPIED_LOOKUP_NS: f64 = 20.0;
+const COPIED_NS: f64 = 0.6;
 
 /// One match read out of a filter's scorer; one of a single term, whose postings come in blocks, into a
 /// list and into a set.
@@ -133,8 +132,8 @@ static SCANS: Observed = Observed::nothing();
 /// Walks through the tables of multi-index hashing, as shares of what the constants say.
 static WALKS: Observed = Observed::nothing();
 
-/// Those through tables with sketches.
-static SKETCH_WALKS: Observed = Observed::nothing();
+/// Those through tables with copies of the codes.
+static COPY_WALKS: Observed = Observed::nothing();
 
 /// The share of the newest in what is remembered.
 const NEWEST: f64 = 0.25;
@@ -155,8 +154,8 @@ const WALK_FORGETS: f64 = 0.004;
 /// than four times.
 const BELIEVED: f64 = 16.0;
 
-/// A walk of fewer lookups and candidates than this is over too soon to be timed; one among sketches that
-/// takes fewer lookups.
+/// A walk of fewer lookups and candidates than this is over too soon to be timed; one among copies of codes
+/// that takes fewer lookups.
 const OBSERVED_STEPS_MIN: u64 = 8192;
 const OBSERVED_LOOKUPS_MIN: u64 = 256;
 
@@ -186,7 +185,7 @@ pub(crate) fn observe_scan(codes: CodesRef<'_>, elapsed: Duration) {
 fn walks(form: MihForm) -> &'static Observed {
     match form {
         MihForm::Rows => &WALKS,
-        MihForm::Sketches => &SKETCH_WALKS,
+        MihForm::Codes => &COPY_WALKS,
     }
 }
 
@@ -199,7 +198,7 @@ pub(crate) fn observe_walk(
 ) {
     let is_short = match form {
         MihForm::Rows => lookups + candidates < OBSERVED_STEPS_MIN,
-        MihForm::Sketches => lookups < OBSERVED_LOOKUPS_MIN,
+        MihForm::Codes => lookups < OBSERVED_LOOKUPS_MIN,
     };
     if is_short {
         return;
@@ -318,10 +317,9 @@ pub(crate) fn uniform_mih_ns(params: &MihParams, n_codes: usize, bound: u32) -> 
     balls_of_ns(params, MihForm::Rows, n_codes, bound as usize)
 }
 
-/// Multi-index hashing with sketches, given the buckets it looks up, the sketches it compares, and how many
-/// of those are near.
-pub(crate) fn nominal_sketches_ns(n_lookups: f64, n_sketches: f64, n_near: f64) -> f64 {
-    n_lookups * SKETCH_LOOKUP_NS + n_sketches * SKETCH_NS + n_near * NEAR_SKETCH_NS
+/// Multi-index hashing with copies of the codes, given the buckets it looks up and the codes it compares.
+pub(crate) fn nominal_copies_ns(n_lookups: f64, n_candidates: f64) -> f64 {
+    n_lookups * COPIED_LOOKUP_NS + n_candidates * COPIED_NS
 }
 
 /// Multi-index hashing within a bound that is already known to hold enough codes.
@@ -372,7 +370,7 @@ fn nominal_step_ns(words: usize, form: MihForm) -> (f64, f64) {
             let candidate_ns = CANDIDATE_NS + CANDIDATE_NS_PER_WORD * words_read(words);
             (LOOKUP_NS, candidate_ns)
         }
-        MihForm::Sketches => (SKETCH_LOOKUP_NS, SKETCH_NS),
+        MihForm::Codes => (COPIED_LOOKUP_NS, COPIED_NS),
     }
 }
 

@@ -18,18 +18,83 @@ pub struct Neighbor {
     pub address: u64,
 }
 
+/// The distance of the k-th nearest of the codes seen so far, by how many lie at each distance.
+#[derive(Clone, Debug)]
+pub(crate) struct KthDistance {
+    k: usize,
+    bound: u32,
+    /// Invariant: `counts[d]` codes have distance `d`, for every `d <= bound`.
+    counts: Vec<u32>,
+    /// The sum of `counts[..=bound]`.
+    n_within: usize,
+}
+
+impl KthDistance {
+    /// Of codes no farther than `max_distance`. `k` is 1 or more.
+    pub(crate) fn new(k: usize, max_distance: u32) -> KthDistance {
+        let bound = max_distance.min(CodeLen::MAX_BITS as u32);
+        KthDistance {
+            k,
+            bound,
+            counts: vec![0; bound as usize + 1],
+            n_within: 0,
+        }
+    }
+
+    /// The k-th distance, or the greatest that was asked for while fewer than k codes are that near.
+    #[inline]
+    pub(crate) fn bound(&self) -> u32 {
+        self.bound
+    }
+
+    /// True if `k` codes are known.
+    #[inline]
+    pub(crate) fn is_full(&self) -> bool {
+        self.n_within >= self.k
+    }
+
+    /// Takes a code.
+    #[inline]
+    pub(crate) fn add(&mut self, distance: u32) {
+        if distance <= self.bound {
+            self.count(distance);
+            self.fall();
+        }
+    }
+
+    /// Takes a code within the bound, which may then be too high.
+    #[inline]
+    fn count(&mut self, distance: u32) {
+        self.counts[distance as usize] += 1;
+        self.n_within += 1;
+    }
+
+    /// The bound falls while k codes lie strictly below it.
+    #[inline]
+    fn fall(&mut self) {
+        while self.n_within - self.counts[self.bound as usize] as usize >= self.k {
+            self.n_within -= self.counts[self.bound as usize] as usize;
+            self.bound -= 1;
+        }
+    }
+
+    /// What is farther than this counts no more.
+    fn lower(&mut self, bound: u32) {
+        self.bound = bound;
+        let within = &self.counts[..=bound as usize];
+        self.n_within = within.iter().map(|&count| count as usize).sum();
+    }
+}
+
 /// Collects the `k` smallest [`Neighbor`]s within a greatest distance.
 #[derive(Clone, Debug)]
 pub struct TopK {
     k: usize,
-    bound: u32,
+    /// The neighbors in the buffer by their distance.
+    kth: KthDistance,
     /// Nothing at or above this enters: the k-th neighbor when the buffer was last cut, one past
     /// the greatest distance before that.
     threshold: Neighbor,
-    /// Invariant: `counts[d]` buffered neighbors have distance `d`, for every `d <= bound`.
-    counts: Vec<u32>,
-    /// The sum of `counts[..=bound]`.
-    n_within: usize,
     /// Every neighbor that may belong to the answer, and some that no longer do.
     buffer: Vec<Neighbor>,
     buffer_max: usize,
@@ -47,18 +112,16 @@ impl TopK {
     /// Takes memory as neighbors come in, never for a large `k` in advance. Distances are those of codes, at
     /// most [`CodeLen::MAX_BITS`].
     pub fn new(k: usize, max_distance: u32) -> TopK {
-        let bound = max_distance.min(CodeLen::MAX_BITS as u32);
-        let limit = if k == 0 { 0 } else { bound + 1 };
+        let kth = KthDistance::new(k, max_distance);
+        let limit = if k == 0 { 0 } else { kth.bound + 1 };
         let buffer_max = k.saturating_add(k.max(BUFFER_SLACK));
         TopK {
             k,
-            bound,
+            kth,
             threshold: Neighbor {
                 distance: limit,
                 address: 0,
             },
-            counts: vec![0; limit as usize],
-            n_within: 0,
             buffer: Vec::with_capacity(buffer_max.min(BUFFER_ROOM)),
             buffer_max,
         }
@@ -72,7 +135,7 @@ impl TopK {
     /// The largest distance that may still enter, 0 if [`is_closed`](TopK::is_closed).
     #[inline]
     pub fn bound(&self) -> u32 {
-        if self.is_closed() { 0 } else { self.bound }
+        if self.is_closed() { 0 } else { self.kth.bound }
     }
 
     /// The largest distance at which `address` or a greater one may still enter; `None` if there is
@@ -81,14 +144,16 @@ impl TopK {
     #[inline]
     pub fn bound_from(&self, address: u64) -> Option<u32> {
         if address < self.threshold.address {
-            return Some(self.bound);
+            return Some(self.kth.bound);
         }
-        Some(self.bound.min(self.threshold.distance.checked_sub(1)?))
+        Some(self.kth.bound.min(self.threshold.distance.checked_sub(1)?))
     }
 
-    /// How many neighbors there are at each distance up to this one, which is at most [`bound`](TopK::bound).
-    pub(crate) fn counts_within(&self, distance: u32) -> &[u32] {
-        self.counts.get(..=distance as usize).unwrap_or_default()
+    /// The distances of the neighbors within this one, which is at most [`bound`](TopK::bound).
+    pub(crate) fn kth_within(&self, distance: u32) -> KthDistance {
+        let mut kth = self.kth.clone();
+        kth.lower(distance);
+        kth
     }
 
     /// True if nothing may enter, whatever its distance and address.
@@ -104,20 +169,19 @@ impl TopK {
     /// True if `k` neighbors are known: from here on the bound is the k-th distance.
     #[inline]
     pub fn is_full(&self) -> bool {
-        self.n_within >= self.k
+        self.kth.is_full()
     }
 
     /// Offers a code. Contract: every address is offered at most once.
     #[inline]
     pub fn push(&mut self, distance: u32, address: u64) {
         let neighbor = Neighbor { distance, address };
-        if distance > self.bound || neighbor >= self.threshold {
+        if distance > self.kth.bound || neighbor >= self.threshold {
             return;
         }
         self.buffer.push(neighbor);
-        self.counts[distance as usize] += 1;
-        self.n_within += 1;
-        self.lower_bound();
+        self.kth.count(distance);
+        self.kth.fall();
         if self.buffer.len() >= self.buffer_max {
             self.cut();
         }
@@ -130,22 +194,12 @@ impl TopK {
         }
         // There is room for all, so that the bound may fall once.
         for neighbor in neighbors {
-            if neighbor.distance <= self.bound && neighbor < self.threshold {
+            if neighbor.distance <= self.kth.bound && neighbor < self.threshold {
                 self.buffer.push(neighbor);
-                self.counts[neighbor.distance as usize] += 1;
-                self.n_within += 1;
+                self.kth.count(neighbor.distance);
             }
         }
-        self.lower_bound();
-    }
-
-    /// The bound is the k-th distance: it falls while k neighbors lie strictly below it.
-    #[inline]
-    fn lower_bound(&mut self) {
-        while self.n_within - self.counts[self.bound as usize] as usize >= self.k {
-            self.n_within -= self.counts[self.bound as usize] as usize;
-            self.bound -= 1;
-        }
+        self.kth.fall();
     }
 
     /// Keeps the k smallest neighbors of a buffer that holds more.
@@ -153,21 +207,17 @@ impl TopK {
         let (_, kth, _) = self.buffer.select_nth_unstable(self.k - 1);
         self.threshold = *kth;
         self.buffer.truncate(self.k);
-        self.counts[self.bound as usize] -= (self.n_within - self.k) as u32;
-        self.n_within = self.k;
+        let (bound, n_cut) = (self.kth.bound as usize, self.kth.n_within - self.k);
+        self.kth.counts[bound] -= n_cut as u32;
+        self.kth.n_within = self.k;
     }
 
     /// Nothing farther than this enters any more, and what is farther leaves.
     pub(crate) fn lower(&mut self, bound: u32) {
-        if bound >= self.bound || self.is_closed() {
+        if bound >= self.kth.bound || self.is_closed() {
             return;
         }
-        self.bound = bound;
-        self.n_within = self
-            .counts_within(bound)
-            .iter()
-            .map(|&count| count as usize)
-            .sum();
+        self.kth.lower(bound);
         let limit = Neighbor {
             distance: bound + 1,
             address: 0,
@@ -210,9 +260,10 @@ impl TopK {
     pub fn into_sorted(mut self) -> Vec<Neighbor> {
         // How many there are at each distance is known, so each goes to its group at once, and groups are of
         // plain numbers.
-        let mut ends = Vec::with_capacity(self.counts.len());
+        let counts = &self.kth.counts[..=self.kth.bound as usize];
+        let mut ends = Vec::with_capacity(counts.len());
         let mut start = 0;
-        for &count in self.counts_within(self.bound) {
+        for &count in counts {
             ends.push(start);
             start += count as usize;
         }

@@ -8,9 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use common::damage::{
-    CENTROIDS, CLUSTERS, CODE_PLANES, CODES, DOC_IDS, META, MIH_IDS, MIH_OFFSETS, MIH_PLACES,
-    MIH_SKETCHES, Outcome, Parts, RANK_ROWS, ROW_RANKS, SHELLS, exercise, planes_file,
-    segment_file,
+    CENTROIDS, CLUSTERS, CODE_PLANES, CODES, DOC_IDS, META, MIH_CODES, MIH_IDS, MIH_OFFSETS,
+    Outcome, Parts, RANK_ROWS, ROW_RANKS, SHELLS, exercise, planes_file, segment_file,
 };
 use common::{Doc, random_code, schema, seeded};
 use rand::Rng;
@@ -462,48 +461,42 @@ const DAMAGE: &[Damage] = &[
     }),
 ];
 
-/// A file of tables with sketches, with gaps.
-fn sketched() -> Parts {
-    let fields = [(4, 40, 0.8, TablePolicy::Sketches)];
-    Parts::of(&segment_file(&mut seeded("sketched", 17), 200, &fields))
+/// A file of tables with copies of the codes, with gaps.
+fn copied() -> Parts {
+    let fields = [(4, 40, 0.8, TablePolicy::MihCopies)];
+    Parts::of(&segment_file(&mut seeded("copied", 17), 200, &fields))
 }
 
-const DAMAGED_SKETCHES: &[Damage] = &[
-    ("a sketch bit flipped", |parts| {
-        parts.part(MIH_SKETCHES).bytes[41] ^= 1;
+const DAMAGED_COPIES: &[Damage] = &[
+    ("a code bit of a table flipped", |parts| {
+        parts.part(MIH_CODES).bytes[41] ^= 1;
     }),
-    ("a place past the end", |parts| {
-        parts.part(MIH_PLACES).bytes[7] = 255;
+    ("a bit behind a code of a table", |parts| {
+        parts.part(MIH_CODES).bytes[47] ^= 1;
     }),
-    ("a place of another row", |parts| {
-        parts.part(MIH_PLACES).bytes[11] ^= 1;
+    ("a bit behind the last code of a table", |parts| {
+        *parts.part(MIH_CODES).bytes.last_mut().unwrap() = 1;
     }),
     ("a code bit flipped", |parts| {
         parts.part(CODES).bytes[0] ^= 1;
     }),
-    ("offsets that do not end with the last row", |parts| {
-        let last = parts.part(MIH_OFFSETS).bytes.len() / 4 - 1;
-        parts.part(MIH_OFFSETS).set_word(last, 7);
+    ("two entries exchanged but for their codes", |parts| {
+        let (first, second) = (parts.part(MIH_IDS).word(0), parts.part(MIH_IDS).word(1));
+        parts.part(MIH_IDS).set_word(0, second);
+        parts.part(MIH_IDS).set_word(1, first);
     }),
     ("an offset past the end", |parts| {
-        parts.part(MIH_OFFSETS).set_word(1000, u32::MAX);
+        parts.part(MIH_OFFSETS).set_word(100, u32::MAX);
     }),
-    ("places of three bytes", |parts| {
-        let mut meta = parts.part(META).json();
-        meta["sketches"]["place_bytes"] = 3.into();
-        parts.part(META).bytes = serde_json::to_vec(&meta).unwrap();
+    ("the codes of one table missing", |parts| {
+        let mut is_first = true;
+        parts
+            .sections
+            .retain(|part| part.kind != MIH_CODES || !std::mem::replace(&mut is_first, false));
     }),
-    ("sketches without tables", |parts| {
-        let mut meta = parts.part(META).json();
-        meta["mih"] = serde_json::Value::Null;
-        parts.part(META).bytes = serde_json::to_vec(&meta).unwrap();
-    }),
-    ("documents of two rows exchanged", |parts| {
-        let (mut ranks, mut rows) = orders(parts);
-        rows.swap(ranks[0] as usize, ranks[1] as usize);
-        ranks.swap(0, 1);
-        parts.part(ROW_RANKS).bytes = pack(&ranks);
-        parts.part(RANK_ROWS).bytes = pack(&rows);
+    ("the codes of a table one block short", |parts| {
+        let codes = &mut parts.part(MIH_CODES).bytes;
+        codes.truncate(codes.len() - 64);
     }),
 ];
 
@@ -511,23 +504,7 @@ const DAMAGED_SKETCHES: &[Damage] = &[
 #[test]
 fn verify_sees_damage_behind_right_checksums() {
     check_damage(&clustered(), DAMAGE);
-    // That documents ascend shows only among rows that agree in their last substring.
-    let (order, others) = DAMAGED_SKETCHES.split_last().unwrap();
-    check_damage(&sketched(), others);
-    let mut rng = seeded("equal", 18);
-    let mut column = Column::new(CodeLen::new(40).unwrap());
-    let code = random_code(&mut rng, 40);
-    (0..9).for_each(|doc_id| column.push(doc_id, &code).unwrap());
-    let spec = ColumnSpec {
-        field_id: 4,
-        code_len: column.codes().code_len(),
-        model_id: None,
-    };
-    let mut writer = SegmentWriter::new(Vec::new(), 9, 1).unwrap();
-    writer
-        .add_field(&spec, &column, TablePolicy::Sketches)
-        .unwrap();
-    check_damage(&Parts::of(&writer.finish().unwrap()), &[*order]);
+    check_damage(&copied(), DAMAGED_COPIES);
 }
 
 fn check_damage(sound: &Parts, damages: &[Damage]) {

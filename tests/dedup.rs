@@ -223,7 +223,7 @@ fn pairs_and_groups_equal_all_comparisons() {
         (64, Kind::Uniform, TablePolicy::Always, 1, 1.0, 0.0),
         (64, Kind::Clustered, TablePolicy::Always, 3, 0.8, 0.2),
         (64, Kind::Copies, TablePolicy::Clusters, 2, 0.9, 0.3),
-        (64, Kind::Clustered, TablePolicy::Sketches, 2, 0.9, 0.3),
+        (64, Kind::Clustered, TablePolicy::MihCopies, 2, 0.9, 0.3),
         (48, Kind::Copies, TablePolicy::Never, 4, 1.0, 0.0),
         (256, Kind::Clustered, TablePolicy::Clusters, 2, 0.7, 0.5),
         (200, Kind::Copies, TablePolicy::Mih, 1, 1.0, 0.1),

@@ -47,7 +47,7 @@ impl Corpus {
         let tables = [
             TablePolicy::Always,
             TablePolicy::Never,
-            TablePolicy::Sketches,
+            TablePolicy::MihCopies,
         ][rng.random_range(0..3)];
         let plugin = HashPlugin::builder().tables(tables).build().unwrap();
         let index = HashIndex::create_in_ram(schema, plugin).unwrap();

@@ -162,7 +162,7 @@ const GOLDEN: [Golden; 9] = [
         is_old: false,
     },
     Golden {
-        name: "sketched-40",
+        name: "mih-codes-40",
         max_doc: 65,
         fields: &[Field {
             id: 6,
@@ -170,7 +170,7 @@ const GOLDEN: [Golden; 9] = [
             gap: 4,
             centers: 3,
             model_id: Some("model-d"),
-            tables: TablePolicy::Sketches,
+            tables: TablePolicy::MihCopies,
         }],
         is_old: false,
     },
@@ -201,12 +201,12 @@ impl Field {
     fn has_mih(&self) -> bool {
         matches!(
             self.tables,
-            TablePolicy::Mih | TablePolicy::Always | TablePolicy::Sketches
+            TablePolicy::Mih | TablePolicy::Always | TablePolicy::MihCopies
         )
     }
 
-    fn has_sketches(&self) -> bool {
-        self.tables == TablePolicy::Sketches
+    fn has_mih_codes(&self) -> bool {
+        self.tables == TablePolicy::MihCopies
     }
 
     fn has_clusters(&self) -> bool {
@@ -401,7 +401,7 @@ fn usize_at(bytes: &[u8], at: usize) -> usize {
     u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize
 }
 
-const KIND_NAMES: [(u16, &str); 13] = [
+const KIND_NAMES: [(u16, &str); 12] = [
     (0, "meta"),
     (1, "codes"),
     (2, "document ids"),
@@ -413,8 +413,7 @@ const KIND_NAMES: [(u16, &str); 13] = [
     (8, "row ranks"),
     (9, "rank rows"),
     (10, "codes in planes"),
-    (11, "MIH sketches"),
-    (12, "MIH places"),
+    (11, "MIH codes"),
 ];
 
 /// The fixed parts of a file in words, decoded as `docs/FORMAT.md` says and checked against it.
@@ -528,7 +527,11 @@ impl<'a> Decoded<'a> {
 
     /// Codes in blocks or in planes; rows that fill up the last block are zero.
     fn codes(&self, kind: u16, n_codes: usize, bits: usize) -> Vec<Vec<u64>> {
-        let section = self.section(kind, 0).unwrap();
+        self.codes_of(kind, 0, n_codes, bits)
+    }
+
+    fn codes_of(&self, kind: u16, param: u32, n_codes: usize, bits: usize) -> Vec<Vec<u64>> {
+        let section = self.section(kind, param).unwrap();
         let words = bits.div_ceil(64);
         assert_eq!(section.len(), n_codes.div_ceil(8) * 8 * words * 8);
         let first = words.div_ceil(2);
@@ -602,15 +605,14 @@ fn sections_hold_what_the_page_says() {
             for kind in 5..8 {
                 assert_eq!(decoded.section(kind, 0).is_some(), clustered);
             }
-            let sketched = field.has_sketches() && n_codes > 0;
             for kind in 8..10 {
-                assert_eq!(decoded.section(kind, 0).is_some(), clustered || sketched);
+                assert_eq!(decoded.section(kind, 0).is_some(), clustered);
             }
             let ranks = decoded.packed(8, n_codes).unwrap_or((0..n_codes).collect());
             for (row, &rank) in ranks.iter().enumerate() {
                 assert_eq!(rows[row], codes[rank].1.words());
             }
-            if clustered || sketched {
+            if clustered {
                 let rank_rows = decoded.packed(9, n_codes).unwrap();
                 let back: Vec<usize> = rank_rows.iter().map(|&row| ranks[row]).collect();
                 assert_eq!(back, (0..n_codes).collect::<Vec<_>>());
@@ -618,10 +620,8 @@ fn sections_hold_what_the_page_says() {
             if clustered {
                 check_clusters(&decoded, field, &rows, &ranks);
             }
-            match sketched {
-                true => check_sketches(&decoded, &rows, &ranks),
-                false => check_mih(&decoded, &rows),
-            }
+            let has_codes = field.has_mih_codes() && n_codes > 0;
+            check_mih(&decoded, &rows, field.bits, has_codes);
         }
     }
 }
@@ -677,61 +677,8 @@ fn value(row: &[u64], bits: &[usize]) -> usize {
     })
 }
 
-/// Rows come by (last substring, document); each table has an entry a row by (substring, row), with the
-/// sketch and the place that the page defines.
-fn check_sketches(decoded: &Decoded<'_>, rows: &[Vec<u64>], ranks: &[usize]) {
-    let meta = decoded.meta();
-    let place_bytes = meta["sketches"]["place_bytes"].as_u64().unwrap() as usize;
-    let substrings = substrings(&meta);
-    let last = substrings.len() - 1;
-    let keys: Vec<(usize, usize)> = (rows.iter().zip(ranks))
-        .map(|(row, &rank)| (value(row, &substrings[last]), rank))
-        .collect();
-    assert!(keys.is_sorted_by(|a, b| a < b));
-    for (table, bits) in substrings.iter().enumerate() {
-        let param = table as u32;
-        assert!(decoded.section(4, param).is_none());
-        let offsets = decoded.words(3, param).unwrap();
-        let sketches = decoded.words(11, param).unwrap();
-        assert_eq!(
-            (offsets.len(), sketches.len()),
-            ((1 << bits.len()) + 1, rows.len())
-        );
-        let mut entries: Vec<usize> = (0..rows.len()).collect();
-        entries.sort_by_key(|&row| value(&rows[row], bits));
-        for (bucket, &offset) in offsets.iter().enumerate() {
-            let below = entries
-                .iter()
-                .filter(|&&row| value(&rows[row], bits) < bucket);
-            assert_eq!(offset as usize, below.count());
-        }
-        for (entry, &row) in entries.iter().enumerate() {
-            // All bits but the table's own, those of the last substring first.
-            let order = [last]
-                .into_iter()
-                .chain(0..last)
-                .filter(|&other| other != table);
-            let taken = order.flat_map(|other| &substrings[other]).take(32);
-            let taken: Vec<usize> = taken.copied().collect();
-            assert_eq!(sketches[entry] as usize, value(&rows[row], &taken));
-            if table < last {
-                let places = decoded.section(12, param).unwrap();
-                assert_eq!(places.len(), rows.len() * place_bytes);
-                let same = (0..row)
-                    .rev()
-                    .take_while(|&other| keys[other].0 == keys[row].0);
-                assert_eq!(
-                    usize::from(places[entry * place_bytes]),
-                    same.count() & 0xff
-                );
-            }
-        }
-        assert_eq!(decoded.section(12, param).is_some(), table < last);
-    }
-}
-
-/// Every row is in the bucket of its substring, once a table.
-fn check_mih(decoded: &Decoded<'_>, rows: &[Vec<u64>]) {
+/// Every row is in the bucket of its substring, once a table, and so is its code where tables have codes.
+fn check_mih(decoded: &Decoded<'_>, rows: &[Vec<u64>], code_bits: usize, has_codes: bool) {
     let meta = decoded.meta();
     if meta["mih"].is_null() {
         assert!(decoded.section(3, 0).is_none());
@@ -745,6 +692,12 @@ fn check_mih(decoded: &Decoded<'_>, rows: &[Vec<u64>]) {
         let mut expected: Vec<u32> = (0..rows.len() as u32).collect();
         expected.sort_by_key(|&row| value(&rows[row as usize]));
         assert_eq!(ids, expected);
+        assert_eq!(decoded.section(11, table).is_some(), has_codes);
+        if has_codes {
+            let codes = decoded.codes_of(11, table, rows.len(), code_bits);
+            let expected: Vec<&Vec<u64>> = ids.iter().map(|&row| &rows[row as usize]).collect();
+            assert_eq!(codes.iter().collect::<Vec<_>>(), expected);
+        }
         for (bucket, pair) in offsets.windows(2).enumerate() {
             let rows_in = &ids[pair[0] as usize..pair[1] as usize];
             assert!(

@@ -33,7 +33,7 @@ fn n_cases() -> u64 {
 
 /// Sound files of all shapes.
 fn bases(rng: &mut ChaCha8Rng) -> Vec<Parts> {
-    use TablePolicy::{Always, Clusters, Mih, Never, Sketches};
+    use TablePolicy::{Always, Clusters, Mih, MihCopies, Never};
     let shapes: &[(u32, &[FieldShape])] = &[
         (1, &[(0, 16, 1.0, Always)]),
         (9, &[(0, 24, 1.0, Clusters)]),
@@ -43,7 +43,7 @@ fn bases(rng: &mut ChaCha8Rng) -> Vec<Parts> {
         (33, &[(0, 136, 0.8, Clusters)]),
         (50, &[(0, 128, 1.0, Never)]),
         (300, &[(0, 40, 0.9, Clusters)]),
-        (80, &[(0, 40, 0.9, Sketches)]),
+        (80, &[(0, 40, 0.9, MihCopies)]),
     ];
     let mut bases: Vec<Parts> = shapes
         .iter()

@@ -57,7 +57,7 @@ fn live(
 ) {
     let (schema, fields) = schema(bits, None);
     // Segments of one index may differ: each opening writes with tables of its own choice.
-    let mut tables = [TablePolicy::Always, TablePolicy::Sketches]
+    let mut tables = [TablePolicy::Always, TablePolicy::MihCopies]
         .into_iter()
         .cycle();
     let mut plugin = || plugin_with(tables.next().unwrap());

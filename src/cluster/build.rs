@@ -14,7 +14,7 @@ use crate::code::{CodeLen, Codes, CodesRef, HashCode};
 use crate::engine::{Allowed, SearchStats, SegmentRows};
 use crate::error::{ErrorKind, Result};
 use crate::hamming::{Kernel, Nearest};
-use crate::mih::{MihParams, SketchTrial, suits_sketches};
+use crate::mih::{MihParams, suits_copies};
 use crate::plan;
 use crate::random;
 use crate::scan::LinearScan;
@@ -214,8 +214,8 @@ impl Trial {
         )?;
         let bounds: Vec<u32> = tops.iter().map(TopK::bound).collect();
         let sample = sample(codes, params.sample_size / 2, params.seed, 21);
-        let mih_ns = match suits_sketches(codes.code_len()) {
-            true => sketches_ns(codes, &sample, &queries, &bounds),
+        let mih_ns = match suits_copies(codes.code_len()) {
+            true => copies_ns(codes, &sample, &queries, &bounds),
             false => {
                 let mih = MihParams::choose(codes.code_len(), codes.n_codes());
                 let of_bound = |&bound| plan::uniform_mih_ns(&mih, codes.n_codes(), bound);
@@ -257,27 +257,20 @@ impl Trial {
     }
 }
 
-/// The mean cost of a k-NN search by multi-index hashing with sketches, in ns.
-fn sketches_ns(codes: CodesRef<'_>, sample: &Codes, queries: &[HashCode], bounds: &[u32]) -> f64 {
-    let params = MihParams::fit_sketches(codes);
-    let trial = SketchTrial::new(&params);
-    let (mut n_lookups, mut n_seen, mut n_near) = (0, 0, 0);
+/// The mean cost of a k-NN search by multi-index hashing with copies of the codes, in ns.
+fn copies_ns(codes: CodesRef<'_>, sample: &Codes, queries: &[HashCode], bounds: &[u32]) -> f64 {
+    let params = MihParams::fit_copies(codes);
+    let (mut n_lookups, mut n_met) = (0, 0);
     for (query, &bound) in queries.iter().zip(bounds) {
-        n_lookups += u64::from(trial.n_lookups(bound));
+        n_lookups += u64::from(params.n_lookups(bound));
         for row in 0..sample.n_codes() {
             let differing = sample.word(row, 0) ^ query.words()[0];
-            let (seen, near) = trial.n_met(differing, bound);
-            n_seen += u64::from(seen);
-            n_near += u64::from(near);
+            n_met += u64::from(params.n_meetings(&[differing], bound));
         }
     }
     let per_query = 1.0 / queries.len().max(1) as f64;
     let per_sample = codes.n_codes() as f64 / sample.n_codes().max(1) as f64 * per_query;
-    plan::nominal_sketches_ns(
-        n_lookups as f64 * per_query,
-        n_seen as f64 * per_sample,
-        n_near as f64 * per_sample,
-    )
+    plan::nominal_copies_ns(n_lookups as f64 * per_query, n_met as f64 * per_sample)
 }
 
 /// A random sample, in row order; everything if there is no more.

@@ -14,7 +14,7 @@ use crate::code::{HashCode, RowOrder};
 use crate::engine::{Allowed, Engine, EngineKind, Membership, SearchStats, SegmentRows};
 use crate::error::{Error, Result};
 use crate::finds::Finds;
-use crate::hamming::{Kernel, prefetch_rows};
+use crate::hamming::{Kernel, Near, prefetch_rows};
 use crate::plan;
 use crate::scan::LinearScan;
 use crate::topk::{Neighbor, TopK};
@@ -295,7 +295,7 @@ impl<'a> ClusterSearch<'a> {
         let mut sink = |row, distance| {
             if !membership.has_row(row) {
                 filtered_out += 1;
-                return Some(late.bound);
+                return Some(late.bound());
             }
             self.rows.prefetch_doc(row);
             Some(late.push(row, distance))
@@ -516,7 +516,7 @@ impl<'a> ClusterSearch<'a> {
         rows: &[(u32, u32)],
         membership: &mut Membership<'_>,
         finds: &mut Finds<'_>,
-        near: &mut Vec<u32>,
+        near: &mut Vec<Near>,
         stats: &mut SearchStats,
     ) -> Result<()> {
         let (words, query) = (self.rows.codes.blocks(), query.words()[0]);
@@ -526,13 +526,13 @@ impl<'a> ClusterSearch<'a> {
             .sum::<u64>();
         self.kernel
             .near_words(words, rows, query, finds.bound(), near);
-        for row in near.drain(..) {
-            let distance = (words[row as usize] ^ query).count_ones();
+        for near in near.drain(..) {
+            let (row, distance) = (near.place() as usize, near.distance());
             if distance > finds.bound() {
                 continue;
             }
-            match membership.has_row(row as usize) {
-                true => finds.take(self.rows, row as usize, distance).map(drop)?,
+            match membership.has_row(row) {
+                true => finds.take(self.rows, row, distance).map(drop)?,
                 false => stats.filtered_out += 1,
             }
         }

@@ -8,7 +8,7 @@ use std::arch::aarch64::*;
 use std::ops::Range;
 
 use crate::code::{BLOCK_ROWS, CodesRef};
-use crate::hamming::{BatchSink, INDEX_BITS, Lanes, Nearest, RowMask, Sink};
+use crate::hamming::{BatchSink, INDEX_BITS, Lanes, Near, Nearest, RowMask, Sink};
 
 /// Asks for the cache line at `address`, which may be anywhere.
 #[inline(always)]
@@ -93,29 +93,29 @@ impl Neon {
     }
 
     #[inline]
-    pub(super) fn near_sketches(
-        self,
-        sketches: &[u32],
-        stretches: &[(u32, u32)],
-        query: u32,
-        bound: u32,
-        out: &mut Vec<u32>,
-    ) {
-        // SAFETY: `self` proves NEON.
-        unsafe { neon::near_sketches(self, sketches, stretches, query, bound, out) }
-    }
-
-    #[inline]
     pub(super) fn near_words(
         self,
         words: &[u64],
         stretches: &[(u32, u32)],
         query: u64,
         bound: u32,
-        out: &mut Vec<u32>,
+        out: &mut Vec<Near>,
     ) {
         // SAFETY: `self` proves NEON.
         unsafe { neon::near_words(self, words, stretches, query, bound, out) }
+    }
+
+    #[inline]
+    pub(super) fn first_met(
+        self,
+        words: &[u64],
+        query: u64,
+        masks: &[u64],
+        shell: (usize, usize),
+        near: &mut Vec<Near>,
+    ) -> bool {
+        // SAFETY: `self` proves NEON.
+        unsafe { neon::first_met(words, query, masks, shell, near) }
     }
 
     #[inline]

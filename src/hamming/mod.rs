@@ -24,6 +24,7 @@ mod trial;
 mod x86_64;
 
 use linear::{AHEAD_WORDS, AllRows, GROUP, RowMask, RowSet};
+pub(crate) use near::Near;
 use scalar::Scalar;
 pub(crate) use trial::planes_pay;
 
@@ -257,23 +258,10 @@ impl Kernel {
         dispatch!(self, lanes => lanes.near_extents(distances, extents, bound, out));
     }
 
-    /// Appends to `out` the place of each of `sketches` within these stretches, from one place to before another,
-    /// that differs from `query` in at most `bound` bits. In the order of the stretches, ascending in each.
+    /// Appends to `out` each of `words` within these stretches, from one place to before another, that differs from
+    /// `query` in at most `bound` bits. In the order of the stretches, ascending in each. The words are whole blocks.
     ///
-    /// Panics if a stretch does not lie within the sketches.
-    #[inline]
-    pub(crate) fn near_sketches(
-        self,
-        sketches: &[u32],
-        stretches: &[(u32, u32)],
-        query: u32,
-        bound: u32,
-        out: &mut Vec<u32>,
-    ) {
-        dispatch!(self, lanes => lanes.near_sketches(sketches, stretches, query, bound, out));
-    }
-
-    /// As [`near_sketches`](Kernel::near_sketches), of codes of one word as a set keeps them: whole blocks.
+    /// Panics if a stretch does not lie within the words.
     #[inline]
     pub(crate) fn near_words(
         self,
@@ -281,9 +269,26 @@ impl Kernel {
         stretches: &[(u32, u32)],
         query: u64,
         bound: u32,
-        out: &mut Vec<u32>,
+        out: &mut Vec<Near>,
     ) {
         dispatch!(self, lanes => lanes.near_words(words, stretches, query, bound, out));
+    }
+
+    /// Of codes that differ from the query by `masks[own]` in `radius` bits, given the shell (`radius`, `own`), keeps
+    /// those in no earlier one: by no mask in fewer bits, and by none before `own` in as few. False if one of the codes
+    /// is not of the shell.
+    ///
+    /// Panics for a place past the words.
+    #[inline]
+    pub(crate) fn first_met(
+        self,
+        words: &[u64],
+        query: u64,
+        masks: &[u64],
+        shell: (usize, usize),
+        near: &mut Vec<Near>,
+    ) -> bool {
+        dispatch!(self, lanes => lanes.first_met(words, query, masks, shell, near))
     }
 
     /// Writes the distance from each of `rows` to `query` where it is at most `bound`, and some value
@@ -425,6 +430,25 @@ trait Lanes: Copy {
     fn within(self, distances: Self::Distances, bound: Self::Word) -> u8;
     fn to_array(self, distances: Self::Distances) -> [u32; BLOCK_ROWS];
 
+    /// For each lane whose bit is set its distance above the 32 bits of its place, lane 0 being the place `first`; before
+    /// others of no meaning. And how many there are.
+    #[inline(always)]
+    fn near_keys(
+        self,
+        mut set: u8,
+        distances: Self::Distances,
+        first: u32,
+    ) -> ([u64; BLOCK_ROWS], usize) {
+        let (distances, n_keys) = (self.to_array(distances), set.count_ones() as usize);
+        let mut keys = [0; BLOCK_ROWS];
+        for key in &mut keys[..n_keys] {
+            let lane = set.trailing_zeros();
+            *key = u64::from(distances[lane as usize]) << 32 | u64::from(first + lane);
+            set &= set - 1;
+        }
+        (keys, n_keys)
+    }
+
     /// Bit `i`: whether `distances[i]` is within `bound` of the stretch `extents[i]`.
     #[inline(always)]
     fn near(
@@ -450,13 +474,6 @@ trait Lanes: Copy {
             set &= set - 1;
         }
         (places, n_places)
-    }
-
-    /// Bit `i`: whether `sketches[i]` differs from `query` in at most `bound` bits. At most
-    /// [`NUMBERS_AT_ONCE`] sketches.
-    #[inline(always)]
-    fn sketches_within(self, sketches: &[u32], query: u32, bound: u32) -> u16 {
-        near::sketches_within(sketches, query, bound)
     }
 }
 
@@ -543,7 +560,10 @@ fn near_extent_places<L: Lanes>(
     for (distances, extents) in of_distances.iter().zip(of_extents) {
         // Which of them are near is anybody's guess, so nothing branches on it where `places` does not.
         let near = lanes.near(distances, extents, bound);
-        near::keep(lanes, near, first, out);
+        let (places, n_places) = lanes.places(near, first);
+        let n_kept = out.len() + n_places;
+        out.extend_from_slice(&places);
+        out.truncate(n_kept);
         first += NUMBERS_AT_ONCE as u32;
     }
     let last = last_distances.iter().zip(last_extents);
@@ -647,27 +667,26 @@ macro_rules! loops {
         }
 
         $(#[target_feature(enable = $features)])?
-        pub(super) fn near_sketches(
-            lanes: $lanes,
-            sketches: &[u32],
-            stretches: &[(u32, u32)],
-            query: u32,
-            bound: u32,
-            out: &mut Vec<u32>,
-        ) {
-            crate::hamming::near::near_sketch_places(lanes, sketches, stretches, query, bound, out);
-        }
-
-        $(#[target_feature(enable = $features)])?
         pub(super) fn near_words(
             lanes: $lanes,
             words: &[u64],
             stretches: &[(u32, u32)],
             query: u64,
             bound: u32,
-            out: &mut Vec<u32>,
+            out: &mut Vec<crate::hamming::Near>,
         ) {
-            crate::hamming::near::near_word_places(lanes, words, stretches, query, bound, out);
+            crate::hamming::near::near_words(lanes, words, stretches, query, bound, out);
+        }
+
+        $(#[target_feature(enable = $features)])?
+        pub(super) fn first_met(
+            words: &[u64],
+            query: u64,
+            masks: &[u64],
+            shell: (usize, usize),
+            near: &mut Vec<crate::hamming::Near>,
+        ) -> bool {
+            crate::hamming::near::first_met(words, query, masks, shell, near)
         }
 
         $(#[target_feature(enable = $features)])?

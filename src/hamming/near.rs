@@ -1,61 +1,36 @@
-//! Which of some words that lie together are near one word: a stretch of short codes, or of sketches.
+//! Which codes of one word that lie together are near another one.
 //!
-//! A *sketch* is 32 bits of a code. Beside the scan because a stretch is a few lines long and begins
-//! anywhere; a scan of it would spend more on its ends.
+//! Beside the scan because such a stretch is a few lines long and begins anywhere; a scan of it would spend more on
+//! its ends.
 
 use crate::code::BLOCK_ROWS;
-use crate::hamming::{Lanes, NUMBERS_AT_ONCE};
+use crate::hamming::Lanes;
 
-/// Bit `i`: whether `sketches[i]` differs from `query` in at most `bound` bits. At most sixteen of them.
-#[inline(always)]
-pub(super) fn sketches_within(sketches: &[u32], query: u32, bound: u32) -> u16 {
-    sketches.iter().rev().fold(0, |near, &sketch| {
-        near << 1 | u16::from((sketch ^ query).count_ones() <= bound)
-    })
-}
+/// A code that is near: its place, and its distance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Near(u64);
 
-/// The places of [`Kernel::near_sketches`](crate::hamming::Kernel::near_sketches).
-#[inline(always)]
-pub(super) fn near_sketch_places<L: Lanes>(
-    lanes: L,
-    sketches: &[u32],
-    stretches: &[(u32, u32)],
-    query: u32,
-    bound: u32,
-    out: &mut Vec<u32>,
-) {
-    let within = |sketches: &[u32]| lanes.sketches_within(sketches, query, bound);
-    for &(start, end) in stretches {
-        let stretch = &sketches[start as usize..end as usize];
-        let mut first = start;
-        // In long stretches two loads share one branch: nearly all sketches are far. At the end, which may be all of a
-        // short one, it would often be predicted wrong.
-        let (pairs, rest) = stretch.as_chunks::<{ 2 * NUMBERS_AT_ONCE }>();
-        for pair in pairs {
-            let (low, high) = pair.split_at(NUMBERS_AT_ONCE);
-            let near = [within(low), within(high)];
-            if near != [0, 0] {
-                keep(lanes, near[0], first, out);
-                keep(lanes, near[1], first + NUMBERS_AT_ONCE as u32, out);
-            }
-            first += pair.len() as u32;
-        }
-        for chunk in rest.chunks(NUMBERS_AT_ONCE) {
-            keep(lanes, within(chunk), first, out);
-            first += chunk.len() as u32;
-        }
+impl Near {
+    #[inline]
+    pub(crate) fn place(self) -> u32 {
+        self.0 as u32
+    }
+
+    #[inline]
+    pub(crate) fn distance(self) -> u32 {
+        (self.0 >> 32) as u32
     }
 }
 
-/// The places of [`Kernel::near_words`](crate::hamming::Kernel::near_words).
+/// What [`Kernel::near_words`](crate::hamming::Kernel::near_words) finds.
 #[inline(always)]
-pub(super) fn near_word_places<L: Lanes>(
+pub(super) fn near_words<L: Lanes>(
     lanes: L,
     words: &[u64],
     stretches: &[(u32, u32)],
     query: u64,
     bound: u32,
-    out: &mut Vec<u32>,
+    out: &mut Vec<Near>,
 ) {
     let (query, bound) = (lanes.splat(query), lanes.splat(u64::from(bound)));
     let (blocks, _) = words.as_chunks::<BLOCK_ROWS>();
@@ -67,9 +42,15 @@ pub(super) fn near_word_places<L: Lanes>(
         let firsts = (first_block * BLOCK_ROWS..).step_by(BLOCK_ROWS);
         for (first, block) in firsts.zip(blocks) {
             let distances = lanes.finish(lanes.add(lanes.zero(), block, query));
-            let near = u16::from(lanes.within(distances, bound)) & rows_of(start, end, first);
+            let near = lanes.within(distances, bound);
+            // Most blocks have none, of the rows that are meant or others.
             if near != 0 {
-                keep(lanes, near, first as u32, out);
+                let meant = near & rows_of(start, end, first);
+                // All are copied and those of no meaning dropped: no branch on how many there are.
+                let (keys, n_near) = lanes.near_keys(meant, distances, first as u32);
+                let n_kept = out.len() + n_near;
+                out.extend_from_slice(&keys.map(Near));
+                out.truncate(n_kept);
             }
         }
     }
@@ -77,20 +58,35 @@ pub(super) fn near_word_places<L: Lanes>(
 
 /// Bit `i`: whether row `first + i` of a block is one of `start..end`.
 #[inline(always)]
-fn rows_of(start: usize, end: usize, first: usize) -> u16 {
+fn rows_of(start: usize, end: usize, first: usize) -> u8 {
     let below = |row: usize| (1u16 << row.saturating_sub(first).min(BLOCK_ROWS)) - 1;
-    below(end) & !below(start)
+    (below(end) & !below(start)) as u8
 }
 
-/// Appends the places of the set bits, bit 0 being the place `first`.
-///
-/// All places are copied and those of no meaning dropped: no branch on how many there are.
+/// What [`Kernel::first_met`](crate::hamming::Kernel::first_met) keeps.
 #[inline(always)]
-pub(super) fn keep<L: Lanes>(lanes: L, near: u16, first: u32, out: &mut Vec<u32>) {
-    let (places, n_places) = lanes.places(near, first);
-    let n_kept = out.len() + n_places;
-    out.extend_from_slice(&places);
-    out.truncate(n_kept);
+pub(super) fn first_met(
+    words: &[u64],
+    query: u64,
+    masks: &[u64],
+    (radius, own): (usize, usize),
+    near: &mut Vec<Near>,
+) -> bool {
+    let (mut n_kept, mut is_sound) = (0, true);
+    for idx in 0..near.len() {
+        let differing = words[near[idx].place() as usize] ^ query;
+        let mut is_met = false;
+        for (other, mask) in masks.iter().enumerate() {
+            let distance = (differing & mask).count_ones() as usize;
+            is_met |= distance < radius + usize::from(other < own);
+        }
+        is_sound &= (differing & masks[own]).count_ones() as usize == radius;
+        // No branch: which of them were met before is anybody's guess.
+        near[n_kept] = near[idx];
+        n_kept += usize::from(!is_met);
+    }
+    near.truncate(n_kept);
+    is_sound
 }
 
 #[cfg(test)]
@@ -103,37 +99,64 @@ mod tests {
     #[test]
     fn every_kernel_finds_the_near_ones_of_every_stretch() {
         let mut rng = ChaCha8Rng::seed_from_u64(11);
-        let sketches: Vec<u32> = (0..200).map(|_| rng.random()).collect();
         let words: Vec<u64> = (0..200).map(|_| rng.random()).collect();
         for kernel in Kernel::available() {
             for len in (0..70).chain([127, 128, 129]) {
                 let start = rng.random_range(0..200 - len);
                 // About half of the words are nearer than half of their bits; none is within 0 of another.
                 for share in [0, 8, 15, 16, 17, 32] {
-                    let (sketch, word) = (sketches[start], words[start]);
-                    let near: Vec<u32> = (start..start + len)
-                        .filter(|&i| (sketches[i] ^ sketch).count_ones() <= share)
-                        .map(|i| i as u32)
-                        .collect();
-                    let mut out = Vec::new();
+                    let word = words[start];
                     // As two stretches that meet, with an empty one between them.
                     let [start_at, middle, end] = [start, start + len / 3, start + len];
                     let [start_at, middle, end] = [start_at, middle, end].map(|at| at as u32);
                     let stretches = [(start_at, middle), (middle, middle), (middle, end)];
-                    kernel.near_sketches(&sketches, &stretches, sketch, share, &mut out);
-                    assert_eq!(out, near, "{kernel:?}, {len} sketches from {start}");
-                    out.clear();
-                    kernel.near_sketches(&sketches, &[(start_at, end)], sketch, share, &mut out);
-                    assert_eq!(out, near, "{kernel:?}, {len} sketches from {start}");
-
-                    let near: Vec<u32> = (start..start + len)
-                        .filter(|&i| (words[i] ^ word).count_ones() <= 2 * share)
-                        .map(|i| i as u32)
+                    let near: Vec<(u32, u32)> = (start..start + len)
+                        .map(|i| (i as u32, (words[i] ^ word).count_ones()))
+                        .filter(|&(_, distance)| distance <= 2 * share)
                         .collect();
-                    out.clear();
+                    let mut out = Vec::new();
                     kernel.near_words(&words, &stretches, word, 2 * share, &mut out);
+                    let out: Vec<(u32, u32)> = out
+                        .iter()
+                        .map(|near| (near.place(), near.distance()))
+                        .collect();
                     assert_eq!(out, near, "{kernel:?}, {len} words from {start}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn every_kernel_keeps_what_is_met_for_the_first_time() {
+        let mut rng = ChaCha8Rng::seed_from_u64(12);
+        let words: Vec<u64> = (0..4000).map(|_| rng.random()).collect();
+        let query: u64 = rng.random();
+        let masks = [0x1f << 3, 0x7f << 40, 7, 0xff << 20, 0x3f << 52];
+        let distance = |word: u64, mask: u64| ((word ^ query) & mask).count_ones() as usize;
+        for kernel in Kernel::available() {
+            for (radius, own) in [(0, 0), (1, 2), (1, 4), (2, 0), (2, 4)] {
+                // The codes of a shell: those with a distance by their own mask.
+                let mut shell: Vec<u64> = words.clone();
+                shell.retain(|&word| distance(word, masks[own]) == radius);
+                let n_words = shell.len() as u32;
+                let expected: Vec<u32> = (0..n_words)
+                    .filter(|&place| {
+                        let before = |other: usize| {
+                            (distance(shell[place as usize], masks[other]), other) < (radius, own)
+                        };
+                        !(0..masks.len()).any(before)
+                    })
+                    .collect();
+                shell.resize(shell.len().next_multiple_of(8), 0);
+                let mut near = Vec::new();
+                kernel.near_words(&shell, &[(0, n_words)], query, 64, &mut near);
+                assert!(kernel.first_met(&shell, query, &masks, (radius, own), &mut near));
+                let places: Vec<u32> = near.iter().map(|near| near.place()).collect();
+                assert_eq!(places, expected, "{kernel:?}, shell {radius} of {own}");
+                // A code of another shell.
+                assert!(!near.is_empty());
+                shell[near[0].place() as usize] ^= masks[own] & masks[own].wrapping_neg();
+                assert!(!kernel.first_met(&shell, query, &masks, (radius, own), &mut near));
             }
         }
     }

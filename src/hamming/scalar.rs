@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use crate::code::{BLOCK_ROWS, CodesRef};
-use crate::hamming::{BatchSink, INDEX_BITS, Lanes, Nearest, RowMask, Sink};
+use crate::hamming::{BatchSink, INDEX_BITS, Lanes, Near, Nearest, RowMask, Sink};
 
 /// Needs no instruction that any CPU lacks.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -126,26 +126,26 @@ impl Scalar {
         plain::near_extents(self, distances, extents, bound, out);
     }
 
-    pub(super) fn near_sketches(
-        self,
-        sketches: &[u32],
-        stretches: &[(u32, u32)],
-        query: u32,
-        bound: u32,
-        out: &mut Vec<u32>,
-    ) {
-        plain::near_sketches(self, sketches, stretches, query, bound, out);
-    }
-
     pub(super) fn near_words(
         self,
         words: &[u64],
         stretches: &[(u32, u32)],
         query: u64,
         bound: u32,
-        out: &mut Vec<u32>,
+        out: &mut Vec<Near>,
     ) {
         plain::near_words(self, words, stretches, query, bound, out);
+    }
+
+    pub(super) fn first_met(
+        self,
+        words: &[u64],
+        query: u64,
+        masks: &[u64],
+        shell: (usize, usize),
+        near: &mut Vec<Near>,
+    ) -> bool {
+        plain::first_met(words, query, masks, shell, near)
     }
 
     pub(super) fn gather(

@@ -10,7 +10,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use crate::code::{BLOCK_ROWS, CodesRef};
-use crate::hamming::{BatchSink, INDEX_BITS, Lanes, NUMBERS_AT_ONCE, Nearest, RowMask, Sink, near};
+use crate::hamming::{BatchSink, INDEX_BITS, Lanes, NUMBERS_AT_ONCE, Near, Nearest, RowMask, Sink};
 
 /// Asks for the cache line at `address`, which may be anywhere.
 #[inline(always)]
@@ -160,28 +160,6 @@ impl Lanes for Avx2 {
         };
         u16::from_le_bytes([half(0), half(8)])
     }
-
-    #[inline(always)]
-    fn sketches_within(self, sketches: &[u32], query: u32, bound: u32) -> u16 {
-        let Ok(sketches) = <&[u32; NUMBERS_AT_ONCE]>::try_from(sketches) else {
-            return near::sketches_within(sketches, query, bound);
-        };
-        let half = |start: usize| {
-            // SAFETY: `self` proves AVX2; `start` is 0 or 8, so that the unaligned load reads eight numbers
-            // of an array of sixteen.
-            unsafe {
-                let load = _mm256_loadu_si256(sketches.as_ptr().add(start).cast());
-                let differing = _mm256_xor_si256(load, _mm256_set1_epi32(query as i32));
-                let ones = _mm256_set1_epi8(1);
-                // Counts of bytes, summed in pairs to 16 bits and those in pairs to 32.
-                let pairs = _mm256_maddubs_epi16(byte_counts(differing), ones);
-                let counts = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-                let beyond = _mm256_cmpgt_epi32(counts, _mm256_set1_epi32(bound as i32));
-                !_mm256_movemask_ps(_mm256_castsi256_ps(beyond)) as u8
-            }
-        };
-        u16::from_le_bytes([half(0), half(8)])
-    }
 }
 
 /// The bits of each byte that are set.
@@ -293,6 +271,22 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn near_keys(self, set: u8, distances: __m512i, first: u32) -> ([u64; BLOCK_ROWS], usize) {
+        let mut keys = [0; BLOCK_ROWS];
+        // SAFETY: `self` proves AVX-512 F; the unaligned store fills the eight words of the array.
+        unsafe {
+            let lanes = _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0);
+            let places = _mm512_add_epi64(lanes, _mm512_set1_epi64(i64::from(first)));
+            let all = _mm512_or_si512(_mm512_slli_epi64::<32>(distances), places);
+            _mm512_storeu_si512(
+                keys.as_mut_ptr().cast(),
+                _mm512_maskz_compress_epi64(set, all),
+            );
+        }
+        (keys, set.count_ones() as usize)
+    }
+
+    #[inline(always)]
     fn places(self, set: u16, first: u32) -> ([u32; NUMBERS_AT_ONCE], usize) {
         let mut places = [0; NUMBERS_AT_ONCE];
         // SAFETY: `self` proves AVX-512 F; the unaligned store fills the sixteen numbers of the array.
@@ -303,22 +297,6 @@ impl Lanes for Avx512 {
             _mm512_storeu_si512(places.as_mut_ptr().cast(), kept);
         }
         (places, set.count_ones() as usize)
-    }
-
-    #[inline(always)]
-    fn sketches_within(self, sketches: &[u32], query: u32, bound: u32) -> u16 {
-        let lanes = match sketches.len() {
-            len @ 0..NUMBERS_AT_ONCE => (1u16 << len) - 1,
-            _ => u16::MAX,
-        };
-        // SAFETY: `self` proves AVX-512 F and VPOPCNTDQ; the load reads the numbers of the slice, sixteen at
-        // most, and nothing where the mask is 0.
-        unsafe {
-            let load = _mm512_maskz_loadu_epi32(lanes, sketches.as_ptr().cast());
-            let differing = _mm512_xor_si512(load, _mm512_set1_epi32(query as i32));
-            let counts = _mm512_popcnt_epi32(differing);
-            _mm512_mask_cmple_epi32_mask(lanes, counts, _mm512_set1_epi32(bound as i32))
-        }
     }
 }
 
@@ -387,29 +365,29 @@ macro_rules! face {
             }
 
             #[inline]
-            pub(super) fn near_sketches(
-                self,
-                sketches: &[u32],
-                stretches: &[(u32, u32)],
-                query: u32,
-                bound: u32,
-                out: &mut Vec<u32>,
-            ) {
-                // SAFETY: `self` proves the instructions that the function enables.
-                unsafe { $loops::near_sketches(self, sketches, stretches, query, bound, out) }
-            }
-
-            #[inline]
             pub(super) fn near_words(
                 self,
                 words: &[u64],
                 stretches: &[(u32, u32)],
                 query: u64,
                 bound: u32,
-                out: &mut Vec<u32>,
+                out: &mut Vec<Near>,
             ) {
                 // SAFETY: `self` proves the instructions that the function enables.
                 unsafe { $loops::near_words(self, words, stretches, query, bound, out) }
+            }
+
+            #[inline]
+            pub(super) fn first_met(
+                self,
+                words: &[u64],
+                query: u64,
+                masks: &[u64],
+                shell: (usize, usize),
+                near: &mut Vec<Near>,
+            ) -> bool {
+                // SAFETY: `self` proves the instructions that the function enables.
+                unsafe { $loops::first_met(words, query, masks, shell, near) }
             }
 
             #[inline]

@@ -19,13 +19,10 @@ mod ball;
 mod decorrelate;
 mod params;
 mod search;
-mod sketch;
 mod table;
 mod walk;
 
 pub use ball::{Shell, shell_size};
 pub use params::{MAX_SUBSTRING_BITS, MihParams};
 pub use search::MultiIndex;
-pub(crate) use sketch::SketchTrial;
-pub use sketch::{SketchOrder, SketchTable, SketchView, Sketches, suits_sketches};
-pub use table::{MihForm, MihTable, MihView};
+pub use table::{MihForm, MihTable, MihView, suits_copies};

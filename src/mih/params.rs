@@ -6,13 +6,20 @@ use serde::{Deserialize, Serialize};
 use crate::code::{CodeLen, CodesRef};
 use crate::error::{Error, Result};
 use crate::mih::decorrelate::Correlations;
-use crate::mih::sketch::SUBSTRING_BITS_MAX;
+use crate::mih::shell_size;
 
 /// The longest substring, in bits: its table has 2^22 + 1 offsets, 16 MiB.
 pub const MAX_SUBSTRING_BITS: usize = 22;
 
 /// The shortest substring that [`MihParams::choose`] makes, in bits.
 const CHOSEN_BITS_MIN: f64 = 8.0;
+
+/// The longest substring of tables with copies of the codes, in bits: 2^16 + 1 offsets stay in the second-level cache.
+const COPIED_BITS_MAX: usize = 16;
+
+/// The entries of a bucket that those tables are made for: a few cache lines of codes, so that to get there is not most
+/// of the work, and not so many that most of it is in vain.
+const COPIED_BUCKET: f64 = 128.0;
 
 /// The seed of the bit permutation. Any number does; this one is the digits of pi.
 const PERMUTATION_SEED: u64 = 3141592653589793238;
@@ -128,11 +135,15 @@ impl MihParams {
         MihParams::dealt(codes, &widths(codes.code_len(), codes.n_codes()))
     }
 
-    /// As [`fit`](MihParams::fit), for tables with [sketches](crate::mih::Sketches): substrings of at most 16
-    /// bits, however many codes there are.
-    pub fn fit_sketches(codes: CodesRef<'_>) -> MihParams {
+    /// As [`fit`](MihParams::fit), for tables with [copies](crate::mih::MihView::with_copies) of the codes: shorter
+    /// substrings, of at most 16 bits, so that a bucket holds about 128 of evenly spread codes.
+    pub fn fit_copies(codes: CodesRef<'_>) -> MihParams {
         let bits = codes.code_len().bits();
-        MihParams::dealt(codes, &even_widths(bits, bits.div_ceil(SUBSTRING_BITS_MAX)))
+        let m = n_substrings(bits, codes.n_codes() as f64 / COPIED_BUCKET);
+        MihParams::dealt(
+            codes,
+            &even_widths(bits, m.max(bits.div_ceil(COPIED_BITS_MAX))),
+        )
     }
 
     fn dealt(codes: CodesRef<'_>, widths: &[usize]) -> MihParams {
@@ -176,6 +187,13 @@ impl MihParams {
         value
     }
 
+    /// The bits of each substring as a mask, of codes of one word.
+    #[inline]
+    pub(crate) fn word_masks(&self) -> &[u64] {
+        debug_assert_eq!(self.code_len.words(), 1);
+        &self.masks
+    }
+
     /// Differing bits within substring `substring_idx`, where `differing` is the xor of two codes.
     #[inline]
     pub(crate) fn substring_distance(&self, substring_idx: usize, differing: &[u64]) -> u32 {
@@ -185,6 +203,29 @@ impl MihParams {
             .zip(differing)
             .map(|(mask, word)| (mask & word).count_ones())
             .sum()
+    }
+
+    /// The buckets that a search looks up that meets every code within `bound`.
+    pub(crate) fn n_lookups(&self, bound: u32) -> u32 {
+        let shells = |(idx, ball): (usize, usize)| {
+            let width = self.width(idx);
+            (0..=ball).map(move |radius| shell_size(width, radius))
+        };
+        self.balls(bound).flat_map(shells).sum()
+    }
+
+    /// In how many of those buckets a code with these differing bits is.
+    pub(crate) fn n_meetings(&self, differing: &[u64], bound: u32) -> u32 {
+        let is_met = |&(idx, ball): &(usize, usize)| {
+            self.substring_distance(idx, differing) as usize <= ball
+        };
+        self.balls(bound).filter(is_met).count() as u32
+    }
+
+    /// Each substring that is looked into for codes within `bound`, and how far.
+    fn balls(&self, bound: u32) -> impl Iterator<Item = (usize, usize)> {
+        let ball = move |idx| Some((idx, self.substring_radius(idx, bound as usize)?));
+        (0..self.n_substrings()).filter_map(ball)
     }
 
     /// The radius within which substring `substring_idx` must be searched so that, all together, no
@@ -199,9 +240,14 @@ impl MihParams {
 /// The widths of the substrings for about `n_codes` codes, longer ones first.
 fn widths(code_len: CodeLen, n_codes: usize) -> Vec<usize> {
     let bits = code_len.bits();
-    let substring_bits = (n_codes.max(2) as f64).log2().max(CHOSEN_BITS_MIN);
-    let m = (bits as f64 / substring_bits).round() as usize;
-    even_widths(bits, m.max(bits.div_ceil(MAX_SUBSTRING_BITS)).max(1))
+    let m = n_substrings(bits, n_codes as f64);
+    even_widths(bits, m.max(bits.div_ceil(MAX_SUBSTRING_BITS)))
+}
+
+/// How many substrings make each about as long as the logarithm of `n_buckets`.
+fn n_substrings(bits: usize, n_buckets: f64) -> usize {
+    let substring_bits = n_buckets.max(1.0).log2().max(CHOSEN_BITS_MIN);
+    ((bits as f64 / substring_bits).round() as usize).max(1)
 }
 
 /// `bits` cut into `m` pieces, longer ones first.

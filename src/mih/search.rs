@@ -2,17 +2,16 @@
 
 use smallvec::SmallVec;
 
-use crate::code::{CodeLen, HashCode, RowOrder};
+use crate::code::{HashCode, RowOrder};
 use crate::engine::{Allowed, Engine, EngineKind, Membership, SearchStats, SegmentRows};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::finds::Finds;
 use crate::hamming::Kernel;
-use crate::mih::table::SECTION;
 use crate::mih::walk::{CANDIDATE_BATCH, Seed, Walk};
 use crate::mih::{MihView, shell_size};
 use crate::plan;
 use crate::scan::LinearScan;
-use crate::topk::{Neighbor, TopK};
+use crate::topk::{KthDistance, Neighbor, TopK};
 
 /// Multi-index hashing over one segment.
 ///
@@ -153,35 +152,6 @@ impl<'a> MultiIndex<'a> {
         }
     }
 
-    /// True if no shell visited before this one holds the row. Shells are visited by their radius, those of
-    /// one radius in the order of the tables.
-    fn is_first_meeting(
-        &self,
-        row: u32,
-        query: &[u64],
-        (substring_radius, substring_idx): (usize, usize),
-    ) -> Result<bool> {
-        let mut differing = [0u64; CodeLen::MAX_BITS / 64];
-        let differing = &mut differing[..query.len()];
-        for (word_idx, differing) in differing.iter_mut().enumerate() {
-            *differing = self.rows.codes.word(row as usize, word_idx) ^ query[word_idx];
-        }
-        let params = self.view.params();
-        if params.substring_distance(substring_idx, differing) as usize != substring_radius {
-            return Err(Error::corrupt(
-                SECTION,
-                format!(
-                    "row {row} is in a bucket of substring {substring_idx} that is not its own"
-                ),
-            ));
-        }
-        let met_before = (0..params.n_substrings()).any(|other| {
-            let distance = params.substring_distance(other, differing) as usize;
-            distance < substring_radius || distance == substring_radius && other < substring_idx
-        });
-        Ok(!met_before)
-    }
-
     /// k-NN search without the final word: `false` if it gave up.
     fn grow(
         &self,
@@ -204,15 +174,14 @@ impl<'a> MultiIndex<'a> {
                     .sum()
             })
             .collect();
-        let query = walk.query;
         let mut membership = Membership::new(allowed);
         // What another engine left in the top before this one began.
         let held = self.rows.held_by(top);
         let is_filtered = !matches!(allowed, Allowed::All);
-        let mut met = TopK::new(top.k(), top.bound());
+        let mut met = KthDistance::new(top.k(), top.bound());
         let expected = plan::expected_distance(self.rows.codes, allowed, top.k());
-        // Where a row's document takes a lookup, it waits.
-        let waits = !self.rows.ascend() && held.is_empty() && membership.is_by_row();
+        // Where rows alone decide, their documents can wait.
+        let waits = held.is_empty() && membership.is_by_row();
         let seed = match waits {
             true => walk.seed(top.k(), is_filtered, |row| membership.has_row(row))?,
             false => Seed::default(),
@@ -243,15 +212,10 @@ impl<'a> MultiIndex<'a> {
                     finds.forget();
                     return Ok(false);
                 }
-                let finished = walk.shell(substring_idx, radius, &mut |row, distance| {
-                    if !self.is_first_meeting(row, query, shell)? {
-                        stats.duplicates += 1;
-                        return Ok(finds.bound());
-                    }
+                let finished = walk.shell(shell, &mut |row, distance| {
                     let row = row as usize;
                     if is_filtered {
-                        // Addresses only keep codes apart here, as rows do.
-                        met.push(distance, row as u64);
+                        met.add(distance);
                     }
                     if !membership.has_row(row) {
                         stats.filtered_out += 1;
@@ -309,7 +273,6 @@ impl<'a> MultiIndex<'a> {
         if lookups * walk.step_ns.0 > walk.spent_ns_max {
             return Ok(false);
         }
-        let query = walk.query;
         let bound = walk.bound;
         let largest = ball_radius(0).unwrap_or(0);
         // Rows first, documents afterwards: where they take a lookup, all lookups are under way at once.
@@ -322,11 +285,8 @@ impl<'a> MultiIndex<'a> {
             if ball_radius(substring_idx).is_none_or(|ball| ball < shell) {
                 continue;
             }
-            let finished = walk.shell(substring_idx, shell, &mut |row, distance| {
-                match self.is_first_meeting(row, query, (shell, substring_idx))? {
-                    true => near.push((row, distance)),
-                    false => stats.duplicates += 1,
-                }
+            let finished = walk.shell((shell, substring_idx), &mut |row, distance| {
+                near.push((row, distance));
                 Ok(bound)
             })?;
             if !finished {

@@ -6,12 +6,11 @@
 
 use std::ops::Deref;
 
-use crate::code::{Codes, CodesRef, RowOrder};
+use crate::code::{BLOCK_ROWS, CodeLen, Codes, CodesRef};
 use crate::error::{Error, Result};
 use crate::hamming::prefetch_word;
 use crate::mih::MihParams;
 use crate::mih::params::Extractor;
-use crate::mih::sketch::SketchView;
 
 /// The section named by errors about tables.
 pub(crate) const SECTION: &str = "substring table";
@@ -42,7 +41,7 @@ impl MihTable<Vec<u32>> {
 
 /// Counts and places every code by its substring `substring_idx`: where each value begins, and the rows,
 /// ascending in each.
-pub(super) fn place_by_value<C: Deref<Target = [u64]>>(
+fn place_by_value<C: Deref<Target = [u64]>>(
     codes: &Codes<C>,
     params: &MihParams,
     substring_idx: usize,
@@ -112,7 +111,7 @@ fn to_starts(sizes: &mut [u32], mut start: u32) {
 
 /// `Ok` if these can be the offsets of `n_codes` codes by a substring of `width` bits, by their number and
 /// the last of them.
-pub(super) fn check_offsets(offsets: &[u32], n_codes: usize, width: usize) -> Result<()> {
+fn check_offsets(offsets: &[u32], n_codes: usize, width: usize) -> Result<()> {
     if offsets.len() != (1 << width) + 1 {
         return Err(Error::corrupt(
             SECTION,
@@ -247,18 +246,45 @@ impl<'a> MihTable<&'a [u32]> {
     pub(crate) fn rows(&self, value: u32) -> Result<&'a [u32]> {
         bucket(self.offsets, self.ids, value)
     }
+
+    /// The row of an entry; past the last row for none, as rows of a file that was not verified may be.
+    #[inline]
+    pub(crate) fn row(&self, entry: u32) -> u32 {
+        self.ids.get(entry as usize).copied().unwrap_or(u32::MAX)
+    }
+
+    /// Asks for the memory that says which row an entry is.
+    #[inline]
+    pub(crate) fn prefetch_row(&self, entry: u32) {
+        prefetch_word(self.ids, entry as usize);
+    }
+
+    /// The entries of bucket `value`, from one to before another; those of no entry past the last value.
+    ///
+    /// # Errors
+    /// `Corrupt` if the offsets are no range of the ids.
+    #[inline]
+    pub(crate) fn entries(&self, value: u32) -> Result<(u32, u32)> {
+        entries(self.offsets, self.ids.len(), value)
+    }
+}
+
+#[inline]
+fn entries(offsets: &[u32], n_ids: usize, value: u32) -> Result<(u32, u32)> {
+    let value = value as usize;
+    let (Some(&start), Some(&end)) = (offsets.get(value), offsets.get(value + 1)) else {
+        return Ok((0, 0));
+    };
+    match start <= end && end as usize <= n_ids {
+        true => Ok((start, end)),
+        false => Err(bad_bucket(value, start, end, n_ids)),
+    }
 }
 
 #[inline]
 fn bucket<'a>(offsets: &[u32], ids: &'a [u32], value: u32) -> Result<&'a [u32]> {
-    let value = value as usize;
-    let (Some(&start), Some(&end)) = (offsets.get(value), offsets.get(value + 1)) else {
-        return Ok(&[]);
-    };
-    match ids.get(start as usize..end as usize) {
-        Some(rows) => Ok(rows),
-        None => Err(bad_bucket(value, start, end, ids.len())),
-    }
+    let (start, end) = entries(offsets, ids.len(), value)?;
+    Ok(&ids[start as usize..end as usize])
 }
 
 #[cold]
@@ -274,22 +300,22 @@ fn bad_bucket(value: usize, start: u32, end: u32, n_ids: usize) -> Error {
 pub enum MihForm {
     /// A row number.
     Rows,
-    /// A sketch, and a row's place.
-    Sketches,
+    /// A row number and the row's code.
+    Codes,
 }
 
-/// The tables themselves.
-#[derive(Clone, Debug)]
-pub(super) enum Tables<'a> {
-    Rows(Vec<MihTable<&'a [u32]>>),
-    Sketches(SketchView<'a>),
+/// True if entries of tables of codes of this length may have those codes beside them: codes of one word.
+pub fn suits_copies(code_len: CodeLen) -> bool {
+    code_len.words() == 1
 }
 
 /// All tables of one segment, borrowed, with the parameters they were built with.
 #[derive(Clone, Debug)]
 pub struct MihView<'a> {
     params: &'a MihParams,
-    tables: Tables<'a>,
+    tables: Vec<MihTable<&'a [u32]>>,
+    /// For each table the words of the codes in the order of its entries, if they are there.
+    copies: Option<Vec<&'a [u64]>>,
 }
 
 impl<'a> MihView<'a> {
@@ -318,14 +344,40 @@ impl<'a> MihView<'a> {
             let width = params.width(substring_idx);
             MihTable::from_parts(table.offsets, table.ids, n_codes, width)?;
         }
-        let tables = Tables::Rows(tables);
-        Ok(MihView { params, tables })
+        Ok(MihView {
+            params,
+            tables,
+            copies: None,
+        })
     }
 
-    /// Tables with sketches. `params` are those that the view was made with.
-    pub fn with_sketches(params: &'a MihParams, view: SketchView<'a>) -> MihView<'a> {
-        let tables = Tables::Sketches(view);
-        MihView { params, tables }
+    /// The same tables with the codes themselves beside the row numbers: for each table the words of all codes, of one
+    /// word each, in the order of its entries, filled up to whole blocks.
+    ///
+    /// # Errors
+    /// `Corrupt` if there are more or fewer copies than tables, if one is of another size, or for longer codes.
+    pub fn with_copies(
+        mut self,
+        copies: impl IntoIterator<Item = &'a [u64]>,
+    ) -> Result<MihView<'a>> {
+        let copies: Vec<&'a [u64]> = copies.into_iter().collect();
+        let n_words = self.n_codes().next_multiple_of(BLOCK_ROWS);
+        let lens = || copies.iter().map(|copy| copy.len());
+        let fits = suits_copies(self.params.code_len()) && copies.len() == self.tables.len();
+        if !fits || lens().any(|len| len != n_words) {
+            return Err(Error::corrupt(
+                SECTION,
+                format!(
+                    "copies of {:?} words beside {} tables of {} codes of {} bits",
+                    lens().collect::<Vec<_>>(),
+                    self.tables.len(),
+                    self.n_codes(),
+                    self.params.code_len()
+                ),
+            ));
+        }
+        self.copies = Some(copies);
+        Ok(self)
     }
 
     /// The parameters of the tables.
@@ -335,38 +387,50 @@ impl<'a> MihView<'a> {
 
     /// What their entries are.
     pub fn form(&self) -> MihForm {
-        match &self.tables {
-            Tables::Rows(_) => MihForm::Rows,
-            Tables::Sketches(_) => MihForm::Sketches,
+        match &self.copies {
+            None => MihForm::Rows,
+            Some(_) => MihForm::Codes,
         }
     }
 
-    pub(super) fn tables(&self) -> &Tables<'a> {
-        &self.tables
+    /// The table of a substring.
+    #[inline]
+    pub(super) fn table(&self, substring_idx: usize) -> MihTable<&'a [u32]> {
+        self.tables[substring_idx]
+    }
+
+    /// The codes in the order of a table's entries, if they are there.
+    #[inline]
+    pub(super) fn copy(&self, substring_idx: usize) -> Option<&'a [u64]> {
+        self.copies.as_ref().map(|copies| copies[substring_idx])
     }
 
     /// The number of codes in each table.
     pub fn n_codes(&self) -> usize {
-        match &self.tables {
-            Tables::Rows(tables) => tables[0].ids.len(),
-            Tables::Sketches(view) => view.n_codes(),
-        }
+        self.tables[0].ids.len()
     }
 
-    /// Reads every table, as [`MihTable::verify`] and [`SketchView::verify`] do, and that the documents of
-    /// a bucket ascend, where `order` says which row is whose.
+    /// Reads every table, as [`MihTable::verify`] does, and that each copy of a code is that code.
     ///
     /// # Errors
     /// `Corrupt` naming the first contradiction.
-    pub(crate) fn verify(&self, codes: CodesRef<'_>, order: Option<&RowOrder<'_>>) -> Result<()> {
-        match &self.tables {
-            Tables::Rows(tables) => (tables.iter().enumerate())
-                .try_for_each(|(idx, table)| table.verify(&codes, self.params, idx)),
-            Tables::Sketches(view) => {
-                view.verify(codes, self.params)?;
-                order.map_or(Ok(()), |order| view.verify_order(order))
+    pub(crate) fn verify(&self, codes: CodesRef<'_>) -> Result<()> {
+        for (substring_idx, table) in self.tables.iter().enumerate() {
+            table.verify(&codes, self.params, substring_idx)?;
+            let Some(copy) = self.copy(substring_idx) else {
+                continue;
+            };
+            let expected = table.ids.iter().map(|&row| codes.word(row as usize, 0));
+            // Words that fill up the last block are zero.
+            let expected = expected.chain(std::iter::repeat(0));
+            if let Some(entry) = copy.iter().zip(expected).position(|(a, b)| *a != b) {
+                return Err(Error::corrupt(
+                    format!("substring table {substring_idx}"),
+                    format!("entry {entry} has another code than its row"),
+                ));
             }
         }
+        Ok(())
     }
 
     /// `Ok` if the tables can be those of `codes`, by length and count.
@@ -440,6 +504,42 @@ mod tests {
                 assert!(damaged.verify(&codes, &params, 0).is_err(), "id {idx}");
             }
         }
+    }
+
+    #[test]
+    fn copies_are_compared_with_the_codes() {
+        let (codes, params) = random(40, 300);
+        let tables: Vec<MihTable> = (0..params.n_substrings())
+            .map(|idx| MihTable::build(&codes, &params, idx).unwrap())
+            .collect();
+        let copies: Vec<Vec<u64>> = tables
+            .iter()
+            .map(|table| codes.as_ref().reordered(table.ids()).blocks().to_vec())
+            .collect();
+        let view = |copies: &[Vec<u64>]| {
+            let view = MihView::new(&params, tables.iter().map(MihTable::as_ref)).unwrap();
+            let verified = view.with_copies(copies.iter().map(Vec::as_slice));
+            verified.and_then(|view| view.verify(codes.as_ref()))
+        };
+        view(&copies).unwrap();
+        let n_words = copies[0].len();
+        for (idx, at) in [(0, 0), (1, 299), (copies.len() - 1, n_words - 1)] {
+            let mut damaged = copies.clone();
+            damaged[idx][at] ^= 1 << 39;
+            assert!(view(&damaged).is_err(), "word {at} of copy {idx}");
+        }
+        assert!(view(&copies[1..]).is_err());
+        let mut short = copies.clone();
+        short[1].truncate(300);
+        assert!(view(&short).is_err());
+        // Codes of two words.
+        let (codes, params) = random(72, 8);
+        let tables: Vec<MihTable> = (0..params.n_substrings())
+            .map(|idx| MihTable::build(&codes, &params, idx).unwrap())
+            .collect();
+        let copies = vec![vec![0; 8]; tables.len()];
+        let view = MihView::new(&params, tables.iter().map(MihTable::as_ref)).unwrap();
+        assert!(view.with_copies(copies.iter().map(Vec::as_slice)).is_err());
     }
 
     #[test]

@@ -4,20 +4,18 @@
 //! buckets, the rows of the current one and the codes of the last are on their way at the same time. Knows
 //! nothing of documents, filters and the k nearest: who walks says how near is near enough.
 
-use std::ops::Range;
 use std::time::Instant;
 
 use smallvec::SmallVec;
 
-use crate::code::CodesRef;
+use crate::code::{CodeLen, CodesRef};
 use crate::engine::SearchStats;
 use crate::error::{Error, Result};
-use crate::hamming::{Kernel, prefetch, prefetch_word};
-use crate::mih::sketch::SketchView;
-use crate::mih::table::{MihTable, SECTION, Tables};
+use crate::hamming::{Kernel, Near, prefetch, prefetch_word};
+use crate::mih::table::{MihTable, SECTION};
 use crate::mih::{MihView, Shell};
 use crate::plan;
-use crate::topk::TopK;
+use crate::topk::KthDistance;
 
 /// Buckets looked up together.
 const LOOKUP_BATCH: usize = 16;
@@ -25,8 +23,8 @@ const LOOKUP_BATCH: usize = 16;
 /// Candidates compared together.
 pub(super) const CANDIDATE_BATCH: usize = 64;
 
-/// Sketches compared together, and the buckets that they may be of.
-const SKETCHES_AT_ONCE: usize = 1024;
+/// Codes in buckets compared together, and how many buckets those may be.
+const WORDS_AT_ONCE: usize = 256;
 const BUCKETS_AT_ONCE_MIN: usize = 2;
 const BUCKETS_AT_ONCE_MAX: usize = 32;
 
@@ -63,23 +61,34 @@ pub(super) struct Walk<'a> {
     codes: CodesRef<'a>,
     view: &'a MihView<'a>,
     kernel: Kernel,
-    pub(super) query: &'a [u64],
+    query: &'a [u64],
     /// The query's substrings.
     values: SmallVec<[u32; 16]>,
     /// Candidates farther than this are of no interest.
     pub(super) bound: u32,
     pending: [u32; CANDIDATE_BATCH],
     n_pending: usize,
-    /// Places that were found near.
-    near: Vec<u32>,
+    /// Entries that were found near.
+    near: Vec<Near>,
+    /// Those whose rows are on their way.
+    waiting: Vec<Near>,
     lookups: u64,
     candidates: u64,
+    duplicates: u64,
     /// What the planner expects of a lookup and of a candidate.
     pub(super) step_ns: (f64, f64),
     started: Instant,
     /// The cost so far by the planner's constants; the walk stops when it would pass the limit.
     pub(super) spent_ns: f64,
     pub(super) spent_ns_max: f64,
+}
+
+#[cold]
+fn foreign((_, substring_idx): (usize, usize)) -> Error {
+    Error::corrupt(
+        SECTION,
+        format!("a bucket of substring {substring_idx} holds a code that is not its own"),
+    )
 }
 
 impl<'a> Walk<'a> {
@@ -97,10 +106,7 @@ impl<'a> Walk<'a> {
             .map(|substring_idx| params.substring(substring_idx, query))
             .collect();
         for (substring_idx, &value) in values.iter().enumerate() {
-            match view.tables() {
-                Tables::Rows(tables) => tables[substring_idx].prefetch_bucket(value),
-                Tables::Sketches(tables) => tables.prefetch_bucket(substring_idx, value),
-            }
+            view.table(substring_idx).prefetch_bucket(value);
         }
         Walk {
             codes,
@@ -112,8 +118,10 @@ impl<'a> Walk<'a> {
             pending: [0; CANDIDATE_BATCH],
             n_pending: 0,
             near: Vec::new(),
+            waiting: Vec::new(),
             lookups: 0,
             candidates: 0,
+            duplicates: 0,
             step_ns: plan::step_ns(codes, view.form()),
             started: Instant::now(),
             spent_ns: 0.0,
@@ -121,24 +129,20 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Visits one shell of one table and hands `hit(row, distance)` each candidate within the bound;
-    /// it returns the bound for those to come. `false` if the limit was reached on the way.
+    /// Visits one shell of one table, given as (radius, table), and hands `hit(row, distance)` each candidate within
+    /// the bound that no earlier shell held; it returns the bound for those to come. `false` if the limit was reached
+    /// on the way.
     ///
-    /// Candidates that an earlier shell held may be left out. Contract: shells come by their radius, those
-    /// of one radius in the order of the tables, none is left out, and the bound never rises.
+    /// Contract: shells come by their radius, those of one radius in the order of the tables, and the bound never
+    /// rises.
     pub(super) fn shell(
         &mut self,
-        substring_idx: usize,
-        substring_radius: usize,
+        shell: (usize, usize),
         hit: &mut impl FnMut(u32, u32) -> Result<u32>,
     ) -> Result<bool> {
-        match self.view.tables() {
-            Tables::Rows(tables) => {
-                self.shell_of_rows(tables[substring_idx], substring_idx, substring_radius, hit)
-            }
-            Tables::Sketches(tables) => {
-                self.shell_of_sketches(tables, substring_idx, substring_radius, hit)
-            }
+        match self.view.copy(shell.1) {
+            None => self.shell_of_rows(shell, hit),
+            Some(words) => self.shell_of_codes(words, shell, hit),
         }
     }
 
@@ -152,11 +156,11 @@ impl<'a> Walk<'a> {
 
     fn shell_of_rows(
         &mut self,
-        table: MihTable<&'a [u32]>,
-        substring_idx: usize,
-        substring_radius: usize,
+        shell: (usize, usize),
         hit: &mut impl FnMut(u32, u32) -> Result<u32>,
     ) -> Result<bool> {
+        let (substring_radius, substring_idx) = shell;
+        let table = self.view.table(substring_idx);
         let value = self.values[substring_idx];
         let width = self.view.params().width(substring_idx);
         let mut masks = Shell::new(width, substring_radius);
@@ -184,42 +188,43 @@ impl<'a> Walk<'a> {
                 coming.push(value ^ mask);
             }
             for rows in last_buckets.drain(..) {
-                self.collect(rows, hit)?;
+                self.collect(rows, shell, hit)?;
             }
             if coming.is_empty() && buckets.is_empty() {
                 break;
             }
             std::mem::swap(&mut buckets, &mut last_buckets);
         }
-        self.compare(hit)?;
+        self.compare(shell, hit)?;
         Ok(true)
     }
 
     fn collect(
         &mut self,
         rows: &[u32],
+        shell: (usize, usize),
         hit: &mut impl FnMut(u32, u32) -> Result<u32>,
     ) -> Result<()> {
         for &row in rows {
-            if row as usize >= self.codes.n_codes() {
-                return Err(Error::corrupt(
-                    SECTION,
-                    format!("a bucket holds row {row} of {} codes", self.codes.n_codes()),
-                ));
-            }
+            self.check_row(row)?;
             prefetch(self.codes, row as usize);
             self.pending[self.n_pending] = row;
             self.n_pending += 1;
             if self.n_pending == CANDIDATE_BATCH {
-                self.compare(hit)?;
+                self.compare(shell, hit)?;
             }
         }
         Ok(())
     }
 
     /// Compares the pending candidates.
-    fn compare(&mut self, hit: &mut impl FnMut(u32, u32) -> Result<u32>) -> Result<()> {
-        let pending = &self.pending[..self.n_pending];
+    fn compare(
+        &mut self,
+        shell: (usize, usize),
+        hit: &mut impl FnMut(u32, u32) -> Result<u32>,
+    ) -> Result<()> {
+        let pending = self.pending;
+        let pending = &pending[..self.n_pending];
         let mut distances = [0; CANDIDATE_BATCH];
         let distances = &mut distances[..self.n_pending];
         let is_any_near = self
@@ -231,52 +236,41 @@ impl<'a> Walk<'a> {
             return Ok(());
         }
         for (&row, &distance) in pending.iter().zip(&*distances) {
-            if distance <= self.bound {
+            if distance <= self.bound && self.is_first_meeting(row, shell)? {
                 self.bound = hit(row, distance)?;
             }
         }
         Ok(())
     }
 
-    fn shell_of_sketches(
+    fn shell_of_codes(
         &mut self,
-        tables: &SketchView<'a>,
-        substring_idx: usize,
-        substring_radius: usize,
+        words: &'a [u64],
+        shell: (usize, usize),
         hit: &mut impl FnMut(u32, u32) -> Result<u32>,
     ) -> Result<bool> {
+        let (substring_radius, substring_idx) = shell;
+        let table = self.view.table(substring_idx);
         let width = self.view.params().width(substring_idx);
         let value = self.values[substring_idx];
-        let sketches = tables.sketches(substring_idx);
-        let bits = tables.bits(substring_idx);
-        let query = bits.sketch(|substring_idx| self.values[substring_idx]);
-        // Beside its sketch a code differs in this table's substring, by its radius, and in those that the
-        // sketch has nothing of: by that much or more, or an earlier shell held it.
-        let outside = bits.outside.iter();
-        let elsewhere: usize = outside
-            .map(|&other| substring_radius + usize::from(other < substring_idx))
-            .sum();
-        let beside = substring_radius + elsewhere;
         let mut masks = Shell::new(width, substring_radius);
-        // The sketches of as many buckets are on their way while those before them are compared: enough to keep
+        // The codes of as many buckets are on their way while those before them are compared: enough to keep
         // memory busy, and few enough to stay in the first-level cache.
         let mean = self.codes.n_codes() >> width;
-        let at_once =
-            (SKETCHES_AT_ONCE / (mean + 1)).clamp(BUCKETS_AT_ONCE_MIN, BUCKETS_AT_ONCE_MAX);
+        let at_once = (WORDS_AT_ONCE / (mean + 1)).clamp(BUCKETS_AT_ONCE_MIN, BUCKETS_AT_ONCE_MAX);
         // The offsets of those after them are asked for too.
         let mut coming = [0; BUCKETS_AT_ONCE_MAX];
         let mut n_coming = 0;
         let mut open = |buckets: &mut [(u32, u32); BUCKETS_AT_ONCE_MAX]| -> Result<usize> {
             let n_open = n_coming;
             for (bucket, &value) in buckets.iter_mut().zip(&coming[..n_open]) {
-                let entries = tables.bucket(substring_idx, value)?;
-                *bucket = (entries.start as u32, entries.end as u32);
-                prefetch_words(&sketches[entries]);
+                *bucket = table.entries(value)?;
+                prefetch_words(&words[bucket.0 as usize..bucket.1 as usize]);
             }
             n_coming = 0;
             for (coming, mask) in coming[..at_once].iter_mut().zip(&mut masks) {
                 *coming = value ^ mask;
-                tables.prefetch_bucket(substring_idx, *coming);
+                table.prefetch_bucket(*coming);
                 n_coming += 1;
             }
             Ok(n_open)
@@ -294,57 +288,130 @@ impl<'a> Walk<'a> {
                 .sum();
             self.candidates += n_entries as u64;
             if !self.spend(n_now, n_entries) {
-                self.near.clear();
+                self.waiting.clear();
                 return Ok(false);
             }
-            self.compare_sketches(tables, substring_idx, (query, beside), opened, hit)?;
+            self.compare_codes(words, shell, opened, hit)?;
             std::mem::swap(&mut now, &mut next);
             n_now = n_next;
         }
-        self.look_up(tables, substring_idx, self.near.len(), hit)?;
+        self.look_up(table, self.waiting.len(), hit)?;
         Ok(true)
     }
 
-    /// What can be said of the k nearest from the rows nearest by one substring: nothing without sketches, which
-    /// tell little until the bound is low. The walk keeps to the bound.
+    /// Compares the codes of these buckets with the query. What is near and met for the first time waits until its row
+    /// is there; the rows of those that waited are looked up.
+    fn compare_codes(
+        &mut self,
+        words: &'a [u64],
+        shell: (usize, usize),
+        buckets: &[(u32, u32)],
+        hit: &mut impl FnMut(u32, u32) -> Result<u32>,
+    ) -> Result<()> {
+        let (query, table) = (self.query[0], self.view.table(shell.1));
+        let masks = self.view.params().word_masks();
+        self.kernel
+            .near_words(words, buckets, query, self.bound, &mut self.near);
+        let n_near = self.near.len();
+        if !(self.kernel).first_met(words, query, masks, shell, &mut self.near) {
+            return Err(foreign(shell));
+        }
+        self.duplicates += (n_near - self.near.len()) as u64;
+        for near in &self.near {
+            table.prefetch_row(near.place());
+        }
+        let n_waiting = self.waiting.len();
+        self.waiting.append(&mut self.near);
+        self.look_up(table, n_waiting, hit)
+    }
+
+    /// Hands on the rows of the first `n_entries` entries that wait.
+    fn look_up(
+        &mut self,
+        table: MihTable<&'a [u32]>,
+        n_entries: usize,
+        hit: &mut impl FnMut(u32, u32) -> Result<u32>,
+    ) -> Result<()> {
+        for near in &self.waiting[..n_entries] {
+            if near.distance() <= self.bound {
+                let row = table.row(near.place());
+                self.check_row(row)?;
+                self.bound = hit(row, near.distance())?;
+            }
+        }
+        self.waiting.drain(..n_entries);
+        Ok(())
+    }
+
+    /// True if no shell visited before this one holds the row. Shells are visited by their radius, those of one
+    /// radius in the order of the tables.
+    fn is_first_meeting(&mut self, row: u32, shell: (usize, usize)) -> Result<bool> {
+        let (substring_radius, substring_idx) = shell;
+        let mut differing = [0u64; CodeLen::MAX_BITS / 64];
+        let differing = &mut differing[..self.query.len()];
+        for (word_idx, differing) in differing.iter_mut().enumerate() {
+            *differing = self.codes.word(row as usize, word_idx) ^ self.query[word_idx];
+        }
+        let params = self.view.params();
+        if params.substring_distance(substring_idx, differing) as usize != substring_radius {
+            return Err(foreign(shell));
+        }
+        let met_before = (0..params.n_substrings()).any(|other| {
+            let distance = params.substring_distance(other, differing) as usize;
+            distance < substring_radius || distance == substring_radius && other < substring_idx
+        });
+        self.duplicates += u64::from(met_before);
+        Ok(!met_before)
+    }
+
+    fn check_row(&self, row: u32) -> Result<()> {
+        match (row as usize) < self.codes.n_codes() {
+            true => Ok(()),
+            false => Err(Error::corrupt(
+                SECTION,
+                format!("a bucket holds row {row} of {} codes", self.codes.n_codes()),
+            )),
+        }
+    }
+
+    /// What can be said of the k nearest from the rows nearest by one substring: nothing without copies of the codes,
+    /// where each row is a miss. The walk keeps to the bound.
     pub(super) fn seed(
         &mut self,
         k: usize,
         is_filtered: bool,
         is_allowed: impl Fn(usize) -> bool,
     ) -> Result<Seed> {
-        let Tables::Sketches(tables) = self.view.tables() else {
+        let last = self.values.len() - 1;
+        let Some(words) = self.view.copy(last) else {
             return Ok(Seed::default());
         };
-        let table_idx = tables.last();
-        let (words, query) = (self.codes.blocks(), self.query[0]);
-        let width = self.view.params().width(table_idx);
-        let mut nearest = TopK::new(k, self.bound);
-        let mut of_all = is_filtered.then(|| TopK::new(k, self.bound));
+        let (table, query) = (self.view.table(last), self.query[0]);
+        let width = self.view.params().width(last);
+        let mut nearest = KthDistance::new(k, self.bound);
+        let mut of_all = is_filtered.then(|| KthDistance::new(k, self.bound));
         let mut n_rows = 0;
         for radius in 0..=SEED_RADIUS {
             let masks = Shell::new(width, radius);
-            let value = self.values[table_idx];
-            let buckets = masks.map(|mask| tables.bucket(table_idx, value ^ mask));
-            let buckets: SmallVec<[Range<usize>; 17]> = buckets.collect::<Result<_>>()?;
-            for (idx, rows) in buckets.iter().enumerate() {
-                if let Some(next) = buckets.get(idx + SEED_BUCKETS_AHEAD) {
-                    prefetch_words(&words[next.clone()]);
+            let value = self.values[last];
+            let buckets = masks.map(|mask| table.entries(value ^ mask));
+            let buckets: SmallVec<[(u32, u32); 17]> = buckets.collect::<Result<_>>()?;
+            for (idx, bucket) in buckets.iter().enumerate() {
+                if let Some((start, end)) = buckets.get(idx + SEED_BUCKETS_AHEAD) {
+                    prefetch_words(&words[*start as usize..*end as usize]);
                 }
-                let rows = [(rows.start as u32, rows.end as u32)];
                 self.kernel
-                    .near_words(words, &rows, query, nearest.bound(), &mut self.near);
-                for row in self.near.drain(..) {
-                    let distance = (words[row as usize] ^ query).count_ones();
-                    if is_allowed(row as usize) {
-                        nearest.push(distance, u64::from(row));
+                    .near_words(words, &[*bucket], query, nearest.bound(), &mut self.near);
+                for near in self.near.drain(..) {
+                    if !is_filtered || is_allowed(table.row(near.place()) as usize) {
+                        nearest.add(near.distance());
                     }
                     if let Some(of_all) = &mut of_all {
-                        of_all.push(distance, u64::from(row));
+                        of_all.add(near.distance());
                     }
                 }
+                n_rows += (bucket.1 - bucket.0) as usize;
             }
-            n_rows += buckets.iter().map(Range::len).sum::<usize>();
             self.lookups += buckets.len() as u64;
         }
         self.candidates += n_rows as u64;
@@ -359,63 +426,11 @@ impl<'a> Walk<'a> {
         Ok(Seed { bound, is_even })
     }
 
-    /// Compares the sketches of these buckets with that of the query, and looks up codes once many are near. A code
-    /// of an entry differs in `beside` bits more than its sketch.
-    fn compare_sketches(
-        &mut self,
-        tables: &SketchView<'a>,
-        substring_idx: usize,
-        (query, beside): (u32, usize),
-        buckets: &[(u32, u32)],
-        hit: &mut impl FnMut(u32, u32) -> Result<u32>,
-    ) -> Result<()> {
-        let sketches = tables.sketches(substring_idx);
-        let Some(bound) = (self.bound as usize).checked_sub(beside) else {
-            return Ok(());
-        };
-        let bound = bound.min(u32::BITS as usize) as u32;
-        let before = self.near.len();
-        self.kernel
-            .near_sketches(sketches, buckets, query, bound, &mut self.near);
-        for &entry in &self.near[before..] {
-            tables.prefetch_entry(substring_idx, entry as usize);
-        }
-        // What was asked for last is not there yet.
-        match before < CANDIDATE_BATCH {
-            true => Ok(()),
-            false => self.look_up(tables, substring_idx, before, hit),
-        }
-    }
-
-    /// Compares the codes of the first `n_entries` entries whose sketches are near.
-    fn look_up(
-        &mut self,
-        tables: &SketchView<'a>,
-        substring_idx: usize,
-        n_entries: usize,
-        hit: &mut impl FnMut(u32, u32) -> Result<u32>,
-    ) -> Result<()> {
-        let (words, query) = (self.codes.blocks(), self.query[0]);
-        let entries = &mut self.near[..n_entries];
-        for entry in &mut *entries {
-            let row = tables.row(substring_idx, *entry as usize)?;
-            prefetch_word(words, row);
-            *entry = row as u32;
-        }
-        for &mut row in entries {
-            let distance = (words[row as usize] ^ query).count_ones();
-            if distance <= self.bound {
-                self.bound = hit(row, distance)?;
-            }
-        }
-        self.near.drain(..n_entries);
-        Ok(())
-    }
-
     /// Counts what was done, and lets the planner learn from it.
     pub(super) fn end(&self, stats: &mut SearchStats) {
         stats.lookups += self.lookups;
         stats.candidates += self.candidates;
+        stats.duplicates += self.duplicates;
         let steps = (self.lookups, self.candidates);
         let form = self.view.form();
         plan::observe_walk(self.codes, form, steps, self.started.elapsed());

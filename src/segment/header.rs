@@ -48,10 +48,8 @@ pub(crate) enum SectionKind {
     RowRanks,
     /// The row of each rank, bit-packed.
     RankRows,
-    /// `u32` sketches of MIH table `param`, bucket by bucket.
-    MihSketches,
-    /// Places of the rows of those sketches in their buckets of the last MIH table.
-    MihPlaces,
+    /// Code words of MIH table `param`, bucket by bucket.
+    MihCodes,
 }
 
 impl SectionKind {
@@ -68,8 +66,7 @@ impl SectionKind {
             SectionKind::RowRanks => 8,
             SectionKind::RankRows => 9,
             SectionKind::CodePlanes => 10,
-            SectionKind::MihSketches => 11,
-            SectionKind::MihPlaces => 12,
+            SectionKind::MihCodes => 11,
         }
     }
 
@@ -86,8 +83,7 @@ impl SectionKind {
             Self::RowRanks,
             Self::RankRows,
             Self::CodePlanes,
-            Self::MihSketches,
-            Self::MihPlaces,
+            Self::MihCodes,
         ]
         .into_iter()
         .find(|known| known.to_u16() == kind)
@@ -106,8 +102,7 @@ impl SectionKind {
             SectionKind::RowRanks => "row ranks",
             SectionKind::RankRows => "rank rows",
             SectionKind::CodePlanes => "codes in planes",
-            SectionKind::MihSketches => "MIH sketches",
-            SectionKind::MihPlaces => "MIH places",
+            SectionKind::MihCodes => "MIH codes",
         }
     }
 }
@@ -131,10 +126,9 @@ impl Section {
 
     pub(crate) fn name(&self) -> String {
         let table = match self.kind {
-            SectionKind::MihOffsets
-            | SectionKind::MihIds
-            | SectionKind::MihSketches
-            | SectionKind::MihPlaces => format!(" {}", self.param),
+            SectionKind::MihOffsets | SectionKind::MihIds | SectionKind::MihCodes => {
+                format!(" {}", self.param)
+            }
             _ => String::new(),
         };
         format!("{}{table} of field {}", self.kind.name(), self.field_id)

@@ -12,10 +12,10 @@ use crate::cluster::ClusterView;
 use crate::code::{BLOCK_ROWS, CodeLen, CodesRef, HashCode, RowOrder};
 use crate::engine::SegmentRows;
 use crate::error::{Error, Result};
-use crate::mih::{MihParams, MihTable, MihView, SketchTable, SketchView};
+use crate::mih::{MihParams, MihTable, MihView, suits_copies};
 use crate::segment::column::RowSource;
 use crate::segment::header::{Section, SectionKind, parse};
-use crate::segment::writer::{ClusterMeta, Meta, SketchMeta};
+use crate::segment::writer::{ClusterMeta, Meta};
 
 /// The bytes of a segment file, typically a memory map; kept alive by the reader.
 pub type SegmentBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
@@ -198,30 +198,16 @@ impl OrderSections {
 #[derive(Debug)]
 struct MihSections {
     params: MihParams,
-    tables: MihTables,
-}
-
-#[derive(Debug)]
-enum MihTables {
     /// Offsets and ids of each table.
-    Rows(Vec<[Checked; 2]>),
-    Sketches {
-        /// Offsets and sketches of each table.
-        tables: Vec<[Checked; 2]>,
-        /// Places of each table but the last.
-        places: Vec<Checked>,
-        place_bytes: usize,
-    },
+    tables: Vec<[Checked; 2]>,
+    /// The codes of each table, if they are there.
+    copies: Option<Vec<Checked>>,
 }
 
 impl MihSections {
-    fn all(&self) -> Vec<&Checked> {
-        match &self.tables {
-            MihTables::Rows(tables) => tables.iter().flatten().collect(),
-            MihTables::Sketches { tables, places, .. } => {
-                tables.iter().flatten().chain(places).collect()
-            }
-        }
+    fn all(&self) -> impl Iterator<Item = &Checked> {
+        let tables = self.tables.iter().flatten();
+        tables.chain(self.copies.iter().flatten())
     }
 }
 
@@ -234,7 +220,7 @@ pub struct ColumnBytes {
     pub doc_ids: usize,
     /// Centroids and shells, and the order of rows that they ask for.
     pub clusters: usize,
-    /// Multi-index hashing tables, and the order of rows that those with sketches ask for.
+    /// Multi-index hashing tables.
     pub mih: usize,
 }
 
@@ -309,13 +295,12 @@ impl HashColumn {
                 .checked_mul(BLOCK_ROWS * code_len.words() * 8)
                 .ok_or_else(|| corrupt(format!("{n_codes} codes overflow")))
         };
-        let has_planes = sections.iter().any(|section| {
-            section.field_id == meta.field_id && section.kind == SectionKind::CodePlanes
-        });
-        let has_blocks = sections
-            .iter()
-            .any(|section| section.field_id == meta.field_id && section.kind == SectionKind::Codes);
-        let kind = match (has_planes, has_blocks) {
+        let has = |kind: SectionKind| {
+            let is_one =
+                |section: &Section| section.field_id == meta.field_id && section.kind == kind;
+            sections.iter().any(is_one)
+        };
+        let kind = match (has(SectionKind::CodePlanes), has(SectionKind::Codes)) {
             (true, true) => return Err(corrupt("codes both in blocks and in planes".to_owned())),
             (true, false) if code_len.words() == 1 => {
                 return Err(corrupt(format!("codes of {code_len} bits in planes")));
@@ -338,35 +323,31 @@ impl HashColumn {
                     let n_offsets = (1usize << params.width(table_idx)) + 1;
                     one(SectionKind::MihOffsets, table_idx as u32, n_offsets * 4)
                 };
-                let numbers = |kind, table_idx: usize, bytes: usize| {
-                    one(kind, table_idx as u32, n_codes.saturating_mul(bytes))
-                };
                 let n_tables = params.n_substrings();
-                let tables = match found.sketches {
-                    None => (0..n_tables)
-                        .map(|idx| Ok([offsets(idx)?, numbers(SectionKind::MihIds, idx, 4)?]))
-                        .collect::<Result<_>>()
-                        .map(MihTables::Rows)?,
-                    Some(SketchMeta { place_bytes }) => MihTables::Sketches {
-                        tables: (0..n_tables)
-                            .map(|idx| {
-                                Ok([offsets(idx)?, numbers(SectionKind::MihSketches, idx, 4)?])
-                            })
-                            .collect::<Result<_>>()?,
-                        places: (0..n_tables.saturating_sub(1))
-                            .map(|idx| numbers(SectionKind::MihPlaces, idx, place_bytes))
-                            .collect::<Result<_>>()?,
-                        place_bytes,
-                    },
+                let ids_bytes = n_codes.saturating_mul(4);
+                let tables = (0..n_tables).map(|table_idx| {
+                    let ids = one(SectionKind::MihIds, table_idx as u32, ids_bytes)?;
+                    Ok([offsets(table_idx)?, ids])
+                });
+                let copy_bytes = block_bytes(n_codes)?;
+                let copies = (0..n_tables)
+                    .map(|table_idx| one(SectionKind::MihCodes, table_idx as u32, copy_bytes));
+                let tables = tables.collect::<Result<_>>()?;
+                let copies = match has(SectionKind::MihCodes) {
+                    false => None,
+                    true if !suits_copies(code_len) => {
+                        return Err(corrupt(format!("MIH codes of {code_len} bits")));
+                    }
+                    true => Some(copies.collect::<Result<_>>()?),
                 };
-                Some(MihSections { params, tables })
+                Some(MihSections {
+                    params,
+                    tables,
+                    copies,
+                })
             }
         };
-        if found.sketches.is_some() && (mih.is_none() || found.clusters.is_some()) {
-            let reason = "sketches without tables, or beside clusters".to_owned();
-            return Err(corrupt(reason));
-        }
-        let order = match found.clusters.is_some() || found.sketches.is_some() {
+        let order = match found.clusters.is_some() {
             false => None,
             true => {
                 let packed = RowOrder::packed_bytes(n_codes);
@@ -456,13 +437,12 @@ impl HashColumn {
             let sections = clusters.all().map(size);
             sections.iter().sum::<usize>() + order
         });
-        let mih: Option<usize> =
-            (self.mih.as_ref()).map(|mih| mih.all().into_iter().map(size).sum());
+        let mih = self.mih.iter().flat_map(MihSections::all).map(size);
         ColumnBytes {
             codes: size(&self.codes),
             doc_ids: self.doc_ids.as_ref().map_or(0, size),
             clusters: clusters.unwrap_or(0),
-            mih: mih.unwrap_or(0) + if clusters.is_none() { order } else { 0 },
+            mih: mih.sum(),
         }
     }
 
@@ -606,40 +586,19 @@ impl HashColumn {
     }
 
     fn mih_view<'a>(&'a self, mih: &'a MihSections) -> Result<MihView<'a>> {
-        match &mih.tables {
-            MihTables::Rows(tables) => {
-                let tables = tables
+        let tables = mih.tables.iter().enumerate();
+        let tables = tables.map(|(table_idx, [offsets, ids])| {
+            let width = mih.params.width(table_idx);
+            MihTable::from_parts(self.words(offsets), self.words(ids), self.n_codes, width)
+        });
+        let view = MihView::new(&mih.params, tables.collect::<Result<Vec<_>>>()?)?;
+        match &mih.copies {
+            None => Ok(view),
+            Some(copies) => view.with_copies(
+                copies
                     .iter()
-                    .enumerate()
-                    .map(|(table_idx, [offsets, ids])| {
-                        let width = mih.params.width(table_idx);
-                        MihTable::from_parts(
-                            self.words(offsets),
-                            self.words(ids),
-                            self.n_codes,
-                            width,
-                        )
-                    });
-                MihView::new(&mih.params, tables.collect::<Result<Vec<_>>>()?)
-            }
-            MihTables::Sketches {
-                tables,
-                places,
-                place_bytes,
-            } => {
-                let places = places.iter().map(|places| self.section_bytes(places));
-                // The last table has none.
-                let places = places.chain([&[] as &[u8]]);
-                let tables = tables
-                    .iter()
-                    .zip(places)
-                    .map(|([offsets, sketches], places)| {
-                        SketchTable::from_parts(self.words(offsets), self.words(sketches), places)
-                    });
-                let params = &mih.params;
-                let view = SketchView::new(params, self.n_codes, tables, *place_bytes)?;
-                Ok(MihView::with_sketches(params, view))
-            }
+                    .map(|copy| bytemuck::cast_slice(self.section_bytes(copy))),
+            ),
         }
     }
 
@@ -692,7 +651,7 @@ impl HashColumn {
         for section in mih.all() {
             section.check(raw)?;
         }
-        self.mih_view(mih)?.verify(codes, order.as_ref())
+        self.mih_view(mih)?.verify(codes)
     }
 
     /// Where each large section of the file lies, by name: for tests and tools that damage or dump it.

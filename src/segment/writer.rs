@@ -1,7 +1,8 @@
 //! From columns to bytes: sections one after the other, each aligned and checksummed, then the table.
 //!
-//! Writes forward only, as tantivy's sinks demand. Clusters are found first, or codes sorted by a substring, because they say in which order the codes are written. MIH tables are built and written one at a time, so a build never holds
-//! more than one beside the codes.
+//! Writes forward only, as tantivy's sinks demand. Clusters are found first, because they say in which order the
+//! codes are written. MIH tables are built and written one at a time, so a build never holds more than one beside the
+//! codes.
 
 use std::io::{self, Write};
 use std::str::FromStr;
@@ -12,7 +13,7 @@ use crate::cluster::{ClusterParams, Clusters};
 use crate::code::{CodeLen, Codes, CodesRef, RowOrder};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hamming::{ROWS_AHEAD, planes_pay, prefetch};
-use crate::mih::{MihParams, MihTable, SketchOrder, SketchTable};
+use crate::mih::{MihParams, MihTable, suits_copies};
 use crate::segment::column::Column;
 use crate::segment::header::{
     HEADER_BYTES, SECTION_ALIGN, Section, SectionKind, header_bytes, table_bytes,
@@ -30,11 +31,9 @@ pub enum TablePolicy {
     Clusters,
     /// Multi-index hashing tables of row numbers for every segment with a code: they take the least room.
     Mih,
-    /// Multi-index hashing tables with sketches for every segment with a code: several times as fast. Those
-    /// of [`Mih`](TablePolicy::Mih) for codes that sketches do not suit: of other lengths than 33 to 64 bits,
-    /// or where very many agree in a quarter of their bits. However few codes there are, the tables of a
-    /// segment take a megabyte.
-    Sketches,
+    /// Multi-index hashing tables with a copy of the codes each for every segment with a code: several times as fast,
+    /// for three to five times the room. Those of [`Mih`](TablePolicy::Mih) for codes of more than 64 bits.
+    MihCopies,
     /// Clusters and tables of row numbers for every segment with a code.
     Always,
     /// Neither; every search is a linear scan.
@@ -52,11 +51,11 @@ impl FromStr for TablePolicy {
             "auto" => Ok(TablePolicy::Auto),
             "cluster" => Ok(TablePolicy::Clusters),
             "mih" => Ok(TablePolicy::Mih),
-            "sketch" => Ok(TablePolicy::Sketches),
+            "mih-copies" => Ok(TablePolicy::MihCopies),
             "all" => Ok(TablePolicy::Always),
             "none" => Ok(TablePolicy::Never),
             _ => Err(Error::invalid(format!(
-                "tables are auto, cluster, mih, sketch, all or none, got {name:?}"
+                "tables are auto, cluster, mih, mih-copies, all or none, got {name:?}"
             ))),
         }
     }
@@ -67,8 +66,8 @@ impl FromStr for TablePolicy {
 struct Tables {
     clusters: Option<Clusters>,
     mih: Option<MihParams>,
-    /// The order of rows, where the tables have sketches.
-    sketches: Option<SketchOrder>,
+    /// Whether the codes are beside the row numbers of the tables.
+    has_copies: bool,
 }
 
 impl Tables {
@@ -79,16 +78,16 @@ impl Tables {
         }
     }
 
-    fn with_sketches(codes: CodesRef<'_>) -> Result<Tables> {
-        let params = MihParams::fit_sketches(codes);
-        Ok(match SketchOrder::build(codes, &params)? {
-            None => Tables::of_rows(codes),
-            sketches => Tables {
-                mih: Some(params),
-                sketches,
+    /// Those of row numbers where codes are too long for copies.
+    fn with_copies(codes: CodesRef<'_>) -> Tables {
+        match suits_copies(codes.code_len()) {
+            false => Tables::of_rows(codes),
+            true => Tables {
+                mih: Some(MihParams::fit_copies(codes)),
+                has_copies: true,
                 ..Tables::default()
             },
-        })
+        }
     }
 
     fn clustered(column: &Column) -> Result<Tables> {
@@ -102,16 +101,12 @@ impl Tables {
 
     /// For each row of the file, the row of the column; `None` where they are the same.
     fn order(&self) -> Option<&[u32]> {
-        match (&self.clusters, &self.sketches) {
-            (Some(clusters), _) => Some(clusters.order()),
-            (None, Some(sketches)) => Some(sketches.order()),
-            (None, None) => None,
-        }
+        self.clusters.as_ref().map(Clusters::order)
     }
 }
 
 impl TablePolicy {
-    /// Finds the clusters, sorts the rows, and says which other tables are to be built.
+    /// Finds the clusters, and says which other tables are to be built.
     fn tables(self, column: &Column) -> Result<Tables> {
         let codes = column.codes();
         let n_codes = codes.n_codes();
@@ -123,7 +118,7 @@ impl TablePolicy {
                 let params = ClusterParams::choose(n_codes);
                 let first = column.first_centroids();
                 match Clusters::build_if_useful(codes, first, &params)? {
-                    None => Tables::with_sketches(codes),
+                    None => Ok(Tables::with_copies(codes)),
                     clusters => Ok(Tables {
                         clusters,
                         ..Tables::default()
@@ -132,7 +127,7 @@ impl TablePolicy {
             }
             TablePolicy::Clusters => Tables::clustered(column),
             TablePolicy::Mih => Ok(Tables::of_rows(codes)),
-            TablePolicy::Sketches => Tables::with_sketches(codes),
+            TablePolicy::MihCopies => Ok(Tables::with_copies(codes)),
             TablePolicy::Always => Ok(Tables {
                 mih: Some(MihParams::fit(codes)),
                 ..Tables::clustered(column)?
@@ -163,16 +158,6 @@ pub(crate) struct Meta {
     pub(crate) mih: Option<MihParams>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) clusters: Option<ClusterMeta>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) sketches: Option<SketchMeta>,
-}
-
-/// The sizes of the sections of tables with sketches.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct SketchMeta {
-    /// Bytes of each place: 1 or 2.
-    pub(crate) place_bytes: usize,
 }
 
 /// The sizes of the cluster sections.
@@ -228,21 +213,18 @@ impl<W: Write> SegmentWriter<W> {
             return Err(Error::invalid(reason));
         }
         let tables = policy.tables(column)?;
-        let (clusters, sketches) = (&tables.clusters, &tables.sketches);
+        let clusters = &tables.clusters;
         let meta = Meta {
             bits: spec.code_len.bits(),
             model_id: spec.model_id.clone(),
             n_codes: codes.n_codes(),
             mih: tables.mih.clone(),
-            sketches: sketches.as_ref().map(|order| SketchMeta {
-                place_bytes: order.place_bytes(),
-            }),
             clusters: clusters.as_ref().map(|clusters| ClusterMeta {
                 n_clusters: clusters.view().n_clusters(),
                 n_shells: clusters.tables()[2].len(),
             }),
         };
-        // Codes in the order that clusters or sketches ask for, and in planes, if those pay.
+        // Codes in the order that clusters ask for, and in planes, if those pay.
         let in_planes = planes_pay(codes);
         let order = tables.order();
         let laid_out = (in_planes || order.is_some()).then(|| {
@@ -295,21 +277,15 @@ impl<W: Write> SegmentWriter<W> {
         };
         for table_idx in 0..params.n_substrings() {
             let param = table_idx as u32;
-            let Some(order) = sketches else {
-                let table = MihTable::build(&codes, params, table_idx)?;
-                let offsets = bytemuck::cast_slice(table.offsets());
-                self.section(id, SectionKind::MihOffsets, param, offsets)?;
-                let ids = bytemuck::cast_slice(table.ids());
-                self.section(id, SectionKind::MihIds, param, ids)?;
-                continue;
-            };
-            let table = SketchTable::build(codes, params, order, table_idx)?;
+            let table = MihTable::build(&codes, params, table_idx)?;
             let offsets = bytemuck::cast_slice(table.offsets());
             self.section(id, SectionKind::MihOffsets, param, offsets)?;
-            let sketches = bytemuck::cast_slice(table.sketches());
-            self.section(id, SectionKind::MihSketches, param, sketches)?;
-            if table_idx + 1 < params.n_substrings() {
-                self.section(id, SectionKind::MihPlaces, param, table.places())?;
+            let ids = bytemuck::cast_slice(table.ids());
+            self.section(id, SectionKind::MihIds, param, ids)?;
+            if tables.has_copies {
+                let copy = codes.reordered(table.ids());
+                let words = bytemuck::cast_slice(copy.blocks());
+                self.section(id, SectionKind::MihCodes, param, words)?;
             }
         }
         Ok(())

@@ -24,8 +24,7 @@ pub const SHELLS: u16 = 7;
 pub const ROW_RANKS: u16 = 8;
 pub const RANK_ROWS: u16 = 9;
 pub const CODE_PLANES: u16 = 10;
-pub const MIH_SKETCHES: u16 = 11;
-pub const MIH_PLACES: u16 = 12;
+pub const MIH_CODES: u16 = 11;
 
 /// A section.
 #[derive(Clone, Debug, PartialEq)]

@@ -51,7 +51,7 @@ pub struct Args {
     /// Engines to measure
     #[arg(long, value_delimiter = ',', default_value = "auto,scan,mih,cluster")]
     engine: Vec<EngineChoice>,
-    /// Index structures to build: auto, cluster, mih, sketch, all or none. By default those of the engines named,
+    /// Index structures to build: auto, cluster, mih, mih-copies, all or none. By default those of the engines named,
     /// or what an index would build by itself if only auto and scan are
     #[arg(long)]
     tables: Option<TablePolicy>,
@@ -338,7 +338,7 @@ fn time_structures(codes: &Codes) -> Result<()> {
     for (name, policy) in [
         ("cluster", TablePolicy::Clusters),
         ("mih", TablePolicy::Mih),
-        ("sketch", TablePolicy::Sketches),
+        ("mih-copies", TablePolicy::MihCopies),
         ("auto", TablePolicy::Auto),
     ] {
         let started = Instant::now();
