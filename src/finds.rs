@@ -134,9 +134,13 @@ impl<'t> Finds<'t> {
         }
     }
 
-    /// Drops the rows that wait, for an engine that will meet them again.
+    /// Drops the rows that wait, for an engine that will meet them again, and keeps what is known of the k-th distance.
     pub(crate) fn forget(&mut self) {
-        self.late = None;
+        if let Some(late) = self.late.take()
+            && late.kth.is_full()
+        {
+            self.top.lower(late.bound());
+        }
     }
 
     /// To be called when the top has changed.

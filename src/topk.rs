@@ -41,6 +41,11 @@ impl KthDistance {
         }
     }
 
+    /// The k.
+    pub(crate) fn k(&self) -> usize {
+        self.k
+    }
+
     /// The k-th distance, or the greatest that was asked for while fewer than k codes are that near.
     #[inline]
     pub(crate) fn bound(&self) -> u32 {

@@ -111,11 +111,12 @@ impl Neon {
         words: &[u64],
         query: u64,
         masks: &[u64],
-        shell: (usize, usize),
+        limits: &[u32],
+        own: usize,
         near: &mut Vec<Near>,
     ) -> bool {
         // SAFETY: `self` proves NEON.
-        unsafe { neon::first_met(words, query, masks, shell, near) }
+        unsafe { neon::first_met(words, query, masks, limits, own, near) }
     }
 
     #[inline]

@@ -274,9 +274,8 @@ impl Kernel {
         dispatch!(self, lanes => lanes.near_words(words, stretches, query, bound, out));
     }
 
-    /// Of codes that differ from the query by `masks[own]` in `radius` bits, given the shell (`radius`, `own`), keeps
-    /// those in no earlier one: by no mask in fewer bits, and by none before `own` in as few. False if one of the codes
-    /// is not of the shell.
+    /// Keeps those of these codes that differ from the query by each of the masks in as many bits as its limit or more. By
+    /// `masks[own]` all should differ in as many; false if one does not.
     ///
     /// Panics for a place past the words.
     #[inline]
@@ -285,10 +284,11 @@ impl Kernel {
         words: &[u64],
         query: u64,
         masks: &[u64],
-        shell: (usize, usize),
+        limits: &[u32],
+        own: usize,
         near: &mut Vec<Near>,
     ) -> bool {
-        dispatch!(self, lanes => lanes.first_met(words, query, masks, shell, near))
+        dispatch!(self, lanes => lanes.first_met(words, query, masks, limits, own, near))
     }
 
     /// Writes the distance from each of `rows` to `query` where it is at most `bound`, and some value
@@ -683,10 +683,11 @@ macro_rules! loops {
             words: &[u64],
             query: u64,
             masks: &[u64],
-            shell: (usize, usize),
+            limits: &[u32],
+            own: usize,
             near: &mut Vec<crate::hamming::Near>,
         ) -> bool {
-            crate::hamming::near::first_met(words, query, masks, shell, near)
+            crate::hamming::near::first_met(words, query, masks, limits, own, near)
         }
 
         $(#[target_feature(enable = $features)])?

@@ -69,18 +69,18 @@ pub(super) fn first_met(
     words: &[u64],
     query: u64,
     masks: &[u64],
-    (radius, own): (usize, usize),
+    limits: &[u32],
+    own: usize,
     near: &mut Vec<Near>,
 ) -> bool {
     let (mut n_kept, mut is_sound) = (0, true);
     for idx in 0..near.len() {
         let differing = words[near[idx].place() as usize] ^ query;
         let mut is_met = false;
-        for (other, mask) in masks.iter().enumerate() {
-            let distance = (differing & mask).count_ones() as usize;
-            is_met |= distance < radius + usize::from(other < own);
+        for (mask, &limit) in masks.iter().zip(limits) {
+            is_met |= (differing & mask).count_ones() < limit;
         }
-        is_sound &= (differing & masks[own]).count_ones() as usize == radius;
+        is_sound &= (differing & masks[own]).count_ones() == limits[own];
         // No branch: which of them were met before is anybody's guess.
         near[n_kept] = near[idx];
         n_kept += usize::from(!is_met);
@@ -132,10 +132,13 @@ mod tests {
         let words: Vec<u64> = (0..4000).map(|_| rng.random()).collect();
         let query: u64 = rng.random();
         let masks = [0x1f << 3, 0x7f << 40, 7, 0xff << 20, 0x3f << 52];
-        let distance = |word: u64, mask: u64| ((word ^ query) & mask).count_ones() as usize;
+        let distance = |word: u64, mask: u64| ((word ^ query) & mask).count_ones();
         for kernel in Kernel::available() {
             for (radius, own) in [(0, 0), (1, 2), (1, 4), (2, 0), (2, 4)] {
-                // The codes of a shell: those with a distance by their own mask.
+                // Those before `own` one farther; the codes of a shell, which have a distance by their own mask.
+                let limits: Vec<u32> = (0..masks.len())
+                    .map(|other| radius + u32::from(other < own))
+                    .collect();
                 let mut shell: Vec<u64> = words.clone();
                 shell.retain(|&word| distance(word, masks[own]) == radius);
                 let n_words = shell.len() as u32;
@@ -150,13 +153,13 @@ mod tests {
                 shell.resize(shell.len().next_multiple_of(8), 0);
                 let mut near = Vec::new();
                 kernel.near_words(&shell, &[(0, n_words)], query, 64, &mut near);
-                assert!(kernel.first_met(&shell, query, &masks, (radius, own), &mut near));
+                assert!(kernel.first_met(&shell, query, &masks, &limits, own, &mut near));
                 let places: Vec<u32> = near.iter().map(|near| near.place()).collect();
                 assert_eq!(places, expected, "{kernel:?}, shell {radius} of {own}");
                 // A code of another shell.
                 assert!(!near.is_empty());
                 shell[near[0].place() as usize] ^= masks[own] & masks[own].wrapping_neg();
-                assert!(!kernel.first_met(&shell, query, &masks, (radius, own), &mut near));
+                assert!(!kernel.first_met(&shell, query, &masks, &limits, own, &mut near));
             }
         }
     }

@@ -142,10 +142,11 @@ impl Scalar {
         words: &[u64],
         query: u64,
         masks: &[u64],
-        shell: (usize, usize),
+        limits: &[u32],
+        own: usize,
         near: &mut Vec<Near>,
     ) -> bool {
-        plain::first_met(words, query, masks, shell, near)
+        plain::first_met(words, query, masks, limits, own, near)
     }
 
     pub(super) fn gather(

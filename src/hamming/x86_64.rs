@@ -383,11 +383,12 @@ macro_rules! face {
                 words: &[u64],
                 query: u64,
                 masks: &[u64],
-                shell: (usize, usize),
+                limits: &[u32],
+                own: usize,
                 near: &mut Vec<Near>,
             ) -> bool {
                 // SAFETY: `self` proves the instructions that the function enables.
-                unsafe { $loops::first_met(words, query, masks, shell, near) }
+                unsafe { $loops::first_met(words, query, masks, limits, own, near) }
             }
 
             #[inline]

@@ -7,11 +7,11 @@ use crate::engine::{Allowed, Engine, EngineKind, Membership, SearchStats, Segmen
 use crate::error::Result;
 use crate::finds::Finds;
 use crate::hamming::Kernel;
-use crate::mih::walk::{CANDIDATE_BATCH, Seed, Walk};
-use crate::mih::{MihView, shell_size};
+use crate::mih::walk::{CANDIDATE_BATCH, Sought, Walk};
+use crate::mih::{MihForm, MihView, shell_size};
 use crate::plan;
 use crate::scan::LinearScan;
-use crate::topk::{KthDistance, Neighbor, TopK};
+use crate::topk::{Neighbor, TopK};
 
 /// Multi-index hashing over one segment.
 ///
@@ -60,6 +60,9 @@ const ASSURED: f64 = 0.8;
 /// has cost more than foreseen.
 const SPENT_MAX: f64 = 1.5;
 
+/// The shells of one table that are visited first, where its codes need no lookup each.
+const SEED_SHELLS: usize = 2;
+
 impl<'a> MultiIndex<'a> {
     /// Searches these rows through these tables.
     pub fn new(rows: &'a SegmentRows<'a>, view: &'a MihView<'a>) -> MultiIndex<'a> {
@@ -90,50 +93,48 @@ impl<'a> MultiIndex<'a> {
         self
     }
 
-    fn walk<'s>(&'s self, query: &'s HashCode, bound: u32, limit_ns: f64) -> Walk<'s> {
+    fn walk<'s>(&'s self, query: &'s HashCode, sought: Sought, limit_ns: f64) -> Walk<'s> {
         let spent_ns_max = match self.patience {
             Patience::Endless => f64::INFINITY,
             Patience::Planned | Patience::Determined => limit_ns,
         };
         let (codes, query) = (self.rows.codes, query.words());
-        Walk::new(codes, self.view, self.kernel, query, bound, spent_ns_max)
+        Walk::new(codes, self.view, self.kernel, query, sought, spent_ns_max)
     }
 
     /// Whether to visit the next shell rather than scan. `prices[s]` is the cost of the shells of radius `s`
     /// in all tables.
-    fn goes_on(
-        &self,
-        prices: &[f64],
-        shell: (usize, usize),
-        spent_ns: f64,
-        scan_ns: f64,
-        sights: &Sights,
-    ) -> bool {
-        let (substring_radius, substring_idx) = shell;
+    fn goes_on(&self, prices: &[f64], walk: &Walk<'_>, scan_ns: f64, sights: &Sights) -> bool {
         let n_substrings = self.view.params().n_substrings();
+        let part = |radius: usize, n_tables: usize| {
+            let price = prices.get(radius).copied().unwrap_or_default();
+            price * n_tables as f64 / n_substrings as f64
+        };
+        let visited_ns: f64 = walk
+            .limits()
+            .iter()
+            .map(|&limit| {
+                (0..limit as usize)
+                    .map(|radius| part(radius, 1))
+                    .sum::<f64>()
+            })
+            .sum();
         // From this shell until every code within `bound` is met.
         let rest_ns = |bound: usize| {
-            let (last, past) = (bound / n_substrings, bound % n_substrings + 1);
-            let mut ns = -prices[substring_radius] * substring_idx as f64 / n_substrings as f64;
-            for (radius, price) in prices.iter().enumerate().skip(substring_radius) {
-                if radius < last {
-                    ns += price;
-                } else if radius == last {
-                    ns += price * past as f64 / n_substrings as f64;
-                }
-            }
-            ns
+            let (radius, n_tables) = ((bound + 1) / n_substrings, (bound + 1) % n_substrings);
+            let whole = (0..radius).map(|radius| part(radius, n_substrings));
+            (whole.sum::<f64>() + part(radius, n_tables) - visited_ns).max(0.0)
         };
-        let bound = sights.bound as usize;
-        let next_ns = prices[substring_radius] / n_substrings as f64;
+        let (spent_ns, bound) = (walk.spent_ns, sights.bound as usize);
+        let next_radius = walk.limits()[walk.next_table()] as usize;
+        let next_ns = part(next_radius, 1);
         match self.patience {
             Patience::Endless => true,
             Patience::Determined => spent_ns + next_ns <= scan_ns,
             Patience::Planned => {
                 // If the k-th distance is not what codes that are spread evenly have, it shows once those
                 // shells are visited.
-                let covered = substring_radius * n_substrings + substring_idx;
-                let likely = bound.min(sights.expected.max(covered));
+                let likely = bound.min(sights.expected.max(walk.covered()));
                 if spent_ns + rest_ns(likely) <= ASSURED * scan_ns {
                     return true;
                 }
@@ -178,74 +179,66 @@ impl<'a> MultiIndex<'a> {
         // What another engine left in the top before this one began.
         let held = self.rows.held_by(top);
         let is_filtered = !matches!(allowed, Allowed::All);
-        let mut met = KthDistance::new(top.k(), top.bound());
         let expected = plan::expected_distance(self.rows.codes, allowed, top.k());
         // Where rows alone decide, their documents can wait.
-        let waits = held.is_empty() && membership.is_by_row();
-        let seed = match waits {
-            true => walk.seed(top.k(), is_filtered, |row| membership.has_row(row))?,
-            false => Seed::default(),
-        };
-        if let Some(bound) = seed.bound {
-            // So many rows are so near: whichever engine has the last word will find them.
-            top.lower(bound);
-        }
-        let mut finds = match waits {
+        let mut finds = match held.is_empty() {
             true => Finds::new(top, self.rows, &membership),
             false => Finds::at_once(top),
         };
-        for radius in 0..=narrowest {
-            for substring_idx in 0..n_substrings {
-                let shell = (radius, substring_idx);
+        // The nearest shells of one table say most of the k nearest for the least, if its codes need no lookup each.
+        let last = n_substrings - 1;
+        let n_seeds = match self.view.form() {
+            MihForm::Rows => 0,
+            MihForm::Codes => SEED_SHELLS.min(params.width(last)),
+        };
+        let mut is_even = false;
+        for n_visited in 0.. {
+            let is_seed = n_visited < n_seeds;
+            let substring_idx = if is_seed { last } else { walk.next_table() };
+            if !is_seed {
+                is_even |= n_seeds > 0 && n_visited == n_seeds && walk.is_even(last);
+                let bound = finds.bound();
                 let nearest = match is_filtered {
-                    true => met.is_full().then(|| met.bound()),
-                    false => (seed.bound.is_some() || finds.is_full()).then(|| finds.bound()),
+                    true => walk.met().is_full().then(|| walk.met().bound()),
+                    false => finds.is_full().then_some(bound),
                 };
-                let (spent_ns, bound) = (walk.spent_ns, finds.bound());
                 let sights = Sights {
                     expected,
                     bound,
                     nearest,
-                    is_even: seed.is_even,
+                    is_even,
                 };
-                if !self.goes_on(&prices, shell, spent_ns, scan_ns, &sights) {
+                if !self.goes_on(&prices, walk, scan_ns, &sights) {
                     finds.forget();
                     return Ok(false);
                 }
-                let finished = walk.shell(shell, &mut |row, distance| {
-                    let row = row as usize;
-                    if is_filtered {
-                        met.add(distance);
-                    }
-                    if !membership.has_row(row) {
+            }
+            let finished = walk.shell(substring_idx, &mut |row, distance| {
+                let row = row as usize;
+                if !membership.has_row(row) {
+                    stats.filtered_out += 1;
+                } else if let Some(late) = &mut finds.late {
+                    self.rows.prefetch_doc(row);
+                    late.push(row, distance);
+                    finds.settle_if_many(self.rows)?;
+                } else {
+                    let doc = self.rows.doc_id(row).ok_or_else(RowOrder::damaged)?;
+                    let address = self.rows.address(doc);
+                    if !membership.contains(doc) {
                         stats.filtered_out += 1;
-                    } else if let Some(late) = &mut finds.late {
-                        self.rows.prefetch_doc(row);
-                        late.push(row, distance);
-                        finds.settle_if_many(self.rows)?;
-                    } else {
-                        let doc = self.rows.doc_id(row).ok_or_else(RowOrder::damaged)?;
-                        let address = self.rows.address(doc);
-                        if !membership.contains(doc) {
-                            stats.filtered_out += 1;
-                        } else if held.is_empty() || held.binary_search(&address).is_err() {
-                            finds.top.push(distance, address);
-                        }
+                    } else if held.is_empty() || held.binary_search(&address).is_err() {
+                        finds.top.push(distance, address);
                     }
-                    Ok(finds.bound())
-                })?;
-                // A code not met so far differs in at least radius + 1 bits of each substring up to
-                // this one, and in at least radius bits of each later one.
-                let bound = finds.bound() as usize;
-                let is_covered = bound <= radius * n_substrings + substring_idx;
-                if !finished {
-                    finds.forget();
-                    return Ok(false);
                 }
-                if is_covered || radius == params.width(substring_idx) {
-                    finds.end(self.rows)?;
-                    return Ok(true);
-                }
+                Ok(finds.bound())
+            })?;
+            if !finished {
+                finds.forget();
+                return Ok(false);
+            }
+            let is_covered = (finds.bound() as usize) < walk.covered();
+            if is_covered || walk.limits()[substring_idx] as usize > params.width(substring_idx) {
+                break;
             }
         }
         finds.end(self.rows)?;
@@ -273,7 +266,6 @@ impl<'a> MultiIndex<'a> {
         if lookups * walk.step_ns.0 > walk.spent_ns_max {
             return Ok(false);
         }
-        let bound = walk.bound;
         let largest = ball_radius(0).unwrap_or(0);
         // Rows first, documents afterwards: where they take a lookup, all lookups are under way at once.
         let mut near: Vec<(u32, u32)> = Vec::new();
@@ -285,9 +277,9 @@ impl<'a> MultiIndex<'a> {
             if ball_radius(substring_idx).is_none_or(|ball| ball < shell) {
                 continue;
             }
-            let finished = walk.shell((shell, substring_idx), &mut |row, distance| {
+            let finished = walk.shell(substring_idx, &mut |row, distance| {
                 near.push((row, distance));
-                Ok(bound)
+                Ok(radius as u32)
             })?;
             if !finished {
                 return Ok(false);
@@ -329,7 +321,12 @@ impl<'a> MultiIndex<'a> {
             true => SPENT_MAX * scan_ns,
             false => scan_ns,
         };
-        let mut walk = self.walk(query, top.bound(), limit_ns);
+        let sought = Sought {
+            bound: top.bound(),
+            k: Some(top.k()),
+            is_filtered: !matches!(allowed, Allowed::All),
+        };
+        let mut walk = self.walk(query, sought, limit_ns);
         let finished = self.grow(&mut walk, allowed, scan_ns, top, stats)?;
         walk.end(stats);
         match finished {
@@ -353,7 +350,12 @@ impl<'a> MultiIndex<'a> {
         self.check(query)?;
         let start = found.len();
         let radius = radius.min(query.code_len().bits() as u32);
-        let mut walk = self.walk(query, radius, scan_ns);
+        let sought = Sought {
+            bound: radius,
+            k: None,
+            is_filtered: !matches!(allowed, Allowed::All),
+        };
+        let mut walk = self.walk(query, sought, scan_ns);
         let finished = self.visit_balls(&mut walk, radius as usize, allowed, found, stats)?;
         walk.end(stats);
         match finished {

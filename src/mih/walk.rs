@@ -6,7 +6,7 @@
 
 use std::time::Instant;
 
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
 use crate::code::{CodeLen, CodesRef};
 use crate::engine::SearchStats;
@@ -28,21 +28,6 @@ const WORDS_AT_ONCE: usize = 256;
 const BUCKETS_AT_ONCE_MIN: usize = 2;
 const BUCKETS_AT_ONCE_MAX: usize = 32;
 
-/// How far from the query's own bucket the first bound is looked for.
-const SEED_RADIUS: usize = 1;
-
-/// The buckets that are on their way there.
-const SEED_BUCKETS_AHEAD: usize = 4;
-
-/// What the rows nearest by one substring say of the k nearest.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Seed {
-    /// No less than the k-th distance, if enough of those rows are allowed.
-    pub(super) bound: Option<u32>,
-    /// True if they lie, allowed or not, as codes do that are spread evenly: those that are allowed are no nearer.
-    pub(super) is_even: bool,
-}
-
 /// Asks for the memory of words that lie together, and for that up to a whole number of lines behind their
 /// first: a comparison of the last ones reads so far, whatever its mask leaves of it.
 #[inline]
@@ -56,6 +41,17 @@ fn prefetch_words<T>(words: &[T]) {
     prefetch_word(words, words.len().max(1).next_multiple_of(line) - 1);
 }
 
+/// What a walk is for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sought {
+    /// Codes farther than this are of no interest.
+    pub(super) bound: u32,
+    /// How many of the nearest are wanted; all of them if `None`.
+    pub(super) k: Option<usize>,
+    /// True if some rows are not allowed.
+    pub(super) is_filtered: bool,
+}
+
 /// A walk from bucket to bucket, and the batch of candidates it has collected.
 pub(super) struct Walk<'a> {
     codes: CodesRef<'a>,
@@ -64,8 +60,13 @@ pub(super) struct Walk<'a> {
     query: &'a [u64],
     /// The query's substrings.
     values: SmallVec<[u32; 16]>,
+    /// For each table the radius of its next shell.
+    limits: SmallVec<[u32; 16]>,
+    met: KthDistance,
+    /// True if the k nearest are looked for and all rows are allowed: the bound is then the k-th distance of those met.
+    lowers_bound: bool,
     /// Candidates farther than this are of no interest.
-    pub(super) bound: u32,
+    bound: u32,
     pending: [u32; CANDIDATE_BATCH],
     n_pending: usize,
     /// Entries that were found near.
@@ -84,7 +85,7 @@ pub(super) struct Walk<'a> {
 }
 
 #[cold]
-fn foreign((_, substring_idx): (usize, usize)) -> Error {
+fn foreign(substring_idx: usize) -> Error {
     Error::corrupt(
         SECTION,
         format!("a bucket of substring {substring_idx} holds a code that is not its own"),
@@ -98,7 +99,7 @@ impl<'a> Walk<'a> {
         view: &'a MihView<'a>,
         kernel: Kernel,
         query: &'a [u64],
-        bound: u32,
+        sought: Sought,
         spent_ns_max: f64,
     ) -> Walk<'a> {
         let params = view.params();
@@ -113,8 +114,11 @@ impl<'a> Walk<'a> {
             view,
             kernel,
             query,
+            limits: smallvec![0; values.len()],
             values,
-            bound,
+            met: KthDistance::new(sought.k.unwrap_or(usize::MAX), sought.bound),
+            lowers_bound: sought.k.is_some() && !sought.is_filtered,
+            bound: sought.bound,
             pending: [0; CANDIDATE_BATCH],
             n_pending: 0,
             near: Vec::new(),
@@ -129,21 +133,42 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Visits one shell of one table, given as (radius, table), and hands `hit(row, distance)` each candidate within
-    /// the bound that no earlier shell held; it returns the bound for those to come. `false` if the limit was reached
+    /// Visits the next shell of a table and hands `hit(row, distance)` each candidate within the bound that no
+    /// earlier shell held; it returns the bound for those to come, which never rises. `false` if the limit was reached
     /// on the way.
-    ///
-    /// Contract: shells come by their radius, those of one radius in the order of the tables, and the bound never
-    /// rises.
     pub(super) fn shell(
         &mut self,
-        shell: (usize, usize),
+        substring_idx: usize,
         hit: &mut impl FnMut(u32, u32) -> Result<u32>,
     ) -> Result<bool> {
-        match self.view.copy(shell.1) {
-            None => self.shell_of_rows(shell, hit),
-            Some(words) => self.shell_of_codes(words, shell, hit),
-        }
+        let finished = match self.view.copy(substring_idx) {
+            None => self.shell_of_rows(substring_idx, hit)?,
+            Some(words) => self.shell_of_codes(words, substring_idx, hit)?,
+        };
+        self.limits[substring_idx] += 1;
+        Ok(finished)
+    }
+
+    /// The radius of the next shell of each table.
+    pub(super) fn limits(&self) -> &[u32] {
+        &self.limits
+    }
+
+    /// The table whose next shell is the nearest, the first of several.
+    pub(super) fn next_table(&self) -> usize {
+        let nearest =
+            (0..self.limits.len()).min_by_key(|&substring_idx| self.limits[substring_idx]);
+        nearest.unwrap_or_default()
+    }
+
+    /// The bits by which a code that no shell held so far differs at least.
+    pub(super) fn covered(&self) -> usize {
+        self.limits.iter().map(|&limit| limit as usize).sum()
+    }
+
+    /// Of all codes met, allowed or not, the k-th distance.
+    pub(super) fn met(&self) -> &KthDistance {
+        &self.met
     }
 
     /// Counts lookups and candidates. False once they have cost as much as they may.
@@ -156,14 +181,13 @@ impl<'a> Walk<'a> {
 
     fn shell_of_rows(
         &mut self,
-        shell: (usize, usize),
+        substring_idx: usize,
         hit: &mut impl FnMut(u32, u32) -> Result<u32>,
     ) -> Result<bool> {
-        let (substring_radius, substring_idx) = shell;
         let table = self.view.table(substring_idx);
         let value = self.values[substring_idx];
         let width = self.view.params().width(substring_idx);
-        let mut masks = Shell::new(width, substring_radius);
+        let mut masks = Shell::new(width, self.limits[substring_idx] as usize);
         let mut coming: SmallVec<[u32; LOOKUP_BATCH]> = SmallVec::new();
         let mut buckets: SmallVec<[&'a [u32]; LOOKUP_BATCH]> = SmallVec::new();
         let mut last_buckets: SmallVec<[&'a [u32]; LOOKUP_BATCH]> = SmallVec::new();
@@ -188,21 +212,21 @@ impl<'a> Walk<'a> {
                 coming.push(value ^ mask);
             }
             for rows in last_buckets.drain(..) {
-                self.collect(rows, shell, hit)?;
+                self.collect(rows, substring_idx, hit)?;
             }
             if coming.is_empty() && buckets.is_empty() {
                 break;
             }
             std::mem::swap(&mut buckets, &mut last_buckets);
         }
-        self.compare(shell, hit)?;
+        self.compare(substring_idx, hit)?;
         Ok(true)
     }
 
     fn collect(
         &mut self,
         rows: &[u32],
-        shell: (usize, usize),
+        substring_idx: usize,
         hit: &mut impl FnMut(u32, u32) -> Result<u32>,
     ) -> Result<()> {
         for &row in rows {
@@ -211,7 +235,7 @@ impl<'a> Walk<'a> {
             self.pending[self.n_pending] = row;
             self.n_pending += 1;
             if self.n_pending == CANDIDATE_BATCH {
-                self.compare(shell, hit)?;
+                self.compare(substring_idx, hit)?;
             }
         }
         Ok(())
@@ -220,7 +244,7 @@ impl<'a> Walk<'a> {
     /// Compares the pending candidates.
     fn compare(
         &mut self,
-        shell: (usize, usize),
+        substring_idx: usize,
         hit: &mut impl FnMut(u32, u32) -> Result<u32>,
     ) -> Result<()> {
         let pending = self.pending;
@@ -236,7 +260,8 @@ impl<'a> Walk<'a> {
             return Ok(());
         }
         for (&row, &distance) in pending.iter().zip(&*distances) {
-            if distance <= self.bound && self.is_first_meeting(row, shell)? {
+            if distance <= self.bound && self.is_first_meeting(row, substring_idx)? {
+                self.met.add(distance);
                 self.bound = hit(row, distance)?;
             }
         }
@@ -246,14 +271,13 @@ impl<'a> Walk<'a> {
     fn shell_of_codes(
         &mut self,
         words: &'a [u64],
-        shell: (usize, usize),
+        substring_idx: usize,
         hit: &mut impl FnMut(u32, u32) -> Result<u32>,
     ) -> Result<bool> {
-        let (substring_radius, substring_idx) = shell;
         let table = self.view.table(substring_idx);
         let width = self.view.params().width(substring_idx);
         let value = self.values[substring_idx];
-        let mut masks = Shell::new(width, substring_radius);
+        let mut masks = Shell::new(width, self.limits[substring_idx] as usize);
         // The codes of as many buckets are on their way while those before them are compared: enough to keep
         // memory busy, and few enough to stay in the first-level cache.
         let mean = self.codes.n_codes() >> width;
@@ -291,7 +315,7 @@ impl<'a> Walk<'a> {
                 self.waiting.clear();
                 return Ok(false);
             }
-            self.compare_codes(words, shell, opened, hit)?;
+            self.compare_codes(words, substring_idx, opened, hit)?;
             std::mem::swap(&mut now, &mut next);
             n_now = n_next;
         }
@@ -300,29 +324,35 @@ impl<'a> Walk<'a> {
     }
 
     /// Compares the codes of these buckets with the query. What is near and met for the first time waits until its row
-    /// is there; the rows of those that waited are looked up.
+    /// is there, and where all rows are allowed until the bound has fallen to the end of the shell.
     fn compare_codes(
         &mut self,
         words: &'a [u64],
-        shell: (usize, usize),
+        substring_idx: usize,
         buckets: &[(u32, u32)],
         hit: &mut impl FnMut(u32, u32) -> Result<u32>,
     ) -> Result<()> {
-        let (query, table) = (self.query[0], self.view.table(shell.1));
+        let (query, table) = (self.query[0], self.view.table(substring_idx));
         let masks = self.view.params().word_masks();
+        let (near, limits) = (&mut self.near, &self.limits);
         self.kernel
-            .near_words(words, buckets, query, self.bound, &mut self.near);
-        let n_near = self.near.len();
-        if !(self.kernel).first_met(words, query, masks, shell, &mut self.near) {
-            return Err(foreign(shell));
+            .near_words(words, buckets, query, self.bound, near);
+        let n_near = near.len();
+        if !(self.kernel).first_met(words, query, masks, limits, substring_idx, near) {
+            return Err(foreign(substring_idx));
         }
-        self.duplicates += (n_near - self.near.len()) as u64;
-        for near in &self.near {
+        self.duplicates += (n_near - near.len()) as u64;
+        for near in near {
+            self.met.add(near.distance());
             table.prefetch_row(near.place());
         }
         let n_waiting = self.waiting.len();
         self.waiting.append(&mut self.near);
-        self.look_up(table, n_waiting, hit)
+        if !self.lowers_bound {
+            return self.look_up(table, n_waiting, hit);
+        }
+        self.bound = self.bound.min(self.met.bound());
+        Ok(())
     }
 
     /// Hands on the rows of the first `n_entries` entries that wait.
@@ -336,30 +366,26 @@ impl<'a> Walk<'a> {
             if near.distance() <= self.bound {
                 let row = table.row(near.place());
                 self.check_row(row)?;
-                self.bound = hit(row, near.distance())?;
+                self.bound = self.bound.min(hit(row, near.distance())?);
             }
         }
         self.waiting.drain(..n_entries);
         Ok(())
     }
 
-    /// True if no shell visited before this one holds the row. Shells are visited by their radius, those of one
-    /// radius in the order of the tables.
-    fn is_first_meeting(&mut self, row: u32, shell: (usize, usize)) -> Result<bool> {
-        let (substring_radius, substring_idx) = shell;
+    /// True if no shell visited before holds the row.
+    fn is_first_meeting(&mut self, row: u32, substring_idx: usize) -> Result<bool> {
         let mut differing = [0u64; CodeLen::MAX_BITS / 64];
         let differing = &mut differing[..self.query.len()];
         for (word_idx, differing) in differing.iter_mut().enumerate() {
             *differing = self.codes.word(row as usize, word_idx) ^ self.query[word_idx];
         }
-        let params = self.view.params();
-        if params.substring_distance(substring_idx, differing) as usize != substring_radius {
-            return Err(foreign(shell));
+        let distance = |idx| self.view.params().substring_distance(idx, differing);
+        if distance(substring_idx) != self.limits[substring_idx] {
+            return Err(foreign(substring_idx));
         }
-        let met_before = (0..params.n_substrings()).any(|other| {
-            let distance = params.substring_distance(other, differing) as usize;
-            distance < substring_radius || distance == substring_radius && other < substring_idx
-        });
+        let mut limits = self.limits.iter().enumerate();
+        let met_before = limits.any(|(idx, &limit)| distance(idx) < limit);
         self.duplicates += u64::from(met_before);
         Ok(!met_before)
     }
@@ -374,56 +400,16 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// What can be said of the k nearest from the rows nearest by one substring: nothing without copies of the codes,
-    /// where each row is a miss. The walk keeps to the bound.
-    pub(super) fn seed(
-        &mut self,
-        k: usize,
-        is_filtered: bool,
-        is_allowed: impl Fn(usize) -> bool,
-    ) -> Result<Seed> {
-        let last = self.values.len() - 1;
-        let Some(words) = self.view.copy(last) else {
-            return Ok(Seed::default());
-        };
-        let (table, query) = (self.view.table(last), self.query[0]);
-        let width = self.view.params().width(last);
-        let mut nearest = KthDistance::new(k, self.bound);
-        let mut of_all = is_filtered.then(|| KthDistance::new(k, self.bound));
-        let mut n_rows = 0;
-        for radius in 0..=SEED_RADIUS {
-            let masks = Shell::new(width, radius);
-            let value = self.values[last];
-            let buckets = masks.map(|mask| table.entries(value ^ mask));
-            let buckets: SmallVec<[(u32, u32); 17]> = buckets.collect::<Result<_>>()?;
-            for (idx, bucket) in buckets.iter().enumerate() {
-                if let Some((start, end)) = buckets.get(idx + SEED_BUCKETS_AHEAD) {
-                    prefetch_words(&words[*start as usize..*end as usize]);
-                }
-                self.kernel
-                    .near_words(words, &[*bucket], query, nearest.bound(), &mut self.near);
-                for near in self.near.drain(..) {
-                    if !is_filtered || is_allowed(table.row(near.place()) as usize) {
-                        nearest.add(near.distance());
-                    }
-                    if let Some(of_all) = &mut of_all {
-                        of_all.add(near.distance());
-                    }
-                }
-                n_rows += (bucket.1 - bucket.0) as usize;
-            }
-            self.lookups += buckets.len() as u64;
-        }
-        self.candidates += n_rows as u64;
-        // These rows agree in one substring but for a bit. The k-th of evenly spread ones is hardly two bits nearer
+    /// True if the codes met so far lie as codes do that are spread evenly, to be asked after the nearest shells of one
+    /// table: those that are allowed are then no nearer.
+    pub(super) fn is_even(&self, substring_idx: usize) -> bool {
+        // These codes agree in one substring but for a bit. The k-th of evenly spread ones is hardly two bits nearer
         // than expected.
-        let bits = self.codes.code_len().bits() - width;
-        let expected = plan::kth_random_distance(bits, n_rows, k) + SEED_RADIUS;
-        let of_all = of_all.as_ref().unwrap_or(&nearest);
-        let is_even = of_all.is_full() && of_all.bound() as usize + 2 >= expected;
-        let bound = nearest.is_full().then(|| nearest.bound());
-        self.bound = bound.unwrap_or(self.bound);
-        Ok(Seed { bound, is_even })
+        let bits = self.codes.code_len().bits() - self.view.params().width(substring_idx);
+        let radius = self.limits[substring_idx] as usize - 1;
+        let (n_rows, k) = (self.candidates as usize, self.met.k());
+        let expected = plan::kth_random_distance(bits, n_rows, k) + radius;
+        self.met.is_full() && self.met.bound() as usize + 2 >= expected
     }
 
     /// Counts what was done, and lets the planner learn from it.
