@@ -1,14 +1,14 @@
-//! A walk from bucket to bucket: the candidates that lie in one shell of one table.
+//! A walk from bucket to bucket: the candidates that lie in one shell of one table after the other.
 //!
 //! Lookups are pipelined because nearly every one misses the cache: the offsets of the next batch of
 //! buckets, the rows of the current one and the codes of the last are on their way at the same time. Knows
-//! nothing of documents, filters and the k nearest: who walks says how near is near enough.
+//! nothing of documents and filters: who walks says what becomes of a candidate, and which shell is next.
 
 use std::time::Instant;
 
 use smallvec::{SmallVec, smallvec};
 
-use crate::code::{CodeLen, CodesRef};
+use crate::code::{BLOCK_ROWS, CodeLen, CodesRef};
 use crate::engine::SearchStats;
 use crate::error::{Error, Result};
 use crate::hamming::{Kernel, Near, prefetch, prefetch_word};
@@ -28,17 +28,13 @@ const WORDS_AT_ONCE: usize = 256;
 const BUCKETS_AT_ONCE_MIN: usize = 2;
 const BUCKETS_AT_ONCE_MAX: usize = 32;
 
-/// Asks for the memory of words that lie together, and for that up to a whole number of lines behind their
-/// first: a comparison of the last ones reads so far, whatever its mask leaves of it.
+/// Asks for the memory of the blocks that a bucket of codes lies in, each of which is a cache line.
 #[inline]
-fn prefetch_words<T>(words: &[T]) {
-    let line = 64 / size_of::<T>();
-    // Two lines whether or not they are two: a branch would often be predicted wrong.
-    prefetch_word(words, 0);
-    for idx in (line..words.len()).step_by(line) {
+fn prefetch_blocks(words: &[u64], (start, end): (u32, u32)) {
+    let first = start as usize / BLOCK_ROWS * BLOCK_ROWS;
+    for idx in (first..end as usize).step_by(BLOCK_ROWS) {
         prefetch_word(words, idx);
     }
-    prefetch_word(words, words.len().max(1).next_multiple_of(line) - 1);
 }
 
 /// What a walk is for.
@@ -62,9 +58,10 @@ pub(super) struct Walk<'a> {
     values: SmallVec<[u32; 16]>,
     /// For each table the radius of its next shell.
     limits: SmallVec<[u32; 16]>,
+    /// The k-th distance of all codes met, allowed or not.
     met: KthDistance,
-    /// True if the k nearest are looked for and all rows are allowed: the bound is then the k-th distance of those met.
-    lowers_bound: bool,
+    /// If not, that is a bound.
+    is_filtered: bool,
     /// Candidates farther than this are of no interest.
     bound: u32,
     pending: [u32; CANDIDATE_BATCH],
@@ -117,7 +114,7 @@ impl<'a> Walk<'a> {
             limits: smallvec![0; values.len()],
             values,
             met: KthDistance::new(sought.k.unwrap_or(usize::MAX), sought.bound),
-            lowers_bound: sought.k.is_some() && !sought.is_filtered,
+            is_filtered: sought.is_filtered,
             bound: sought.bound,
             pending: [0; CANDIDATE_BATCH],
             n_pending: 0,
@@ -289,7 +286,7 @@ impl<'a> Walk<'a> {
             let n_open = n_coming;
             for (bucket, &value) in buckets.iter_mut().zip(&coming[..n_open]) {
                 *bucket = table.entries(value)?;
-                prefetch_words(&words[bucket.0 as usize..bucket.1 as usize]);
+                prefetch_blocks(words, *bucket);
             }
             n_coming = 0;
             for (coming, mask) in coming[..at_once].iter_mut().zip(&mut masks) {
@@ -348,7 +345,7 @@ impl<'a> Walk<'a> {
         }
         let n_waiting = self.waiting.len();
         self.waiting.append(&mut self.near);
-        if !self.lowers_bound {
+        if self.is_filtered {
             return self.look_up(table, n_waiting, hit);
         }
         self.bound = self.bound.min(self.met.bound());

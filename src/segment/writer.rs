@@ -32,7 +32,7 @@ pub enum TablePolicy {
     /// Multi-index hashing tables of row numbers for every segment with a code: they take the least room.
     Mih,
     /// Multi-index hashing tables with a copy of the codes each for every segment with a code: several times as fast,
-    /// for three to five times the room. Those of [`Mih`](TablePolicy::Mih) for codes of more than 64 bits.
+    /// for four to five times the room. Those of [`Mih`](TablePolicy::Mih) for codes of more than 64 bits.
     MihCopies,
     /// Clusters and tables of row numbers for every segment with a code.
     Always,
