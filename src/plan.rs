@@ -394,6 +394,22 @@ pub(crate) fn shell_ns(
     walk_share(codes, form) * shell_of_ns(params, form, codes.n_codes(), shell)
 }
 
+/// Asking whether each code of a shell is allowed, where copies of the codes tell nothing of their rows.
+pub(crate) fn ask_shell_ns(
+    view: &MihView<'_>,
+    substring_idx: usize,
+    substring_radius: usize,
+) -> f64 {
+    let width = view.params().width(substring_idx);
+    let bucket_size = view.n_codes() as f64 / (1u64 << width) as f64;
+    match view.form() {
+        MihForm::Rows => 0.0,
+        MihForm::Codes => {
+            f64::from(shell_size(width, substring_radius)) * bucket_size * CANDIDATE_NS
+        }
+    }
+}
+
 fn shell_of_ns(
     params: &MihParams,
     form: MihForm,

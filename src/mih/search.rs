@@ -38,6 +38,8 @@ enum Patience {
 
 /// What a k-NN search knows of the k-th distance on its way.
 struct Sights {
+    /// True if some rows are not allowed, and so few that are were met that nothing is too far yet.
+    asks_all: bool,
     /// What it is if codes are spread evenly.
     expected: usize,
     /// What it is so far.
@@ -102,9 +104,16 @@ impl<'a> MultiIndex<'a> {
         Walk::new(codes, self.view, self.kernel, query, sought, spent_ns_max)
     }
 
-    /// Whether to visit the next shell rather than scan. `prices[s]` is the cost of the shells of radius `s`
-    /// in all tables.
-    fn goes_on(&self, prices: &[f64], walk: &Walk<'_>, scan_ns: f64, sights: &Sights) -> bool {
+    /// Whether to visit the next shell, of this table, rather than scan. `prices[s]` is the cost of the shells of
+    /// radius `s` in all tables.
+    fn goes_on(
+        &self,
+        prices: &[f64],
+        walk: &Walk<'_>,
+        substring_idx: usize,
+        scan_ns: f64,
+        sights: &Sights,
+    ) -> bool {
         let n_substrings = self.view.params().n_substrings();
         let part = |radius: usize, n_tables: usize| {
             let price = prices.get(radius).copied().unwrap_or_default();
@@ -126,8 +135,11 @@ impl<'a> MultiIndex<'a> {
             (whole.sum::<f64>() + part(radius, n_tables) - visited_ns).max(0.0)
         };
         let (spent_ns, bound) = (walk.spent_ns, sights.bound as usize);
-        let next_radius = walk.limits()[walk.next_table()] as usize;
-        let next_ns = part(next_radius, 1);
+        let radius = walk.limits()[substring_idx] as usize;
+        let mut next_ns = plan::shell_ns(self.rows.codes, self.view, substring_idx, radius);
+        if sights.asks_all {
+            next_ns += plan::ask_shell_ns(self.view, substring_idx, radius);
+        }
         match self.patience {
             Patience::Endless => true,
             Patience::Determined => spent_ns + next_ns <= scan_ns,
@@ -193,25 +205,26 @@ impl<'a> MultiIndex<'a> {
         };
         let mut is_even = false;
         for n_visited in 0.. {
-            let is_seed = n_visited < n_seeds;
-            let substring_idx = if is_seed { last } else { walk.next_table() };
-            if !is_seed {
-                is_even |= n_seeds > 0 && n_visited == n_seeds && walk.is_even(last);
-                let bound = finds.bound();
-                let nearest = match is_filtered {
-                    true => walk.met().is_full().then(|| walk.met().bound()),
-                    false => finds.is_full().then_some(bound),
-                };
-                let sights = Sights {
-                    expected,
-                    bound,
-                    nearest,
-                    is_even,
-                };
-                if !self.goes_on(&prices, walk, scan_ns, &sights) {
-                    finds.forget();
-                    return Ok(false);
-                }
+            let substring_idx = match n_visited < n_seeds {
+                true => last,
+                false => walk.next_table(),
+            };
+            is_even |= n_seeds > 0 && n_visited == n_seeds && walk.is_even(last);
+            let bound = finds.bound();
+            let nearest = match is_filtered {
+                true => walk.met().is_full().then(|| walk.met().bound()),
+                false => finds.is_full().then_some(bound),
+            };
+            let sights = Sights {
+                asks_all: is_filtered && !finds.is_full(),
+                expected,
+                bound,
+                nearest,
+                is_even,
+            };
+            if !self.goes_on(&prices, walk, substring_idx, scan_ns, &sights) {
+                finds.forget();
+                return Ok(false);
             }
             let finished = walk.shell(substring_idx, &mut |row, distance| {
                 let row = row as usize;
