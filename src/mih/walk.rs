@@ -28,6 +28,9 @@ const WORDS_AT_ONCE: usize = 256;
 const BUCKETS_AT_ONCE_MIN: usize = 2;
 const BUCKETS_AT_ONCE_MAX: usize = 32;
 
+/// As many of them as are near are looked at together, and those of a shell at its end.
+const NEAR_AT_ONCE: usize = 32;
+
 /// Asks for the memory of the blocks that a bucket of codes lies in, each of which is a cache line.
 #[inline]
 fn prefetch_blocks(words: &[u64], (start, end): (u32, u32)) {
@@ -309,31 +312,36 @@ impl<'a> Walk<'a> {
                 .sum();
             self.candidates += n_entries as u64;
             if !self.spend(n_now, n_entries) {
+                self.near.clear();
                 self.waiting.clear();
                 return Ok(false);
             }
-            self.compare_codes(words, substring_idx, opened, hit)?;
+            let near = &mut self.near;
+            self.kernel
+                .near_words(words, opened, self.query[0], self.bound, near);
+            // A loop over the few of each batch would often be predicted wrong.
+            if near.len() >= NEAR_AT_ONCE {
+                self.take_near(words, substring_idx, hit)?;
+            }
             std::mem::swap(&mut now, &mut next);
             n_now = n_next;
         }
+        self.take_near(words, substring_idx, hit)?;
         self.look_up(table, self.waiting.len(), hit)?;
         Ok(true)
     }
 
-    /// Compares the codes of these buckets with the query. What is near and met for the first time waits until its row
-    /// is there, and where all rows are allowed until the bound has fallen to the end of the shell.
-    fn compare_codes(
+    /// Of what is near, lets wait for its row what is met for the first time; where all rows are allowed, until the
+    /// bound has fallen to the end of the shell.
+    fn take_near(
         &mut self,
         words: &'a [u64],
         substring_idx: usize,
-        buckets: &[(u32, u32)],
         hit: &mut impl FnMut(u32, u32) -> Result<u32>,
     ) -> Result<()> {
         let (query, table) = (self.query[0], self.view.table(substring_idx));
         let masks = self.view.params().word_masks();
         let (near, limits) = (&mut self.near, &self.limits);
-        self.kernel
-            .near_words(words, buckets, query, self.bound, near);
         let n_near = near.len();
         if !(self.kernel).first_met(words, query, masks, limits, substring_idx, near) {
             return Err(foreign(substring_idx));
