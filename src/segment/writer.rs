@@ -227,20 +227,7 @@ impl<W: Write> SegmentWriter<W> {
         // Codes in the order that clusters ask for, and in planes, if those pay.
         let in_planes = planes_pay(codes);
         let order = tables.order();
-        let laid_out = (in_planes || order.is_some()).then(|| {
-            let mut laid_out = match in_planes {
-                true => Codes::in_planes(spec.code_len, codes.n_codes()),
-                false => Codes::with_capacity(spec.code_len, codes.n_codes()),
-            };
-            for row in 0..codes.n_codes() {
-                let from = order.map_or(row, |order| order[row] as usize);
-                if let Some(&ahead) = order.and_then(|order| order.get(row + ROWS_AHEAD)) {
-                    prefetch(codes, ahead as usize);
-                }
-                laid_out.push_row(&codes, from);
-            }
-            laid_out
-        });
+        let laid_out = (in_planes || order.is_some()).then(|| lay_out(codes, order, in_planes));
         let codes = laid_out.as_ref().map_or(codes, Codes::as_ref);
 
         let json = serde_json::to_vec(&meta).expect("numbers and strings always serialize");
@@ -283,7 +270,7 @@ impl<W: Write> SegmentWriter<W> {
             let ids = bytemuck::cast_slice(table.ids());
             self.section(id, SectionKind::MihIds, param, ids)?;
             if tables.has_copies {
-                let copy = codes.reordered(table.ids());
+                let copy = lay_out(codes, Some(table.ids()), false);
                 let words = bytemuck::cast_slice(copy.blocks());
                 self.section(id, SectionKind::MihCodes, param, words)?;
             }
@@ -333,6 +320,22 @@ impl<W: Write> SegmentWriter<W> {
         self.position += padding;
         Ok(())
     }
+}
+
+/// The same codes in another order, which says of each row the row it is now, and in planes or in blocks.
+fn lay_out(codes: CodesRef<'_>, order: Option<&[u32]>, in_planes: bool) -> Codes {
+    let mut laid_out = match in_planes {
+        true => Codes::in_planes(codes.code_len(), codes.n_codes()),
+        false => Codes::with_capacity(codes.code_len(), codes.n_codes()),
+    };
+    for row in 0..codes.n_codes() {
+        let from = order.map_or(row, |order| order[row] as usize);
+        if let Some(&ahead) = order.and_then(|order| order.get(row + ROWS_AHEAD)) {
+            prefetch(codes, ahead as usize);
+        }
+        laid_out.push_row(&codes, from);
+    }
+    laid_out
 }
 
 fn write_error(source: io::Error) -> Error {
