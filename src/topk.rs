@@ -94,7 +94,6 @@ impl KthDistance {
 /// Collects the `k` smallest [`Neighbor`]s within a greatest distance.
 #[derive(Clone, Debug)]
 pub struct TopK {
-    k: usize,
     /// The neighbors in the buffer by their distance.
     kth: KthDistance,
     /// Nothing at or above this enters: the k-th neighbor when the buffer was last cut, one past
@@ -121,7 +120,6 @@ impl TopK {
         let limit = if k == 0 { 0 } else { kth.bound + 1 };
         let buffer_max = k.saturating_add(k.max(BUFFER_SLACK));
         TopK {
-            k,
             kth,
             threshold: Neighbor {
                 distance: limit,
@@ -134,7 +132,7 @@ impl TopK {
 
     /// The number of neighbors wanted.
     pub fn k(&self) -> usize {
-        self.k
+        self.kth.k
     }
 
     /// The largest distance that may still enter, 0 if [`is_closed`](TopK::is_closed).
@@ -209,12 +207,12 @@ impl TopK {
 
     /// Keeps the k smallest neighbors of a buffer that holds more.
     fn cut(&mut self) {
-        let (_, kth, _) = self.buffer.select_nth_unstable(self.k - 1);
+        let (_, kth, _) = self.buffer.select_nth_unstable(self.kth.k - 1);
         self.threshold = *kth;
-        self.buffer.truncate(self.k);
-        let (bound, n_cut) = (self.kth.bound as usize, self.kth.n_within - self.k);
+        self.buffer.truncate(self.kth.k);
+        let (bound, n_cut) = (self.kth.bound as usize, self.kth.n_within - self.kth.k);
         self.kth.counts[bound] -= n_cut as u32;
-        self.kth.n_within = self.k;
+        self.kth.n_within = self.kth.k;
     }
 
     /// Nothing farther than this enters any more, and what is farther leaves.
@@ -253,7 +251,7 @@ impl TopK {
 
     /// The number of neighbors in the answer, at most `k`.
     pub fn len(&self) -> usize {
-        self.buffer.len().min(self.k)
+        self.buffer.len().min(self.kth.k)
     }
 
     /// True if no neighbor is known.
@@ -289,7 +287,7 @@ impl TopK {
             sorted.extend(of_group);
             start = end;
         }
-        sorted.truncate(self.k);
+        sorted.truncate(self.kth.k);
         sorted
     }
 }

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::finds::Finds;
 use crate::hamming::Kernel;
 use crate::mih::walk::{CANDIDATE_BATCH, Sought, Walk};
-use crate::mih::{MihForm, MihView, shell_size};
+use crate::mih::{MihForm, MihView};
 use crate::plan;
 use crate::scan::LinearScan;
 use crate::topk::{Neighbor, TopK};
@@ -269,14 +269,8 @@ impl<'a> MultiIndex<'a> {
     ) -> Result<bool> {
         let params = self.view.params();
         let ball_radius = |substring_idx| params.substring_radius(substring_idx, radius);
-        let lookups: f64 = (0..params.n_substrings())
-            .filter_map(|substring_idx| Some((substring_idx, ball_radius(substring_idx)?)))
-            .flat_map(|(substring_idx, ball)| {
-                (0..=ball).map(move |radius| shell_size(params.width(substring_idx), radius))
-            })
-            .map(f64::from)
-            .sum();
-        if lookups * walk.step_ns.0 > walk.spent_ns_max {
+        let n_lookups = f64::from(params.n_lookups(radius as u32));
+        if n_lookups * walk.step_ns.0 > walk.spent_ns_max {
             return Ok(false);
         }
         let largest = ball_radius(0).unwrap_or(0);
