@@ -202,6 +202,11 @@ impl<'a> Membership<'a> {
         matches!(self.allowed, Allowed::All | Allowed::Rows(_))
     }
 
+    /// False if everything is allowed.
+    pub(crate) fn is_filter(&self) -> bool {
+        !matches!(self.allowed, Allowed::All)
+    }
+
     /// False if the row is not allowed; true also where its document decides.
     #[inline]
     pub(crate) fn has_row(&self, row: usize) -> bool {

@@ -92,8 +92,10 @@ impl<'t> Finds<'t> {
     /// Looks up the documents of the rows that are still near enough, and offers them to the top. More rows may
     /// come.
     pub(crate) fn settle(&mut self, rows: &SegmentRows<'_>) -> Result<()> {
-        self.offer_late(rows)?;
-        self.renew(rows);
+        if self.late.is_some() {
+            self.offer_late(rows)?;
+            self.late = NearRows::of(self.top, rows);
+        }
         Ok(())
     }
 
@@ -103,7 +105,7 @@ impl<'t> Finds<'t> {
     }
 
     fn offer_late(&mut self, rows: &SegmentRows<'_>) -> Result<()> {
-        let Some(late) = &mut self.late else {
+        let Some(mut late) = self.late.take() else {
             return Ok(());
         };
         let bound = late.bound();
@@ -118,11 +120,14 @@ impl<'t> Finds<'t> {
         for (row, _) in &mut late.rows {
             *row = rows.doc_id(*row as usize).ok_or_else(RowOrder::damaged)?;
         }
-        self.top
-            .extend(late.rows.drain(..).map(|(doc, distance)| Neighbor {
-                distance,
-                address: rows.address(doc),
-            }));
+        let neighbors = late.rows.into_iter().map(|(doc, distance)| Neighbor {
+            distance,
+            address: rows.address(doc),
+        });
+        match self.top.is_empty() {
+            true => self.top.fill(late.kth, neighbors),
+            false => self.top.extend(neighbors),
+        }
         Ok(())
     }
 

@@ -190,6 +190,17 @@ impl TopK {
         }
     }
 
+    /// Takes the first neighbors of all, which are those that `kth` counts within its bound. It began as
+    /// [`kth_within`](TopK::kth_within).
+    pub(crate) fn fill(&mut self, kth: KthDistance, neighbors: impl Iterator<Item = Neighbor>) {
+        debug_assert!(self.is_empty());
+        self.kth = kth;
+        self.buffer.extend(neighbors);
+        if self.buffer.len() >= self.buffer_max {
+            self.cut();
+        }
+    }
+
     /// Offers each of these, as [`push`](TopK::push) would.
     pub(crate) fn extend(&mut self, neighbors: impl ExactSizeIterator<Item = Neighbor>) {
         if self.is_closed() || self.buffer.len() + neighbors.len() >= self.buffer_max {
@@ -281,13 +292,17 @@ impl TopK {
         sorted.clear();
         let mut start = 0;
         for (distance, end) in (0..).zip(ends) {
-            let group = &mut addresses[start..end];
+            let mut group = &mut addresses[start..end];
+            // Of those at the k-th distance only the first are wanted.
+            let n_wanted = self.kth.k - sorted.len();
+            if n_wanted < group.len() {
+                group = group.select_nth_unstable(n_wanted).0;
+            }
             group.sort_unstable();
             let of_group = group.iter().map(|&address| Neighbor { distance, address });
             sorted.extend(of_group);
             start = end;
         }
-        sorted.truncate(self.kth.k);
         sorted
     }
 }
@@ -371,6 +386,38 @@ mod tests {
         top.push(3, 9);
         assert!(!top.is_full() && top.len() == 2);
         assert_eq!(top.into_sorted()[0].address, 9);
+    }
+
+    #[test]
+    fn filling_equals_offering() {
+        for seed in 0..200 {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            let k = rng.random_range(1..60);
+            let mut top = TopK::new(k, 64);
+            // The neighbors within a bound that was known before, and some that are farther than the k-th.
+            let mut kth = top.kth_within(rng.random_range(3..64));
+            let first = kth.bound();
+            let offered: Vec<(u32, u64)> = (0..rng.random_range(0..200))
+                .map(|address| (rng.random_range(0..=20.min(first)), address * 7 % 200))
+                .collect();
+            offered.iter().for_each(|&(distance, _)| kth.add(distance));
+            let bound = kth.bound();
+            let near = offered.iter().filter(|(distance, _)| *distance <= bound);
+            top.fill(
+                kth,
+                near.map(|&(distance, address)| Neighbor { distance, address }),
+            );
+            // And more afterwards.
+            let later: Vec<(u32, u64)> = (300..340)
+                .map(|address| (rng.random_range(0..20), address))
+                .collect();
+            let within = later.iter().filter(|(distance, _)| *distance <= first);
+            within
+                .clone()
+                .for_each(|&(distance, address)| top.push(distance, address));
+            let all: Vec<(u32, u64)> = offered.iter().chain(within).copied().collect();
+            assert_eq!(top.into_sorted(), naive(&all, k, 64), "seed {seed}");
+        }
     }
 
     #[test]

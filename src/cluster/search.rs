@@ -14,7 +14,7 @@ use crate::code::{HashCode, RowOrder};
 use crate::engine::{Allowed, Engine, EngineKind, Membership, SearchStats, SegmentRows};
 use crate::error::{Error, Result};
 use crate::finds::Finds;
-use crate::hamming::{Kernel, Near, prefetch_rows};
+use crate::hamming::{Kernel, NEAREST_OF_MAX, Near, prefetch_rows};
 use crate::plan;
 use crate::scan::LinearScan;
 use crate::topk::{Neighbor, TopK};
@@ -61,6 +61,8 @@ const MUCH_LEFT: usize = 24;
 thread_local! {
     /// Memory for the distances to all centroids, which is more than everything else that a search takes.
     static DISTANCES: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
+    /// And for the rows that are near.
+    static NEAR: Cell<Vec<Near>> = const { Cell::new(Vec::new()) };
 }
 
 /// What a k-NN search knows once it has read the query's own cluster, and what it has left to read.
@@ -275,6 +277,7 @@ impl<'a> ClusterSearch<'a> {
         let Some(bound) = finds.bound_from(self.rows) else {
             return Ok(());
         };
+        let is_listed = self.lists_near(finds) && rows.len() <= NEAREST_OF_MAX;
         let Finds { top, late } = finds;
         let Some(late) = late else {
             let base = self.rows.address_base;
@@ -290,6 +293,10 @@ impl<'a> ClusterSearch<'a> {
                 },
             );
         };
+        if is_listed {
+            let rows = (rows.start as u32, rows.end as u32);
+            return self.offer_short(query, &[rows], membership, finds, stats);
+        }
         stats.cluster_codes += rows.len() as u64;
         let mut filtered_out = 0;
         let mut sink = |row, distance| {
@@ -458,7 +465,6 @@ impl<'a> ClusterSearch<'a> {
                 prefetch_rows(codes, start..stretch.rows().end.min(start + ASKED_ROWS));
             }
         };
-        let mut near = Vec::new();
         let mut batches = seeded.left.chunks(STRETCHES_AT_ONCE).peekable();
         batches.peek().copied().into_iter().for_each(ask);
         while let Some(batch) = batches.next() {
@@ -467,12 +473,12 @@ impl<'a> ClusterSearch<'a> {
             let n_within = batch.partition_point(|stretch| stretch.least <= bound);
             let within = &batch[..n_within];
             let short = |stretch: &Stretch| stretch.rows().len() < LONG_STRETCH;
-            if codes.code_len().words() == 1 && finds.late.is_some() && within.iter().all(short) {
+            if self.lists_near(finds) && within.iter().all(short) {
                 let rows: SmallVec<[(u32, u32); STRETCHES_AT_ONCE]> = within
                     .iter()
                     .map(|stretch| (stretch.start, stretch.end))
                     .collect();
-                self.offer_short(query, &rows, membership, finds, &mut near, stats)?;
+                self.offer_short(query, &rows, membership, finds, stats)?;
             } else {
                 for &stretch in within {
                     self.offer_stretch(query, stretch, membership, seeded, finds, stats)?;
@@ -508,35 +514,52 @@ impl<'a> ClusterSearch<'a> {
         self.offer(query, cluster, shells, membership, finds, stats)
     }
 
-    /// Takes the rows of short stretches of codes of one word, where rows wait. Few of them are near, if any: one
-    /// call finds those.
+    /// True if one call can list what is near in short stretches: of codes of one word, where rows wait.
+    fn lists_near(&self, finds: &Finds<'_>) -> bool {
+        self.rows.codes.code_len().words() == 1 && finds.late.is_some()
+    }
+
+    /// Takes the rows of short stretches, as far as one call [lists](ClusterSearch::lists_near) what is near.
     fn offer_short(
         &self,
         query: &HashCode,
-        rows: &[(u32, u32)],
+        stretches: &[(u32, u32)],
         membership: &mut Membership<'_>,
         finds: &mut Finds<'_>,
-        near: &mut Vec<Near>,
         stats: &mut SearchStats,
     ) -> Result<()> {
         let (words, query) = (self.rows.codes.blocks(), query.words()[0]);
-        stats.cluster_codes += rows
-            .iter()
-            .map(|(start, end)| u64::from(end - start))
-            .sum::<u64>();
-        self.kernel
-            .near_words(words, rows, query, finds.bound(), near);
-        for near in near.drain(..) {
-            let (row, distance) = (near.place() as usize, near.distance());
-            if distance > finds.bound() {
-                continue;
+        for &(start, end) in stretches {
+            stats.cluster_codes += u64::from(end - start);
+        }
+        let (k, bound) = (finds.top.k(), finds.bound());
+        let mut near = NEAR.take();
+        match *stretches {
+            // While fewer than k rows are known, everything would be near.
+            [_] if !finds.is_full() && !membership.is_filter() => {
+                self.kernel
+                    .nearest_words(words, stretches, query, k, bound, &mut near);
             }
-            match membership.has_row(row) {
-                true => finds.take(self.rows, row, distance).map(drop)?,
-                false => stats.filtered_out += 1,
+            _ => self
+                .kernel
+                .near_words(words, stretches, query, bound, &mut near),
+        }
+        if let Some(late) = &mut finds.late {
+            for near in near.drain(..) {
+                let row = near.place() as usize;
+                if near.distance() > late.bound() {
+                    continue;
+                }
+                if !membership.has_row(row) {
+                    stats.filtered_out += 1;
+                    continue;
+                }
+                self.rows.prefetch_doc(row);
+                late.push(row, near.distance());
             }
         }
-        Ok(())
+        NEAR.set(near);
+        finds.settle_if_many(self.rows)
     }
 
     /// k-NN search, unless reading what is left after the query's own cluster takes longer than

@@ -105,6 +105,19 @@ impl Neon {
         unsafe { neon::near_words(self, words, stretches, query, bound, out) }
     }
 
+    pub(super) fn nearest_words(
+        self,
+        words: &[u64],
+        stretches: &[(u32, u32)],
+        query: u64,
+        k: usize,
+        bound: u32,
+        out: &mut Vec<Near>,
+    ) {
+        // SAFETY: `self` proves NEON.
+        unsafe { neon::nearest_words(self, words, stretches, query, k, bound, out) }
+    }
+
     #[inline]
     pub(super) fn first_met(
         self,

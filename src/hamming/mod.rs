@@ -24,7 +24,7 @@ mod trial;
 mod x86_64;
 
 use linear::{AHEAD_WORDS, AllRows, GROUP, RowMask, RowSet};
-pub(crate) use near::Near;
+pub(crate) use near::{NEAREST_OF_MAX, NEAREST_STRETCHES_MAX, Near};
 use scalar::Scalar;
 pub(crate) use trial::planes_pay;
 
@@ -274,6 +274,20 @@ impl Kernel {
         dispatch!(self, lanes => lanes.near_words(words, stretches, query, bound, out));
     }
 
+    /// As [`near_words`](Kernel::near_words), those that are no farther than the k-th nearest of them either. Meant for at
+    /// most [`NEAREST_OF_MAX`] words in [`NEAREST_STRETCHES_MAX`] stretches: of more it takes memory.
+    pub(crate) fn nearest_words(
+        self,
+        words: &[u64],
+        stretches: &[(u32, u32)],
+        query: u64,
+        k: usize,
+        bound: u32,
+        out: &mut Vec<Near>,
+    ) {
+        dispatch!(self, lanes => lanes.nearest_words(words, stretches, query, k, bound, out));
+    }
+
     /// Keeps those of these codes that differ from the query by each of the masks in as many bits as its limit or more. By
     /// `masks[own]` all should differ in as many; false if one does not.
     ///
@@ -430,6 +444,19 @@ trait Lanes: Copy {
     fn within(self, distances: Self::Distances, bound: Self::Word) -> u8;
     fn to_array(self, distances: Self::Distances) -> [u32; BLOCK_ROWS];
 
+    /// Distances below 256, a byte each.
+    #[inline(always)]
+    fn to_bytes(self, distances: Self::Distances) -> [u8; BLOCK_ROWS] {
+        self.to_array(distances).map(|distance| distance as u8)
+    }
+
+    /// Bit `i`: whether `distances[i]` is at most `bound`.
+    #[inline(always)]
+    fn within_bytes(self, distances: &[u8; BYTES_AT_ONCE], bound: u8) -> u64 {
+        let distances = distances.iter().rev();
+        distances.fold(0, |within, &of| within << 1 | u64::from(of <= bound))
+    }
+
     /// For each lane whose bit is set its distance above the 32 bits of its place, lane 0 being the place `first`; before
     /// others of no meaning. And how many there are.
     #[inline(always)]
@@ -518,6 +545,9 @@ fn gather_rows<const WORDS: usize, const PLANES: bool>(
 
 /// Numbers that share one branch.
 const NUMBERS: usize = 64;
+
+/// Distances of a byte that are compared together: a cache line.
+const BYTES_AT_ONCE: usize = 64;
 
 /// 32-bit numbers that are compared together.
 const NUMBERS_AT_ONCE: usize = 16;
@@ -676,6 +706,19 @@ macro_rules! loops {
             out: &mut Vec<crate::hamming::Near>,
         ) {
             crate::hamming::near::near_words(lanes, words, stretches, query, bound, out);
+        }
+
+        $(#[target_feature(enable = $features)])?
+        pub(super) fn nearest_words(
+            lanes: $lanes,
+            words: &[u64],
+            stretches: &[(u32, u32)],
+            query: u64,
+            k: usize,
+            bound: u32,
+            out: &mut Vec<crate::hamming::Near>,
+        ) {
+            crate::hamming::near::nearest_words(lanes, words, stretches, query, k, bound, out);
         }
 
         $(#[target_feature(enable = $features)])?

@@ -3,8 +3,19 @@
 //! Beside the scan because such a stretch is a few lines long and begins anywhere; a scan of it would spend more on
 //! its ends.
 
+use std::array;
+
+use smallvec::SmallVec;
+
 use crate::code::BLOCK_ROWS;
-use crate::hamming::Lanes;
+use crate::hamming::{BYTES_AT_ONCE, Lanes};
+
+/// Codes of which the nearest are found at once, and the stretches that those may lie in, without taking memory.
+pub(crate) const NEAREST_OF_MAX: usize = 4096;
+pub(crate) const NEAREST_STRETCHES_MAX: usize = 32;
+
+/// Of each stretch the first and the last line may be of a code each.
+const NEAREST_LINES: usize = NEAREST_OF_MAX / BYTES_AT_ONCE + 2 * NEAREST_STRETCHES_MAX;
 
 /// A code that is near: its place, and its distance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,19 +85,89 @@ pub(super) fn first_met(
     near: &mut Vec<Near>,
 ) -> bool {
     let (mut n_kept, mut is_sound) = (0, true);
-    for idx in 0..near.len() {
-        let differing = words[near[idx].place() as usize] ^ query;
-        let mut is_met = false;
-        for (mask, &limit) in masks.iter().zip(limits) {
-            is_met |= (differing & mask).count_ones() < limit;
+    for first in (0..near.len()).step_by(BLOCK_ROWS) {
+        // Past the last one, the last one again: whole blocks become instructions for many words at once.
+        let last = near.len() - 1;
+        let of_block: [Near; BLOCK_ROWS] = array::from_fn(|idx| near[last.min(first + idx)]);
+        let differing = of_block.map(|near| words[near.place() as usize] ^ query);
+        let distances =
+            |mask: u64| differing.map(|differing| u64::from((differing & mask).count_ones()));
+        let mut is_met = [false; BLOCK_ROWS];
+        for (&mask, &limit) in masks.iter().zip(limits) {
+            for (is_met, distance) in is_met.iter_mut().zip(distances(mask)) {
+                *is_met |= distance < u64::from(limit);
+            }
         }
-        is_sound &= (differing & masks[own]).count_ones() == limits[own];
+        let own_limit = u64::from(limits[own]);
+        is_sound &= distances(masks[own]) == [own_limit; BLOCK_ROWS];
         // No branch: which of them were met before is anybody's guess.
-        near[n_kept] = near[idx];
-        n_kept += usize::from(!is_met);
+        let n_of_block = BLOCK_ROWS.min(near.len() - first);
+        for (of_block, is_met) in of_block.into_iter().zip(is_met).take(n_of_block) {
+            near[n_kept] = of_block;
+            n_kept += usize::from(!is_met);
+        }
     }
     near.truncate(n_kept);
     is_sound
+}
+
+/// What [`Kernel::nearest_words`](crate::hamming::Kernel::nearest_words) finds.
+#[inline(always)]
+pub(super) fn nearest_words<L: Lanes>(
+    lanes: L,
+    words: &[u64],
+    stretches: &[(u32, u32)],
+    query: u64,
+    k: usize,
+    bound: u32,
+    out: &mut Vec<Near>,
+) {
+    let query = lanes.splat(query);
+    let (blocks, _) = words.as_chunks::<BLOCK_ROWS>();
+    // Of each stretch whole lines, with the place of each line's first word.
+    let mut lines: SmallVec<[[u8; BYTES_AT_ONCE]; NEAREST_LINES]> = SmallVec::new();
+    let mut firsts: SmallVec<[usize; NEAREST_LINES]> = SmallVec::new();
+    for &(start, end) in stretches {
+        let (start, end) = (start as usize, end as usize);
+        let (begin, first_line) = (start / BLOCK_ROWS, lines.len());
+        let blocks = blocks[begin..end.div_ceil(BLOCK_ROWS)].chunks(BYTES_AT_ONCE / BLOCK_ROWS);
+        for (line_idx, blocks) in blocks.enumerate() {
+            let mut line = [u8::MAX; BYTES_AT_ONCE];
+            let (of_blocks, _) = line.as_chunks_mut::<BLOCK_ROWS>();
+            for (distances, block) in of_blocks.iter_mut().zip(blocks) {
+                *distances = lanes.to_bytes(lanes.finish(lanes.add(lanes.zero(), block, query)));
+            }
+            firsts.push(begin * BLOCK_ROWS + line_idx * BYTES_AT_ONCE);
+            lines.push(line);
+        }
+        // Words of the first and the last block that are not meant.
+        if let Some(&first) = firsts.get(first_line) {
+            let of_stretch = lines[first_line..].as_flattened_mut();
+            of_stretch[..start - first].fill(u8::MAX);
+            of_stretch[end - first..].fill(u8::MAX);
+        }
+    }
+    // A line is compared in a few instructions, so that halving finds the bound sooner than sorting or a histogram would.
+    let n_within = |bound: u32| -> usize {
+        let of_line = |line| lanes.within_bytes(line, bound as u8).count_ones() as usize;
+        lines.iter().map(of_line).sum()
+    };
+    let (mut low, mut high) = (0, bound.min(u64::BITS));
+    while low < high {
+        let middle = (low + high) / 2;
+        match n_within(middle) >= k {
+            true => high = middle,
+            false => low = middle + 1,
+        }
+    }
+    for (line, first) in lines.iter().zip(firsts) {
+        let mut near = lanes.within_bytes(line, low as u8);
+        while near != 0 {
+            let idx = near.trailing_zeros() as usize;
+            out.push(Near(u64::from(line[idx]) << 32 | (first + idx) as u64));
+            near &= near - 1;
+        }
+    }
 }
 
 #[cfg(test)]
@@ -94,6 +175,7 @@ mod tests {
     use rand::{Rng, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 
+    use super::NEAREST_STRETCHES_MAX;
     use crate::hamming::Kernel;
 
     #[test]
@@ -122,6 +204,44 @@ mod tests {
                         .collect();
                     assert_eq!(out, near, "{kernel:?}, {len} words from {start}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn every_kernel_finds_the_k_nearest_of_every_stretch() {
+        let mut rng = ChaCha8Rng::seed_from_u64(13);
+        for case in 0..300 {
+            // Some with few distances, so that many are equal.
+            let mask = [u64::MAX, 0xff, 0][case % 3];
+            let words: Vec<u64> = (0..5000).map(|_| rng.random::<u64>() & mask).collect();
+            let query = words[0] ^ [0, u64::MAX][case / 3 % 2];
+            let mut stretches = Vec::new();
+            let mut end = 0;
+            for _ in 0..[1, 1, 3, NEAREST_STRETCHES_MAX][case % 4] {
+                let start = end + rng.random_range(0..20);
+                end = (start + rng.random_range(0..[4, 100, 1400][case % 3])).min(5000);
+                stretches.push((start.min(end) as u32, end as u32));
+            }
+            let k = [1, 2, 10, 100, 1000, usize::MAX][case % 6];
+            let bound = rng.random_range(0..=70);
+            let meant = stretches.iter().flat_map(|&(start, end)| start..end);
+            let mut near: Vec<(u32, u32)> = meant
+                .map(|i| (i, (words[i as usize] ^ query).count_ones()))
+                .filter(|&(_, distance)| distance <= bound)
+                .collect();
+            let mut distances: Vec<u32> = near.iter().map(|&(_, distance)| distance).collect();
+            distances.sort_unstable();
+            let kth = distances.get(k - 1).copied().unwrap_or(bound);
+            near.retain(|&(_, distance)| distance <= kth);
+            for kernel in Kernel::available() {
+                let mut out = Vec::new();
+                kernel.nearest_words(&words, &stretches, query, k, bound, &mut out);
+                let out: Vec<(u32, u32)> = out
+                    .iter()
+                    .map(|near| (near.place(), near.distance()))
+                    .collect();
+                assert_eq!(out, near, "{kernel:?}, case {case}, {stretches:?}");
             }
         }
     }

@@ -137,6 +137,18 @@ impl Scalar {
         plain::near_words(self, words, stretches, query, bound, out);
     }
 
+    pub(super) fn nearest_words(
+        self,
+        words: &[u64],
+        stretches: &[(u32, u32)],
+        query: u64,
+        k: usize,
+        bound: u32,
+        out: &mut Vec<Near>,
+    ) {
+        plain::nearest_words(self, words, stretches, query, k, bound, out)
+    }
+
     pub(super) fn first_met(
         self,
         words: &[u64],

@@ -10,7 +10,9 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use crate::code::{BLOCK_ROWS, CodesRef};
-use crate::hamming::{BatchSink, INDEX_BITS, Lanes, NUMBERS_AT_ONCE, Near, Nearest, RowMask, Sink};
+use crate::hamming::{
+    BYTES_AT_ONCE, BatchSink, INDEX_BITS, Lanes, NUMBERS_AT_ONCE, Near, Nearest, RowMask, Sink,
+};
 
 /// Asks for the cache line at `address`, which may be anywhere.
 #[inline(always)]
@@ -29,13 +31,14 @@ impl Avx2 {
     }
 }
 
-/// Proof that this CPU has AVX-512 F and VPOPCNTDQ, and POPCNT.
+/// Proof that this CPU has AVX-512 F, BW and VPOPCNTDQ, and POPCNT.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Avx512(());
 
 impl Avx512 {
     pub(super) fn detect() -> Option<Avx512> {
         (is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vpopcntdq")
             && is_x86_feature_detected!("popcnt"))
         .then_some(Avx512(()))
@@ -160,6 +163,19 @@ impl Lanes for Avx2 {
         };
         u16::from_le_bytes([half(0), half(8)])
     }
+
+    #[inline(always)]
+    fn within_bytes(self, distances: &[u8; BYTES_AT_ONCE], bound: u8) -> u64 {
+        let half = |start: usize| {
+            // SAFETY: `self` proves AVX2; `start` is 0 or 32, so that the unaligned load reads 32 bytes of an array of 64.
+            unsafe {
+                let distances = _mm256_loadu_si256(distances.as_ptr().add(start).cast());
+                let least = _mm256_min_epu8(distances, _mm256_set1_epi8(bound as i8));
+                _mm256_movemask_epi8(_mm256_cmpeq_epi8(least, distances)) as u32
+            }
+        };
+        u64::from(half(32)) << 32 | u64::from(half(0))
+    }
 }
 
 /// The bits of each byte that are set.
@@ -271,6 +287,21 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn to_bytes(self, distances: __m512i) -> [u8; BLOCK_ROWS] {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm_cvtsi128_si64(_mm512_cvtepi64_epi8(distances)) }.to_le_bytes()
+    }
+
+    #[inline(always)]
+    fn within_bytes(self, distances: &[u8; BYTES_AT_ONCE], bound: u8) -> u64 {
+        // SAFETY: `self` proves AVX-512 BW; the unaligned load reads the 64 bytes of the array.
+        unsafe {
+            let line = _mm512_loadu_si512(distances.as_ptr().cast());
+            _mm512_cmple_epu8_mask(line, _mm512_set1_epi8(bound as i8))
+        }
+    }
+
+    #[inline(always)]
     fn near_keys(self, set: u8, distances: __m512i, first: u32) -> ([u64; BLOCK_ROWS], usize) {
         let mut keys = [0; BLOCK_ROWS];
         // SAFETY: `self` proves AVX-512 F; the unaligned store fills the eight words of the array.
@@ -377,6 +408,19 @@ macro_rules! face {
                 unsafe { $loops::near_words(self, words, stretches, query, bound, out) }
             }
 
+            pub(super) fn nearest_words(
+                self,
+                words: &[u64],
+                stretches: &[(u32, u32)],
+                query: u64,
+                k: usize,
+                bound: u32,
+                out: &mut Vec<Near>,
+            ) {
+                // SAFETY: `self` proves the instructions that the function enables.
+                unsafe { $loops::nearest_words(self, words, stretches, query, k, bound, out) }
+            }
+
             #[inline]
             pub(super) fn first_met(
                 self,
@@ -428,5 +472,5 @@ mod avx2 {
 
 /// The loops under AVX-512.
 mod avx512 {
-    crate::hamming::loops!(super::Avx512, queries = 8 or 4, "avx512f,avx512vpopcntdq,popcnt");
+    crate::hamming::loops!(super::Avx512, queries = 8 or 4, "avx512f,avx512bw,avx512vpopcntdq,popcnt");
 }

@@ -11,7 +11,9 @@ use smallvec::{SmallVec, smallvec};
 use crate::code::{BLOCK_ROWS, CodeLen, CodesRef};
 use crate::engine::SearchStats;
 use crate::error::{Error, Result};
-use crate::hamming::{Kernel, Near, prefetch, prefetch_word};
+use crate::hamming::{
+    Kernel, NEAREST_OF_MAX, NEAREST_STRETCHES_MAX, Near, prefetch, prefetch_word,
+};
 use crate::mih::table::{MihTable, SECTION};
 use crate::mih::{MihView, Shell};
 use crate::plan;
@@ -26,7 +28,7 @@ pub(super) const CANDIDATE_BATCH: usize = 64;
 /// Codes in buckets compared together, and how many buckets those may be.
 const WORDS_AT_ONCE: usize = 256;
 const BUCKETS_AT_ONCE_MIN: usize = 2;
-const BUCKETS_AT_ONCE_MAX: usize = 32;
+const BUCKETS_AT_ONCE_MAX: usize = NEAREST_STRETCHES_MAX;
 
 /// As many of them as are near are looked at together, and those of a shell at its end.
 const NEAR_AT_ONCE: usize = 32;
@@ -281,7 +283,14 @@ impl<'a> Walk<'a> {
         // The codes of as many buckets are on their way while those before them are compared: enough to keep
         // memory busy, and few enough to stay in the first-level cache.
         let mean = self.codes.n_codes() >> width;
-        let at_once = (WORDS_AT_ONCE / (mean + 1)).clamp(BUCKETS_AT_ONCE_MIN, BUCKETS_AT_ONCE_MAX);
+        // Of the first ones, of which nearly all would be near, the nearest are taken.
+        let is_first = self.candidates < NEAREST_OF_MAX as u64 && !self.is_filtered;
+        let words_at_once = if is_first {
+            NEAREST_OF_MAX
+        } else {
+            WORDS_AT_ONCE
+        };
+        let at_once = (words_at_once / (mean + 1)).clamp(BUCKETS_AT_ONCE_MIN, BUCKETS_AT_ONCE_MAX);
         // The offsets of those after them are asked for too.
         let mut coming = [0; BUCKETS_AT_ONCE_MAX];
         let mut n_coming = 0;
@@ -316,9 +325,13 @@ impl<'a> Walk<'a> {
                 self.waiting.clear();
                 return Ok(false);
             }
-            let near = &mut self.near;
-            self.kernel
-                .near_words(words, opened, self.query[0], self.bound, near);
+            let (query, bound, near) = (self.query[0], self.bound, &mut self.near);
+            match is_first && n_entries <= NEAREST_OF_MAX {
+                true => self
+                    .kernel
+                    .nearest_words(words, opened, query, self.met.k(), bound, near),
+                false => self.kernel.near_words(words, opened, query, bound, near),
+            }
             // A loop over the few of each batch would often be predicted wrong.
             if near.len() >= NEAR_AT_ONCE {
                 self.take_near(words, substring_idx, hit)?;
@@ -327,6 +340,9 @@ impl<'a> Walk<'a> {
             n_now = n_next;
         }
         self.take_near(words, substring_idx, hit)?;
+        if !self.is_filtered {
+            self.ask_rows(table, 0);
+        }
         self.look_up(table, self.waiting.len(), hit)?;
         Ok(true)
     }
@@ -347,17 +363,24 @@ impl<'a> Walk<'a> {
             return Err(foreign(substring_idx));
         }
         self.duplicates += (n_near - near.len()) as u64;
-        for near in near {
-            self.met.add(near.distance());
-            table.prefetch_row(near.place());
-        }
+        near.iter().for_each(|near| self.met.add(near.distance()));
         let n_waiting = self.waiting.len();
         self.waiting.append(&mut self.near);
         if self.is_filtered {
+            self.ask_rows(table, n_waiting);
             return self.look_up(table, n_waiting, hit);
         }
         self.bound = self.bound.min(self.met.bound());
         Ok(())
+    }
+
+    /// Asks for the rows of the entries that wait, from one of them on, as far as they are near.
+    fn ask_rows(&self, table: MihTable<&'a [u32]>, first: usize) {
+        for near in &self.waiting[first..] {
+            if near.distance() <= self.bound {
+                table.prefetch_row(near.place());
+            }
+        }
     }
 
     /// Hands on the rows of the first `n_entries` entries that wait.
