@@ -4,8 +4,9 @@
     run.py --out FOLDER [--tier cpu|gpu] [--only PATTERN]... [--again] [--smoke] [--list]
 
 An experiment ("cell") whose file is in FOLDER is done and skipped; `--again` runs it anew, `--only` takes names with
-shell wildcards. A file holds the commands, the figures, seconds, seed, commit, program digest, versions, processor and
-date. A cell whose data is not given is named and left out. `report.py` makes the tables.
+shell wildcards. Training that was killed goes on from its last epoch. A file holds the commands, the figures, seconds,
+seed, commit, program digest, versions, processor and date. A cell whose data is not given is named and left out.
+`report.py` makes the tables.
 
 What cells read is given by variables, and commands are recorded with their names in place of paths:
 
@@ -34,6 +35,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -125,9 +127,11 @@ def figures(report, prefix=""):
 def trained(shell, data, options, seed, bits, measure, threads=THREADS):
     """Trains, measures by each of `measure` (a prefix of its figures, options of eval), and returns all figures."""
     model = "$WORK/model.safetensors"
+    # An earlier run of this cell was killed.
+    resume = ["--resume"] if any(shell.work.glob("*.state")) else []
     run = shell(
         "train", "tanhash", "train", "--json", "--data", data, "--bits", str(bits), "--seed", str(seed),
-        *options, *threads, "--out", model,
+        *options, *threads, "--out", model, *resume,
     )  # fmt: skip
     out = {"train_s": run["seconds"], "loss": run["loss"], "device": run["device"]}
     if run.get("selection"):
@@ -301,7 +305,7 @@ def cpu_cells():
 
 
 # The tier gpu: networks that are trained themselves, on pictures that are enlarged on the device. A step is meant to stay
-# below ten minutes on one data-center GPU; a step is one run, so what is killed costs one.
+# below ten minutes on one data-center GPU; a step is one run, and what is killed costs an epoch of one.
 FINE_TUNED = {"--half": None, "--augment": "resized-crop", "--batch": "128"}
 # Small enough for two cores too: a run sees about 200,000 pictures, and its classifier, where it has one, as many.
 LITE = {"--picture-side": "96", "--augment": "flip", "--batch": "128", "--lr": "0.001", "--backbone-lr-scale": "0.5"}
@@ -485,7 +489,8 @@ def main():
             print(f"[{number}/{len(wanted)}] {cell.name}: left out, set {', '.join(missing)}", flush=True)
             continue
         print(f"[{number}/{len(wanted)}] {cell.name}", flush=True)
-        work = arguments.work / str(os.getpid())
+        # What a killed run left there is gone on with.
+        work = arguments.work / ("smoke" if arguments.smoke else ".") / cell.name
         work.mkdir(parents=True, exist_ok=True)
         shell = Shell(places, work.resolve(), sys.stdout)
         date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
@@ -495,11 +500,16 @@ def main():
             failed += 1
             print(f"  failed: {error}", flush=True)
             continue
-        entry = {**cell.about, "figures": found, "seconds": shell.seconds, "commands": shell.commands, "date": date, **known}
+        # A run that goes on ends in the same model as one that was never killed; its seconds are those of the last part.
+        commands = [command.removesuffix(" --resume") for command in shell.commands]
+        entry = {**cell.about, "figures": found, "seconds": shell.seconds, "commands": commands, "date": date, **known}
+        if commands != shell.commands:
+            entry["resumed"] = True
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_suffix(".part")
         part.write_text(json.dumps(entry, indent=1) + "\n")
         part.replace(target)
+        shutil.rmtree(work)
     sys.exit(f"{failed} cells failed" if failed else 0)
 
 
