@@ -210,10 +210,10 @@ impl<'a> MultiIndex<'a> {
                 false => walk.next_table(),
             };
             is_even |= n_seeds > 0 && n_visited == n_seeds && walk.is_even(last);
-            let bound = finds.bound();
+            let bound = walk.bound().min(finds.bound());
             let nearest = match is_filtered {
                 true => walk.met().is_full().then(|| walk.met().bound()),
-                false => finds.is_full().then_some(bound),
+                false => (finds.is_full() || walk.met().is_full()).then_some(bound),
             };
             let sights = Sights {
                 asks_all: is_filtered && !finds.is_full(),
@@ -222,40 +222,57 @@ impl<'a> MultiIndex<'a> {
                 nearest,
                 is_even,
             };
-            if !self.goes_on(&prices, walk, substring_idx, scan_ns, &sights) {
+            let goes_on = self.goes_on(&prices, walk, substring_idx, scan_ns, &sights)
+                && walk.shell(substring_idx, &mut |row, distance| {
+                    self.offer(row, distance, &held, &mut membership, &mut finds, stats)
+                })?;
+            if !goes_on {
                 finds.forget();
-                return Ok(false);
-            }
-            let finished = walk.shell(substring_idx, &mut |row, distance| {
-                let row = row as usize;
-                if !membership.has_row(row) {
-                    stats.filtered_out += 1;
-                } else if let Some(late) = &mut finds.late {
-                    self.rows.prefetch_doc(row);
-                    late.push(row, distance);
-                    finds.settle_if_many(self.rows)?;
-                } else {
-                    let doc = self.rows.doc_id(row).ok_or_else(RowOrder::damaged)?;
-                    let address = self.rows.address(doc);
-                    if !membership.contains(doc) {
-                        stats.filtered_out += 1;
-                    } else if held.is_empty() || held.binary_search(&address).is_err() {
-                        finds.top.push(distance, address);
-                    }
+                if !is_filtered && walk.met().is_full() {
+                    top.lower(walk.met().bound());
                 }
-                Ok(finds.bound())
-            })?;
-            if !finished {
-                finds.forget();
                 return Ok(false);
             }
-            let is_covered = (finds.bound() as usize) < walk.covered();
-            if is_covered || walk.limits()[substring_idx] as usize > params.width(substring_idx) {
+            let bound = walk.bound().min(finds.bound()) as usize;
+            let radius = walk.limits()[substring_idx] as usize;
+            if bound < walk.covered() || radius > params.width(substring_idx) {
                 break;
             }
         }
+        walk.finish(&mut |row, distance| {
+            self.offer(row, distance, &held, &mut membership, &mut finds, stats)
+        })?;
         finds.end(self.rows)?;
         Ok(true)
+    }
+
+    /// Takes a row that a walk hands on, if it is allowed and not among the addresses `held`; gives the bound.
+    fn offer(
+        &self,
+        row: u32,
+        distance: u32,
+        held: &[u64],
+        membership: &mut Membership<'_>,
+        finds: &mut Finds<'_>,
+        stats: &mut SearchStats,
+    ) -> Result<u32> {
+        let row = row as usize;
+        if !membership.has_row(row) {
+            stats.filtered_out += 1;
+        } else if let Some(late) = &mut finds.late {
+            self.rows.prefetch_doc(row);
+            late.push(row, distance);
+            finds.settle_if_many(self.rows)?;
+        } else {
+            let doc = self.rows.doc_id(row).ok_or_else(RowOrder::damaged)?;
+            let address = self.rows.address(doc);
+            if !membership.contains(doc) {
+                stats.filtered_out += 1;
+            } else if held.is_empty() || held.binary_search(&address).is_err() {
+                finds.top.push(distance, address);
+            }
+        }
+        Ok(finds.bound())
     }
 
     /// Range search without the final word: `false` if it gave up.
@@ -292,6 +309,10 @@ impl<'a> MultiIndex<'a> {
                 return Ok(false);
             }
         }
+        walk.finish(&mut |row, distance| {
+            near.push((row, distance));
+            Ok(radius as u32)
+        })?;
         let mut membership = Membership::new(allowed);
         for (idx, &(row, distance)) in near.iter().enumerate() {
             if let Some(&(later, _)) = near.get(idx + CANDIDATE_BATCH) {

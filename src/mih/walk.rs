@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::hamming::{
     Kernel, NEAREST_OF_MAX, NEAREST_STRETCHES_MAX, Near, prefetch, prefetch_word,
 };
-use crate::mih::table::{MihTable, SECTION};
+use crate::mih::table::SECTION;
 use crate::mih::{MihView, Shell};
 use crate::plan;
 use crate::topk::KthDistance;
@@ -83,8 +83,8 @@ pub(super) struct Walk<'a> {
     n_pending: usize,
     /// Entries that were found near.
     near: Vec<Near>,
-    /// Those whose rows are on their way.
-    waiting: Vec<Near>,
+    /// Those whose rows were not looked up yet, with their table.
+    waiting: Vec<(Near, usize)>,
     lookups: u64,
     candidates: u64,
     duplicates: u64,
@@ -146,8 +146,8 @@ impl<'a> Walk<'a> {
     }
 
     /// Visits the next shell of a table and hands `hit(row, distance)` each candidate within the bound that no
-    /// earlier shell held; it returns the bound for those to come, which never rises. `false` if the limit was reached
-    /// on the way.
+    /// earlier shell held; it returns the bound for those to come, which never rises. Some wait until
+    /// [`finish`](Walk::finish). `false` if the limit was reached on the way.
     pub(super) fn shell(
         &mut self,
         substring_idx: usize,
@@ -176,6 +176,11 @@ impl<'a> Walk<'a> {
     /// The bits by which a code that no shell held so far differs at least.
     pub(super) fn covered(&self) -> usize {
         self.limits.iter().map(|&limit| limit as usize).sum()
+    }
+
+    /// Codes farther than this are of no interest.
+    pub(super) fn bound(&self) -> u32 {
+        self.bound
     }
 
     /// Of all codes met, allowed or not, the k-th distance.
@@ -350,22 +355,29 @@ impl<'a> Walk<'a> {
             n_now = n_next;
         }
         self.take_near(words, substring_idx, hit)?;
-        if !self.is_filtered {
-            self.ask_rows(table, 0);
+        if self.is_filtered {
+            self.look_up(self.waiting.len(), hit)?;
         }
-        self.look_up(table, self.waiting.len(), hit)?;
         Ok(true)
     }
 
-    /// Of what is near, lets wait for its row what is met for the first time; where all rows are allowed, until the
-    /// bound has fallen to the end of the shell.
+    /// Hands on what still waits, after the last shell.
+    pub(super) fn finish(&mut self, hit: &mut impl FnMut(u32, u32) -> Result<u32>) -> Result<()> {
+        let bound = self.bound;
+        self.waiting.retain(|(near, _)| near.distance() <= bound);
+        self.ask_rows(0);
+        self.look_up(self.waiting.len(), hit)
+    }
+
+    /// Of what is near, lets wait for its row what is met for the first time: where all rows are allowed, until the
+    /// bound has fallen to the end of the walk.
     fn take_near(
         &mut self,
         words: &'a [u64],
         substring_idx: usize,
         hit: &mut impl FnMut(u32, u32) -> Result<u32>,
     ) -> Result<()> {
-        let (query, table) = (self.query[0], self.view.table(substring_idx));
+        let query = self.query[0];
         let masks = self.view.params().word_masks();
         let (near, limits) = (&mut self.near, &self.limits);
         let n_near = near.len();
@@ -375,34 +387,32 @@ impl<'a> Walk<'a> {
         self.duplicates += (n_near - near.len()) as u64;
         near.iter().for_each(|near| self.met.add(near.distance()));
         let n_waiting = self.waiting.len();
-        self.waiting.append(&mut self.near);
+        self.waiting
+            .extend(self.near.drain(..).map(|near| (near, substring_idx)));
         if self.is_filtered {
-            self.ask_rows(table, n_waiting);
-            return self.look_up(table, n_waiting, hit);
+            self.ask_rows(n_waiting);
+            return self.look_up(n_waiting, hit);
         }
         self.bound = self.bound.min(self.met.bound());
         Ok(())
     }
 
-    /// Asks for the rows of the entries that wait, from one of them on, as far as they are near.
-    fn ask_rows(&self, table: MihTable<&'a [u32]>, first: usize) {
-        for near in &self.waiting[first..] {
-            if near.distance() <= self.bound {
-                table.prefetch_row(near.place());
-            }
+    /// Asks for the rows of the entries that wait, from one of them on.
+    fn ask_rows(&self, first: usize) {
+        for &(near, substring_idx) in &self.waiting[first..] {
+            self.view.table(substring_idx).prefetch_row(near.place());
         }
     }
 
     /// Hands on the rows of the first `n_entries` entries that wait.
     fn look_up(
         &mut self,
-        table: MihTable<&'a [u32]>,
         n_entries: usize,
         hit: &mut impl FnMut(u32, u32) -> Result<u32>,
     ) -> Result<()> {
-        for near in &self.waiting[..n_entries] {
+        for &(near, substring_idx) in &self.waiting[..n_entries] {
             if near.distance() <= self.bound {
-                let row = table.row(near.place());
+                let row = self.view.table(substring_idx).row(near.place());
                 self.check_row(row)?;
                 self.bound = self.bound.min(hit(row, near.distance())?);
             }
