@@ -68,14 +68,18 @@ def where(record, group):
     cells = record.of(group)
     if not cells:
         return "Not in this record."
-    first = cells[0]
-    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
+    named = {}
+    for cell in cells:
+        for name, version in cell["versions"].items():
+            named.setdefault(name, set()).add(version)
+    versions = ", ".join(f"{name} {' and '.join(sorted(found))}" for name, found in named.items())
+    machines = " and ".join(sorted({f"{cell['cpu']}, {cell['cores']} cores" for cell in cells}))
     commits = ", ".join(sorted({cell["commit"][:7] + (" and changes" if cell["changed"] else "") for cell in cells}))
     programs = ", ".join(sorted({cell["program_sha256"] for cell in cells}))
     dates = sorted(cell["date"][:10] for cell in cells)
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     count = "1 cell, seed" if len(cells) == 1 else f"{len(cells)} cells, seeds"
-    return f"{count} {seeds(cells)}; {when}; {first['cpu']}, {first['cores']} cores; {versions}; commit {commits}; program {programs}."
+    return f"{count} {seeds(cells)}; {when}; {machines}; {versions}; commit {commits}; program {programs}."
 
 
 def example(record, group, **wanted):
