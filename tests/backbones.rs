@@ -211,6 +211,43 @@ fn resnet_9_reads_small_pictures_and_learns_with_every_weight() {
 }
 
 #[test]
+fn the_weights_of_a_model_are_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let (published, model) = (
+        dir.path().join("p.safetensors"),
+        dir.path().join("m.safetensors"),
+    );
+    let kind = BackboneKind::EfficientNetLite0;
+    write_weights(kind, &published);
+    let mut first = network(kind);
+    first.load_backbone(&published).unwrap();
+    let tensors = first.weights().entries().iter();
+    let named: Vec<_> = tensors
+        .map(|entry| (entry.name.clone(), entry.tensor.detach().contiguous()))
+        .collect();
+    tch::Tensor::write_safetensors(&named, &model).unwrap();
+
+    let mut second = network(kind);
+    second.load_backbone(&model).unwrap();
+    let _no_grad = tch::no_grad_guard();
+    let features = |network: &DeepHashNet| rows(&network.features(&pictures(kind), false).unwrap());
+    assert_eq!(features(&first), features(&second));
+    // Its head is another one's affair.
+    let error = network(BackboneKind::ResNet18)
+        .load_backbone(&model)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("backbone.conv1.weight of resnet-18"),
+        "{error}"
+    );
+    assert!(
+        error.contains("use --backbone efficientnet-lite0"),
+        "{error}"
+    );
+}
+
+#[test]
 fn weights_of_another_network_are_refused_in_one_line() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("weights.safetensors");

@@ -325,6 +325,57 @@ fn shc_leaves_its_similarity_and_centers_and_takes_them_back() {
     assert!(error.to_string().contains("has given"), "{error}");
 }
 
+/// Options of SHC with a classifier of so many epochs.
+fn staged(out: &Path, classifier_epochs: usize, warm_start: bool) -> TrainOptions {
+    let mut options = short("shc", out);
+    options.epochs = 2;
+    if let MethodConfig::Shc(config) = &mut options.method {
+        (config.classifier_epochs, config.warm_start) = (Some(classifier_epochs), warm_start);
+    }
+    options
+}
+
+#[test]
+fn a_warm_start_takes_over_the_backbone_of_the_classifier() {
+    let dir = tempfile::tempdir().unwrap();
+    // What the first step of stage 3 sees, and the weights in the end.
+    let run_of = |name: &str, classifier_epochs, warm_start| {
+        let options = staged(&dir.path().join(name), classifier_epochs, warm_start);
+        let mut first_loss = None;
+        let summary = train(&dataset(), &options, &mut |entry| {
+            if entry.stage == "hashing" {
+                first_loss.get_or_insert(entry.loss);
+            }
+        });
+        (first_loss.unwrap(), summary.unwrap().model_id)
+    };
+    // A classifier that has learned nothing has the backbone that a cold start has.
+    assert_eq!(run_of("cold-0", 0, false), run_of("warm-0", 0, true));
+    let (cold, warm) = (run_of("cold", 3, false), run_of("warm", 3, true));
+    assert_ne!(cold.0, warm.0);
+    assert_ne!(cold.1, warm.1);
+
+    // Stopped in the classifier, between the stages, and in the last.
+    let mut parts = staged(&dir.path().join("parts"), 3, true);
+    parts.resume = true;
+    for stop_after in [1, 3, 4, 5] {
+        parts.stop_after = Some(stop_after);
+        run(&parts);
+    }
+    assert_eq!(encoder(&parts.out).model_id(), warm.1);
+
+    let refused = |change: &dyn Fn(&mut TrainOptions)| {
+        let mut options = staged(&dir.path().join("refused"), 3, true);
+        change(&mut options);
+        let error = train(&dataset(), &options, &mut |_| {}).unwrap_err();
+        assert!(error.to_string().contains("a warm start"), "{error}");
+    };
+    let same = ClassSimilarity::new(N_CLASSES, vec![1.0; N_CLASSES * N_CLASSES]).unwrap();
+    refused(&|o| o.given.similarity = Some(same.clone()));
+    let book = Codebook::seeded(CentersKind::MaxHd, N_CLASSES, 32, 0).unwrap();
+    refused(&|o| o.given.centers = Some(book.clone()));
+}
+
 #[test]
 fn the_best_epoch_is_kept_and_a_run_stops_early() {
     let dir = tempfile::tempdir().unwrap();

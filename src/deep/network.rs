@@ -62,12 +62,31 @@ impl DeepHashNet {
         })
     }
 
-    /// Copies published weights into the backbone.
+    /// Copies published weights, or those of a model file, into the backbone.
     ///
     /// # Errors
     /// `Io`, `Corrupt`, as [`TrainOptions::weights`](crate::deep::TrainOptions::weights) says.
     pub fn load_backbone(&mut self, path: &Path) -> Result<WeightsRecord> {
         backbone::load_weights(self.kind, &self.weights, path)
+    }
+
+    /// Copies the backbone, running statistics included, of a network with the same one.
+    ///
+    /// # Errors
+    /// `Torch`, also for another backbone.
+    pub fn copy_backbone(&self, from: &DeepHashNet) -> Result<()> {
+        let _no_grad = tch::no_grad_guard();
+        let tensors = |network: &DeepHashNet| -> Vec<Tensor> {
+            let entries = network.weights.entries().iter();
+            entries
+                .filter(|entry| entry.name.starts_with(backbone::PREFIX))
+                .map(|entry| entry.tensor.shallow_clone())
+                .collect()
+        };
+        for (mut to, from) in tensors(self).into_iter().zip(tensors(from)) {
+            to.f_copy_(&from)?;
+        }
+        Ok(())
     }
 
     /// Takes the backbone out of training. From now on inputs are its features.

@@ -16,6 +16,7 @@ use crate::deep::device::Stream;
 use crate::deep::hash_head::HeadKind;
 use crate::deep::method::classifier::Classifier;
 use crate::deep::method::shc::{self, SimilarityBuilder};
+use crate::deep::network::DeepHashNet;
 use crate::deep::run_log::Log;
 use crate::deep::train::{Fit, Run, TrainOptions};
 use crate::error::Result;
@@ -40,14 +41,14 @@ pub(crate) fn save_codebook(codebook: &Codebook, out: &Path) -> Result<()> {
     write_atomically(&beside(out, ".centers.npy"), &codebook.to_npy())
 }
 
-/// Stage 1: S, or `None` if the run was stopped before.
+/// Stage 1: S and the classifier, or `None` if the run was stopped before.
 pub(crate) fn similarity(
     run: &mut Run<'_>,
     config: &shc::Config,
     epochs: usize,
     total_steps: usize,
     log: &mut Log,
-) -> Result<Option<ClassSimilarity>> {
+) -> Result<Option<(ClassSimilarity, DeepHashNet)>> {
     let options = run.options;
     let mut fit = Fit {
         name: "classifier",
@@ -79,7 +80,7 @@ pub(crate) fn similarity(
     let similarity = builder.finish()?;
     let bytes = npy::float_bytes(run.n_classes, similarity.entries());
     write_atomically(&beside(&options.out, ".similarity.npy"), &bytes)?;
-    Ok(Some(similarity))
+    Ok(Some((similarity, fit.model.network)))
 }
 
 /// Stage 2.

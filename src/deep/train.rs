@@ -56,9 +56,10 @@ pub struct TrainOptions {
     pub code_len: CodeLen,
     /// The feature network.
     pub backbone: BackboneKind,
-    /// A `.safetensors` file with published weights for it; `None` trains it from nothing.
+    /// A `.safetensors` file with published weights for it, or a model file of this library with the same
+    /// backbone, which training then goes on from; `None` trains from nothing.
     ///
-    /// Names, shapes and types must be exactly the backbone's; a classifier is passed over.
+    /// Names, shapes and types must be exactly the backbone's; a classifier or hash head is passed over.
     #[serde(skip)]
     pub weights: Option<PathBuf>,
     /// Rows and columns of the pictures that a network with published weights reads, 64 to 1024; 224 if
@@ -232,6 +233,16 @@ impl TrainOptions {
             return refuse(format!(
                 "{name} with these options reads no class similarity, got one"
             ));
+        }
+        if self.stages().is_some_and(|stages| stages.warm_start)
+            && (similarity.is_some()
+                || centers.is_some()
+                || self.freeze
+                || self.backbone == BackboneKind::Identity)
+        {
+            return refuse(
+                "a warm start takes over the backbone of the run's classifier: it goes with a backbone that is trained, and without a given similarity or given centers".into(),
+            );
         }
         if distances.is_some() && !self.method.has_distances() {
             return refuse(format!("{name} reads no distances, got some; shrewd does"));
@@ -429,7 +440,9 @@ pub fn train(
     };
     let total_steps = (classifier_epochs + options.epochs) * run.steps_per_epoch;
     let mut log = Log::open(options)?;
-    let Some(codebook) = codebook(&mut run, classifier_epochs, total_steps, &mut log)? else {
+    let Some((codebook, classifier)) =
+        codebook(&mut run, classifier_epochs, total_steps, &mut log)?
+    else {
         return Ok(run.summary(String::new(), 0, 0, None, None));
     };
 
@@ -443,9 +456,13 @@ pub fn train(
         distances: options.given.distances.as_ref(),
     })?;
     let validation = Validation::new(dataset, options, &held_back, &input, device)?;
+    let model = run.checkpoint(options.code_len.bits(), options.method.head())?;
+    if let Some(classifier) = classifier {
+        model.network.copy_backbone(&classifier)?;
+    }
     let mut fit = Fit {
         name: "hashing",
-        model: run.checkpoint(options.code_len.bits(), options.method.head())?,
+        model,
         method,
         epochs: options.epochs,
         steps_before: classifier_epochs * run.steps_per_epoch,
@@ -473,22 +490,24 @@ pub fn train(
 }
 
 /// The hash centers of the run, if its method has any: given, kept in the state of the run to resume, made
-/// from the seed, or by stages 1 and 2 of SHC. The outer `None` says that the run was stopped on the way.
+/// from the seed, or by stages 1 and 2 of SHC; with the classifier of stage 1, where the hashing network begins
+/// with its backbone. The outer `None` says that the run was stopped on the way.
 fn codebook(
     run: &mut Run<'_>,
     classifier_epochs: usize,
     total_steps: usize,
     log: &mut Log,
-) -> Result<Option<Option<Codebook>>> {
+) -> Result<Option<(Option<Codebook>, Option<DeepHashNet>)>> {
     let options = run.options;
     let (n_classes, bits) = (run.n_classes, options.code_len.bits());
     let state = state_path(&options.out);
     if !options.method.has_centers() {
-        return Ok(Some(None));
+        return Ok(Some((None, None)));
     }
     if options.resume && state.exists() {
-        return Ok(Some(Some(RunState::codebook(&state)?)));
+        return Ok(Some((Some(RunState::codebook(&state)?), None)));
     }
+    let mut classifier = None;
     let codebook = match (
         &options.given.centers,
         options.stages(),
@@ -505,7 +524,10 @@ fn codebook(
                 Some(similarity) => similarity.clone(),
                 None => {
                     match stages::similarity(run, config, classifier_epochs, total_steps, log)? {
-                        Some(similarity) => similarity,
+                        Some((similarity, network)) => {
+                            classifier = config.warm_start.then_some(network);
+                            similarity
+                        }
                         None => return Ok(None),
                     }
                 }
@@ -517,10 +539,10 @@ fn codebook(
             let mut rng = device::rng(options.seed, Stream::Centers);
             Codebook::new(kind, n_classes, bits, &mut rng)?
         }
-        (None, None, None) => return Ok(Some(None)),
+        (None, None, None) => return Ok(Some((None, None))),
     };
     stages::save_codebook(&codebook, &options.out)?;
-    Ok(Some(Some(codebook)))
+    Ok(Some((Some(codebook), classifier)))
 }
 
 /// What all stages of a run share.

@@ -136,6 +136,7 @@ fn set_method(method: &mut MethodConfig, args: &Args) -> Result<()> {
 /// The options of SHC's first two stages.
 fn set_stages(config: &mut shc::Config, args: &Args) {
     config.classifier_epochs = args.classifier_epochs.or(config.classifier_epochs);
+    config.warm_start |= args.warm_start;
     config.centers.min_distance = args.min_distance.or(config.centers.min_distance);
     config.centers.refine &= !args.no_refine;
 }
@@ -190,6 +191,7 @@ fn set_given(options: &mut TrainOptions, args: &Args, class_names: &[String]) ->
     let of_stages = args.variant.is_some()
         || args.classifier_epochs.is_some()
         || args.min_distance.is_some()
+        || args.warm_start
         || args.no_refine;
     if of_stages && !stages {
         bail!("expected the method shc or --centers shc with its options, got neither");

@@ -100,6 +100,9 @@ const NAMES: [(BackboneKind, &str); 9] = [
     (BackboneKind::AlexNet, "alexnet"),
 ];
 
+/// What the names of a backbone's tensors begin with, in a network and in a model file.
+pub(crate) const PREFIX: &str = "backbone.";
+
 /// Tensors of published weights that are no part of the feature network: the classifier of 1000 classes.
 const CLASSIFIERS: [&str; 6] = [
     "fc.weight",
@@ -311,7 +314,8 @@ pub struct WeightsRecord {
     pub sha256: String,
 }
 
-/// Copies published weights into the backbone of a network built as `kind`.
+/// Copies weights into the backbone of a network built as `kind`: published ones, or those of a model file, whose
+/// head is passed over.
 ///
 /// # Errors
 /// `Io` if the file cannot be read; `Corrupt` unless it holds exactly the backbone's tensors, float32 and
@@ -322,17 +326,21 @@ pub(crate) fn load_weights(
     path: &Path,
 ) -> Result<WeightsRecord> {
     let file = TensorFile::read(path)?;
+    let names = file.names()?;
+    let is_model = names.iter().any(|name| name.starts_with(PREFIX));
+    let prefix = if is_model { PREFIX } else { "" };
     let tensors: Vec<(String, Tensor)> = weights
         .entries()
         .iter()
         .filter_map(|entry| {
-            let name = entry.name.strip_prefix("backbone.")?;
-            Some((name.to_owned(), entry.tensor.shallow_clone()))
+            let name = entry.name.strip_prefix(PREFIX)?;
+            Some((format!("{prefix}{name}"), entry.tensor.shallow_clone()))
         })
         .collect();
-    let passed_over =
-        |name: &str| CLASSIFIERS.contains(&name) || name.ends_with(".num_batches_tracked");
-    let names = file.names()?;
+    let passed_over = |name: &str| match is_model {
+        true => !name.starts_with(PREFIX),
+        false => CLASSIFIERS.contains(&name) || name.ends_with(".num_batches_tracked"),
+    };
     if let Some((missing, _)) = tensors.iter().find(|(name, _)| !names.contains(name)) {
         let looks_like = match looks_like(&names) {
             Some(other) if other != kind => {
@@ -369,7 +377,10 @@ fn looks_like(names: &[String]) -> Option<BackboneKind> {
         ("features.10.weight", BackboneKind::AlexNet),
     ]
     .into_iter()
-    .find(|(name, _)| names.iter().any(|found| found == name))
+    .find(|(name, _)| {
+        let without = |found: &String| found.strip_prefix(PREFIX).unwrap_or(found) == *name;
+        names.iter().any(without)
+    })
     .map(|(_, kind)| kind)
 }
 

@@ -35,6 +35,9 @@ pub struct Config {
     pub variant: Variant,
     /// Epochs of stage 1; `None` trains as long as stage 3, as the paper does.
     pub classifier_epochs: Option<usize>,
+    /// Stage 3 begins with the backbone of stage 1's classifier. Ours: in the paper both stages begin with
+    /// the published weights.
+    pub warm_start: bool,
     /// Stage 2.
     pub centers: SemanticOptions,
     /// gamma of stage 3, the weight of `mean (|u| - 1)^2`; 0.0001 in the paper.
@@ -46,6 +49,7 @@ impl Default for Config {
         Config {
             variant: Variant::Paper,
             classifier_epochs: None,
+            warm_start: false,
             centers: SemanticOptions::default(),
             quantization_weight: 1e-4,
         }

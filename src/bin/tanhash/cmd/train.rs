@@ -28,7 +28,7 @@ pub struct Args {
     /// resnet-50 or alexnet for pictures, identity for features; the first or the last if not given
     #[arg(long)]
     pub backbone: Option<String>,
-    /// A .safetensors file with weights of the feature network
+    /// A .safetensors file with weights of the feature network: published ones, or a model's
     #[arg(long)]
     pub weights: Option<PathBuf>,
     /// Pixels a side that a network with published weights reads, 64 to 1024: fewer cost less
@@ -102,6 +102,9 @@ pub struct Args {
     /// shc: epochs of the classifier of stage 1; as many as --epochs if not given
     #[arg(long)]
     pub classifier_epochs: Option<usize>,
+    /// shc: begin stage 3 with the classifier's feature network, not with --weights
+    #[arg(long)]
+    pub warm_start: bool,
     /// shc: bits in which two centers differ at least; the Gilbert-Varshamov distance if not given
     #[arg(long)]
     pub min_distance: Option<usize>,
