@@ -70,11 +70,9 @@ impl DeepHashNet {
         backbone::load_weights(self.kind, &self.weights, path)
     }
 
-    /// Copies the backbone, running statistics included, of a network with the same one.
-    ///
-    /// # Errors
-    /// `Torch`, also for another backbone.
-    pub fn copy_backbone(&self, from: &DeepHashNet) -> Result<()> {
+    /// Copies the backbone, running statistics included, of another network of the same run: its tensors are the
+    /// same in number, order and shape.
+    pub(crate) fn copy_backbone(&self, from: &DeepHashNet) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
         let tensors = |network: &DeepHashNet| -> Vec<Tensor> {
             let entries = network.weights.entries().iter();
