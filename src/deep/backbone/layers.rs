@@ -198,10 +198,16 @@ impl ConvNorm {
 
     /// `train` chooses batch statistics over running ones. Computes in the type of `xs`.
     pub fn forward(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        if let (Some((kernel, bias)), false) = (&self.folded, train) {
+        if !train {
+            // Also where running statistics are trained with: gradients reach the kernel, gamma and beta through
+            // the fold, and a pass over the kernel is less than one over the outputs.
+            let (kernel, bias) = match &self.folded {
+                Some((kernel, bias)) => (kernel.shallow_clone(), bias.shallow_clone()),
+                None => self.fold_in()?,
+            };
             return self
                 .activation
-                .apply(self.convolve(xs, kernel, Some(bias))?);
+                .apply(self.convolve(xs, &kernel, Some(&bias))?);
         }
         let outputs = self.convolve(xs, &self.weight, None)?;
         let normalized = outputs.f_batch_norm(
@@ -209,7 +215,7 @@ impl ConvNorm {
             Some(&self.beta),
             Some(&self.running_mean),
             Some(&self.running_var),
-            train,
+            true,
             self.norm.momentum,
             self.norm.eps,
             true,
@@ -255,12 +261,17 @@ impl ConvNorm {
     /// not train uses those, so training must not go on.
     pub fn fold(&mut self) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
+        self.folded = Some(self.fold_in()?);
+        Ok(())
+    }
+
+    /// The kernel and bias that do what convolution and normalization by running statistics do.
+    fn fold_in(&self) -> Result<(Tensor, Tensor)> {
         let deviation = self.running_var.f_add_scalar(self.norm.eps)?.f_sqrt()?;
         let scale = self.gamma.f_div(&deviation)?;
         let kernel = self.weight.f_mul(&scale.f_view([-1, 1, 1, 1])?)?;
         let bias = self.beta.f_sub(&self.running_mean.f_mul(&scale)?)?;
-        self.folded = Some((kernel, bias));
-        Ok(())
+        Ok((kernel, bias))
     }
 }
 
