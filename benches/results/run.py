@@ -128,7 +128,7 @@ def trained(shell, data, options, seed, bits, measure, threads=THREADS):
     """Trains, measures by each of `measure` (a prefix of its figures, options of eval), and returns all figures."""
     model = "$WORK/model.safetensors"
     # An earlier run of this cell was killed.
-    resume = ["--resume"] if any(shell.work.glob("*.state")) else []
+    resume = ["--resume"] if any(shell.work.glob("model.*state")) else []
     run = shell(
         "train", "tanhash", "train", "--json", "--data", data, "--bits", str(bits), "--seed", str(seed),
         *options, *threads, "--out", model, *resume,
@@ -360,15 +360,49 @@ def words(options):
     return [word for pair in options.items() for word in pair if word is not None]
 
 
+def similarity(shell, options, data, seed):
+    """Options of a run that takes S from a run of SHC's stage 1 alone, `options` of the network without its method.
+
+    S does not depend on the bits, so the first cell of a group and a seed that needs it keeps it for the others, which
+    record the same command, and the seconds that it took then.
+    """
+    own = "$WORK/classes.safetensors"
+    kept = shell.work.parent / f"similarity-{seed}"
+    epochs = options[options.index("--epochs") + 1]
+    command = [
+        "tanhash", "train", "--json", "--data", data, "--bits", "16", "--seed", str(seed), "--method", "shc", *options,
+        "--stop-after", epochs, "--out", own,
+    ]  # fmt: skip
+    same = kept.exists() and json.loads((kept / "command.json").read_text()) == command
+    if same:
+        shell.commands.append(" ".join(command))
+        shell.seconds["classifier"] = json.loads((kept / "seconds.json").read_text())
+    else:
+        shell("classifier", *command, *(["--resume"] if any(shell.work.glob("classes.*state")) else []))
+        part = kept.with_suffix(".part")
+        part.mkdir(exist_ok=True)
+        shutil.copy(shell.expand(own + ".similarity.npy"), part / "S.npy")
+        (part / "command.json").write_text(json.dumps(command))
+        (part / "seconds.json").write_text(json.dumps(shell.seconds["classifier"]))
+        for state in shell.work.glob("classes.*state"):
+            state.unlink()
+        shutil.rmtree(kept, ignore_errors=True)
+        part.rename(kept)
+    shutil.copy(kept / "S.npy", shell.expand(own + ".similarity.npy"))
+    return ["--similarity", own + ".similarity.npy"]
+
+
 def gpu_cell(group, label, bits, seed, smoke):
     split, backbone, weights, methods, options, measure = GPU[group]
-    settings = {**options, **methods[label], **({"--epochs": "1", "--batch": "25"} if smoke else {})}
+    brief = {"--epochs": "1", "--batch": "25"} if smoke else {}
 
     def run(shell):
         # A few pictures are too few for the split of SHC.
         data = f"cifar100{'' if smoke and split == '@shc' else split}:$CIFAR100"
-        own = ["--method", method_of(label), "--backbone", backbone, *words(settings)]
-        own += ["--weights", f"${weights}"] if weights else []
+        network = {"--backbone": backbone, **options, **brief, **({"--weights": f"${weights}"} if weights else {})}
+        own = ["--method", method_of(label), *words({**network, **methods[label], **brief})]
+        if method_of(label) == "shc" or "shc centers" in label:
+            own += similarity(shell, words(network), data, seed)
         if label == "shrewd":
             own += distances(shell)
         return trained(shell, data, own, seed, bits, [("", "--data", data, *measure)], threads=())
