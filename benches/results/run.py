@@ -363,31 +363,28 @@ def words(options):
 
 
 def similarity(shell, options, data, seed):
-    """Options of a run that takes S from a run of SHC's stage 1 alone, `options` of the network without its method.
+    """Options that give a run the S of a run that is hardly more than SHC's stage 1, `options` those of the network.
 
     S does not depend on the bits, so the first cell of a group and a seed that needs it keeps it for the others, which
     record the same command, and the seconds that it took then.
     """
     own = "$WORK/classes.safetensors"
     kept = shell.work.parent / f"similarity-{seed}"
-    epochs = options[options.index("--epochs") + 1]
     command = [
-        "tanhash", "train", "--json", "--data", data, "--bits", "16", "--seed", str(seed), "--method", "shc", *options,
-        "--stop-after", epochs, "--out", own,
+        "tanhash", "train", "--json", "--data", data, "--bits", "16", "--seed", str(seed), "--method", "shc",
+        *words({**options, "--classifier-epochs": options["--epochs"], "--epochs": "1"}), "--out", own,
     ]  # fmt: skip
     same = kept.exists() and json.loads((kept / "command.json").read_text()) == command
     if same:
         shell.commands.append(" ".join(command))
         shell.seconds["classifier"] = json.loads((kept / "seconds.json").read_text())
     else:
-        shell("classifier", *command, *(["--resume"] if any(shell.work.glob("classes.*state")) else []))
+        shell("classifier", *command, *(["--resume"] if any(shell.work.glob("classes.*.state")) else []))
         part = kept.with_suffix(".part")
         part.mkdir(exist_ok=True)
         shutil.copy(shell.expand(own + ".similarity.npy"), part / "S.npy")
         (part / "command.json").write_text(json.dumps(command))
         (part / "seconds.json").write_text(json.dumps(shell.seconds["classifier"]))
-        for state in shell.work.glob("classes.*state"):
-            state.unlink()
         shutil.rmtree(kept, ignore_errors=True)
         part.rename(kept)
     shutil.copy(kept / "S.npy", shell.expand(own + ".similarity.npy"))
@@ -404,7 +401,7 @@ def gpu_cell(group, label, bits, seed, smoke):
         network = {"--backbone": backbone, **options, **brief, **({"--weights": f"${weights}"} if weights else {})}
         own = ["--method", method_of(label), *words({**network, **methods[label], **brief})]
         if method_of(label) == "shc" or "shc centers" in label:
-            own += similarity(shell, words(network), data, seed)
+            own += similarity(shell, network, data, seed)
         if label == "shrewd":
             own += distances(shell)
         return trained(shell, data, own, seed, bits, [("", "--data", data, *measure)], threads=())
