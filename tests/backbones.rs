@@ -9,8 +9,8 @@ use safetensors::tensor::{Dtype, TensorView};
 use tanhash::data::{Dataset, DatasetSpec, ExampleSet, PictureShape, load};
 use tanhash::deep::hash_head::HeadKind;
 use tanhash::deep::{
-    Augment, BackboneKind, DeepHashNet, Device, FeatureExtractor, InputSpec, MethodConfig,
-    Normalization, PictureInput, TorchEncoder, TrainOptions, features, train,
+    Augment, BackboneKind, BackboneMode, DeepHashNet, Device, FeatureExtractor, InputSpec,
+    MethodConfig, Normalization, PictureInput, TorchEncoder, TrainOptions, features, train,
 };
 use tanhash::eval::{Cutoff, Protocol, evaluate};
 use tanhash::media::Resize;
@@ -440,6 +440,36 @@ fn the_side_of_pictures_may_be_chosen() {
     (small.backbone, small.weights) = (BackboneKind::ConvSmall, None);
     let error = refused(&small).to_string();
     assert!(error.contains("as the data set stores them"), "{error}");
+}
+
+#[test]
+fn running_statistics_stay_as_they_are_if_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    write_weights(BackboneKind::ResNet18, &at("weights.safetensors"));
+    let statistics = |path: &Path, prefix: &str| -> Vec<f32> {
+        let name = format!("{prefix}bn1.running_mean");
+        let tensors = Tensor::read_safetensors(path).unwrap();
+        let found = tensors.iter().find(|(own, _)| *own == name).unwrap();
+        Vec::try_from(&found.1).unwrap()
+    };
+    let published = statistics(&at("weights.safetensors"), "");
+    for stay in [true, false] {
+        let options = TrainOptions {
+            backbone: BackboneKind::ResNet18,
+            weights: Some(at("weights.safetensors")),
+            picture_side: Some(64),
+            backbone_mode: BackboneMode {
+                running_statistics: stay,
+                ..BackboneMode::default()
+            },
+            epochs: 1,
+            ..options(at("model.safetensors"))
+        };
+        train(&coloured(), &options, &mut |_| {}).unwrap();
+        let learned = statistics(&options.out, "backbone.");
+        assert_eq!(learned == published, stay, "{stay}");
+    }
 }
 
 /// The data set of these vectors and of `labels.npy`, which is in the folder.

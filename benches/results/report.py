@@ -195,6 +195,16 @@ def tuned_weights(record):
     return table(["", *(f"c = {one}" for one in kl)], rows) + "\n" + where(record, "tune-weights") + "\n"
 
 
+def tuned_lite(record):
+    scales = sorted({cell["scale"] for cell in record.of("tune-lite")}, key=float)
+    rows = []
+    for statistics_, name in (("running", "the weights' own, kept"), ("batch", "each batch's")):
+        values = (record.values("tune-lite", "validation_map_all", statistics=statistics_, scale=scale) for scale in scales)
+        rows.append([name, *(mean(of_one, seeds=1) for of_one in values)])
+    head = ["statistics of batch normalization", *(f"rate {0.001 * float(scale):g}" for scale in scales)]
+    return table(head, rows) + "\n" + where(record, "tune-lite") + "\n\n" + example(record, "tune-lite", statistics="running")
+
+
 def lite_mahp(record):
     group = "lite-mahp"
     if not record.of(group):
@@ -227,7 +237,7 @@ def gpu(record):
 TABLES = {
     "cifar100": cifar100, "split 95-5": split("cifar100-95-5", "map_1000", "mAP@1000"), "split shc": split("cifar100-shc", "map_all", "mAP@all"),
     "lite 95-5": split("lite-95-5", "map_1000", "mAP@1000"), "lite shc": split("lite-shc", "map_all", "mAP@all"), "lite mahp": lite_mahp,
-    "torch": torch, "fashion": fashion, "clothing": clothing, "tuned": tuned, "tuned shrewd": tuned_weights, "gpu": gpu,
+    "torch": torch, "fashion": fashion, "clothing": clothing, "tuned": tuned, "tuned shrewd": tuned_weights, "tuned lite": tuned_lite, "gpu": gpu,
 }  # fmt: skip
 
 

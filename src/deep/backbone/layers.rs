@@ -294,3 +294,60 @@ pub(super) fn plane_mean(xs: &Tensor) -> Result<Tensor> {
 pub(super) fn he(fan: i64) -> f64 {
     (2.0 / fan as f64).sqrt()
 }
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+
+    use super::*;
+
+    /// Against torch's own normalization by running statistics: outputs, and gradients of what is trained.
+    #[test]
+    fn running_statistics_are_trained_with_as_torch_does() {
+        let seed = 7;
+        println!("seed {seed}");
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        tch::manual_seed(seed as i64);
+        let mut weights = Weights::new(tch::Device::Cpu);
+        let layer = small_layer(&mut weights, "one", (3, 5), 2, &mut rng).unwrap();
+        let float = (Kind::Float, tch::Device::Cpu);
+        {
+            let _no_grad = tch::no_grad_guard();
+            for tensor in [&layer.gamma, &layer.beta, &layer.running_mean] {
+                tensor
+                    .shallow_clone()
+                    .copy_(&(Tensor::randn([5], float) * 0.5));
+            }
+            let mut variance = layer.running_var.shallow_clone();
+            variance.copy_(&(Tensor::rand([5], float) + 0.5));
+        }
+        let pictures = Tensor::randn([4, 3, 8, 8], float);
+        let towards = Tensor::randn([4, 5, 4, 4], float);
+        let trained = [&layer.weight, &layer.gamma, &layer.beta];
+        let gradients = |outputs: &Tensor| -> Vec<Tensor> {
+            (outputs * &towards).sum(Kind::Float).backward();
+            let taken = trained.map(|tensor| tensor.grad().copy());
+            trained.map(|tensor| tensor.shallow_clone().zero_grad());
+            taken.into()
+        };
+
+        let ours = layer.forward(&pictures, false).unwrap();
+        let convolved = layer.convolve(&pictures, &layer.weight, None).unwrap();
+        let theirs = convolved.batch_norm(
+            Some(&layer.gamma),
+            Some(&layer.beta),
+            Some(&layer.running_mean),
+            Some(&layer.running_var),
+            false,
+            TORCH_NORM.momentum,
+            TORCH_NORM.eps,
+            true,
+        );
+        assert!(ours.allclose(&theirs.relu(), 1e-4, 1e-5, false));
+        let pairs = gradients(&ours).into_iter().zip(gradients(&theirs.relu()));
+        for (name, (ours, theirs)) in ["kernel", "gamma", "beta"].iter().zip(pairs) {
+            assert!(ours.abs().max().double_value(&[]) > 0.1, "{name}");
+            assert!(ours.allclose(&theirs, 1e-3, 1e-4, false), "{name}");
+        }
+    }
+}
