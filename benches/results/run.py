@@ -411,27 +411,43 @@ def gpu_cell(group, label, bits, seed, smoke):
     return Cell(f"{group}/{slug(label)}-{bits}-{seed}", about, needs, run)
 
 
-# What the recipe of the lite-* groups was chosen by: about a fifth of its budget, on a split of SHC's that no table has.
+# What the recipe of the group lite-shc was chosen by, with less of a budget, on a split of SHC's that no table has: what batch
+# normalization does and the backbone's rate, then the side of the pictures, each with as many epochs as take about the same time.
 LITE_RATES = ("0.5", "1", "2")
+LITE_SIDES = {"96": "10", "128": "6", "160": "4"}
 
 
-def tune_lite_cell(statistics, scale, smoke):
+def tune_lite_cell(name, about, options, smoke):
     def run(shell):
-        settings = {**LITE, "--picture-side": "64", "--epochs": "10", "--backbone-lr-scale": scale}
-        settings |= {"--validation-share": "0.2", "--validate-every": "10"}
+        settings = {**LITE, "--running-statistics": None, "--backbone-lr-scale": "1", "--validation-share": "0.2", **options}
+        settings = {key: value for key, value in settings.items() if value != "no"}
+        settings["--validate-every"] = settings["--epochs"]
         if smoke:
             settings |= {"--epochs": "1", "--batch": "25", "--validate-every": "1"}
-        own = ("--running-statistics",) if statistics == "running" else ()
         data = f"cifar100{'' if smoke else '@shc'}:$CIFAR100"
-        options = ("--method", "orthohash", "--backbone", "efficientnet-lite0", *words(settings), *own, "--weights", "$LITE0")
-        return trained(shell, data, options, 7, 32, [], threads=())
+        own = ("--method", "orthohash", "--backbone", "efficientnet-lite0", *words(settings), "--weights", "$LITE0")
+        return trained(shell, data, own, 7, 32, [], threads=())
 
-    about = {"group": "tune-lite", "method": "orthohash", "bits": 32, "seed": 7, "statistics": statistics, "scale": scale}
-    return Cell(f"tune-lite/{statistics}-{scale}", about, ["CIFAR100", "LITE0"], run)
+    return Cell(name, {"method": "orthohash", "bits": 32, "seed": 7, **about}, ["CIFAR100", "LITE0"], run)
+
+
+def tune_lite_cells(smoke):
+    cells = []
+    for statistics in ("running", "batch"):
+        for scale in LITE_RATES:
+            about = {"group": "tune-lite", "statistics": statistics, "scale": scale}
+            options = {"--picture-side": "64", "--epochs": "10", "--backbone-lr-scale": scale}
+            options |= {"--running-statistics": "no"} if statistics == "batch" else {}
+            cells.append(tune_lite_cell(f"tune-lite/{statistics}-{scale}", about, options, smoke))
+    for side, epochs in LITE_SIDES.items():
+        about = {"group": "tune-side", "side": side, "epochs": epochs}
+        options = {"--picture-side": side, "--epochs": epochs}
+        cells.append(tune_lite_cell(f"tune-side/{side}", about, options, smoke))
+    return cells
 
 
 def gpu_cells(smoke):
-    cells = [tune_lite_cell(statistics, scale, smoke) for statistics in ("running", "batch") for scale in LITE_RATES]
+    cells = tune_lite_cells(smoke)
     for group, (*_, methods, _, _) in GPU.items():
         lengths = (64,) if group.endswith("-mahp") or smoke else BITS
         seeds = SEEDS[:1] if smoke else SEEDS
