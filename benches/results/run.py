@@ -309,8 +309,10 @@ def cpu_cells():
 FINE_TUNED = {"--half": None, "--augment": "resized-crop", "--batch": "128"}
 # Small enough for two cores too: a run sees about 200,000 pictures, and its classifier, where it has one, as many.
 LITE = {"--picture-side": "96", "--augment": "flip", "--batch": "128", "--lr": "0.001", "--backbone-lr-scale": "0.5"}
-# Chosen by the cells tune-lite/*, after those of the other groups were run.
-LITE_SHC = {**LITE, "--backbone-lr-scale": "1", "--running-statistics": None, "--epochs": "20"}
+# Chosen by the cells tune-lite/* and tune-side/*: larger pictures, fewer times each. The classifier of SHC's stage 1 sees them at 96
+# pixels; only the similarity of the classes is taken from it.
+LITE_160 = {**LITE, "--picture-side": "160", "--backbone-lr-scale": "1", "--running-statistics": None, "--epochs": "8"}
+STAGE_1 = {"lite-shc-160": {"--picture-side": "96", "--epochs": "20"}}
 SHC_CENTERS = {"--centers": "shc"}
 OF_SHC = {"orthohash": {}, "orthohash, shc centers": SHC_CENTERS, "shc": {}, "csq": {}}
 # The backbone's rate is that of the other methods.
@@ -327,7 +329,13 @@ GPU = {
     "lite-shc": (
         "@shc", "efficientnet-lite0", "LITE0",
         OF_SHC,
-        LITE_SHC,
+        {**LITE, "--epochs": "20"},
+        ("--r", "all"),
+    ),
+    "lite-shc-160": (
+        "@shc", "efficientnet-lite0", "LITE0",
+        OF_SHC,
+        LITE_160,
         ("--r", "all"),
     ),
     "lite-mahp": (
@@ -401,7 +409,7 @@ def gpu_cell(group, label, bits, seed, smoke):
         network = {"--backbone": backbone, **options, **brief, **({"--weights": f"${weights}"} if weights else {})}
         own = ["--method", method_of(label), *words({**network, **methods[label], **brief})]
         if method_of(label) == "shc" or "shc centers" in label:
-            own += similarity(shell, network, data, seed)
+            own += similarity(shell, {**network, **STAGE_1.get(group, {}), **brief}, data, seed)
         if label == "shrewd":
             own += distances(shell)
         return trained(shell, data, own, seed, bits, [("", "--data", data, *measure)], threads=())
@@ -411,7 +419,7 @@ def gpu_cell(group, label, bits, seed, smoke):
     return Cell(f"{group}/{slug(label)}-{bits}-{seed}", about, needs, run)
 
 
-# What the recipe of the group lite-shc was chosen by, with less of a budget, on a split of SHC's that no table has: what batch
+# What the recipe of the group lite-shc-160 was chosen by, with less of a budget, on a split of SHC's that no table has: what batch
 # normalization does and the backbone's rate, then the side of the pictures, each with as many epochs as take about the same time.
 LITE_RATES = ("0.5", "1", "2")
 LITE_SIDES = {"96": "10", "128": "6", "160": "4"}

@@ -326,9 +326,12 @@ mod tests {
         let trained = [&layer.weight, &layer.gamma, &layer.beta];
         let gradients = |outputs: &Tensor| -> Vec<Tensor> {
             (outputs * &towards).sum(Kind::Float).backward();
-            let taken = trained.map(|tensor| tensor.grad().copy());
-            trained.map(|tensor| tensor.shallow_clone().zero_grad());
-            taken.into()
+            let take = |tensor: &&Tensor| {
+                let gradient = tensor.grad().copy();
+                tensor.shallow_clone().zero_grad();
+                gradient
+            };
+            trained.iter().map(take).collect()
         };
 
         let ours = layer.forward(&pictures, false).unwrap();
