@@ -25,19 +25,21 @@ use clap::Parser;
 /// stays. libtorch's threads spin while they wait for each other unless told not to, which stalls a busy
 /// machine.
 ///
-/// glibc's allocator is told what to do with large blocks. A step of training takes the same ones again, and
-/// would spend its time on pages that it has just given back, so they are kept. In the other commands it comes to keep those of every thread unless the size from which it asks the system for them
-/// is fixed, and stated bounds of memory would not hold.
+/// glibc's allocator is told what to do with large blocks. A network takes the same ones again for every
+/// batch, and would spend up to half of its time on pages that it has just given back, so they are kept; in
+/// one arena, because threads with arenas of their own would keep as much each. Without a network arenas
+/// are faster, and pictures that are decoded must not be kept by each thread: blocks of their size are asked
+/// of the system.
 #[cfg(unix)]
 fn environment(command: &cli::Command) -> &'static [(&'static str, &'static str)] {
     use cli::Command;
     match command {
-        Command::Train(_) | Command::Demo(_) => &[
-            ("OMP_WAIT_POLICY", "passive"),
-            ("MALLOC_MMAP_MAX_", "0"),
-            ("MALLOC_TRIM_THRESHOLD_", "8000000000"),
-        ],
-        Command::Adapt(_)
+        Command::Index(arguments) if !arguments.may_run_a_model() => {
+            &[("MALLOC_MMAP_THRESHOLD_", "1048576")]
+        }
+        Command::Train(_)
+        | Command::Demo(_)
+        | Command::Adapt(_)
         | Command::Eval(_)
         | Command::Features(_)
         | Command::Encode(_)
@@ -45,7 +47,9 @@ fn environment(command: &cli::Command) -> &'static [(&'static str, &'static str)
         | Command::Rehash(_)
         | Command::Search(_) => &[
             ("OMP_WAIT_POLICY", "passive"),
-            ("MALLOC_MMAP_THRESHOLD_", "1048576"),
+            ("MALLOC_ARENA_MAX", "1"),
+            ("MALLOC_MMAP_MAX_", "0"),
+            ("MALLOC_TRIM_THRESHOLD_", "8000000000"),
         ],
         _ => &[],
     }

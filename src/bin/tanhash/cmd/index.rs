@@ -49,6 +49,18 @@ pub struct Args {
     append: bool,
 }
 
+impl Args {
+    /// Whether pictures may go through a model: `--model`, or that of an index which is there already.
+    pub fn may_run_a_model(&self) -> bool {
+        let codes = &self.codes;
+        let without = self.codes_file.is_some()
+            || codes.encoder.is_some()
+            || codes.encoder_file.is_some()
+            || codes.vectors.is_some();
+        codes.model.is_some() || !without
+    }
+}
+
 /// Where codes come from.
 #[derive(clap::Args)]
 pub struct CodesArgs {
