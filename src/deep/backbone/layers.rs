@@ -239,22 +239,35 @@ impl ConvNorm {
         } = self.spec;
         let kernel = in_kind_of(kernel, xs)?;
         let bias = bias.map(|bias| in_kind_of(bias, xs)).transpose()?;
-        let padding = match self.spec.padding {
-            Padding::Both(padding) => padding,
-            // With an odd kernel and stride 1, `SAME` is symmetric.
-            Padding::Same if stride == 1 => (size - 1) / 2,
+        let symmetric = |xs: &Tensor, kernel: &Tensor, padding: i64| {
+            xs.f_conv2d(kernel, bias, [stride; 2], [padding; 2], [1; 2], groups)
+        };
+        let (_, _, height, width) = xs.size4()?;
+        let (before, after) = match self.spec.padding {
+            Padding::Both(padding) => return Ok(symmetric(xs, &kernel, padding)?),
             Padding::Same => {
-                let (_, _, height, width) = xs.size4()?;
                 let missing = |length: i64| {
                     ((length + stride - 1) / stride * stride - stride + size - length).max(0)
                 };
                 let (down, across) = (missing(height), missing(width));
-                let pad = [across / 2, across - across / 2, down / 2, down - down / 2];
-                let padded = xs.f_constant_pad_nd(pad)?;
-                return Ok(padded.f_conv2d(&kernel, bias, [stride; 2], [0; 2], [1; 2], groups)?);
+                (
+                    [across / 2, down / 2],
+                    [across - across / 2, down - down / 2],
+                )
             }
         };
-        Ok(xs.f_conv2d(&kernel, bias, [stride; 2], [padding; 2], [1; 2], groups)?)
+        if before == after && before[0] == before[1] {
+            return Ok(symmetric(xs, &kernel, before[0])?);
+        }
+        // One more at the right and bottom, where torch knows none but the same at all sides: with a first row and
+        // column of zeros in the kernel that is the same, and no copy of the pictures. CUDA has kernels of its own
+        // for the usual sizes of depthwise convolutions only.
+        if after == before.map(|n| n + 1) && after[0] == after[1] && !xs.device().is_cuda() {
+            let kernel = kernel.f_constant_pad_nd([1, 0, 1, 0])?;
+            return Ok(symmetric(xs, &kernel, after[0])?);
+        }
+        let padded = xs.f_constant_pad_nd([before[0], after[0], before[1], after[1]])?;
+        Ok(symmetric(&padded, &kernel, 0)?)
     }
 
     /// Puts the normalization by running statistics into kernel and bias. From then on a pass that does
@@ -351,6 +364,59 @@ mod tests {
         for (name, (ours, theirs)) in ["kernel", "gamma", "beta"].iter().zip(pairs) {
             assert!(ours.abs().max().double_value(&[]) > 0.1, "{name}");
             assert!(ours.allclose(&theirs, 1e-3, 1e-4, false), "{name}");
+        }
+    }
+
+    /// Against pictures that are padded as TensorFlow's documentation of `SAME` has it.
+    #[test]
+    fn same_padding_is_tensorflows() {
+        tch::manual_seed(7);
+        let float = (Kind::Float, tch::Device::Cpu);
+        for (height, width) in [(8, 8), (7, 7), (8, 7), (5, 6), (1, 2)] {
+            for (size, stride, groups) in [(3, 1, 1), (3, 2, 4), (5, 2, 1), (5, 3, 4), (4, 1, 1)] {
+                let spec = ConvSpec {
+                    inputs: 4,
+                    outputs: 4,
+                    kernel: size,
+                    stride,
+                    padding: Padding::Same,
+                    groups,
+                };
+                let case = format!("{spec:?} of {height} x {width}");
+                let mut weights = Weights::new(tch::Device::Cpu);
+                let mut rng = ChaCha8Rng::seed_from_u64(7);
+                let relu = Activation::Relu;
+                let layer = ConvNorm::new(
+                    &mut weights,
+                    "c",
+                    "n",
+                    spec,
+                    TORCH_NORM,
+                    relu,
+                    1.0,
+                    &mut rng,
+                );
+                let layer = layer.unwrap();
+                let pictures = Tensor::randn([2, 4, height, width], float);
+                let ends = |length: i64| {
+                    let outputs = (length as f64 / stride as f64).ceil() as i64;
+                    let all = ((outputs - 1) * stride + size - length).max(0);
+                    (outputs, [all / 2, all - all / 2])
+                };
+                let ((rows, [top, bottom]), (columns, [left, right])) = (ends(height), ends(width));
+                let expected = pictures.constant_pad_nd([left, right, top, bottom]).conv2d(
+                    &layer.weight,
+                    None::<Tensor>,
+                    [stride; 2],
+                    [0; 2],
+                    [1; 2],
+                    groups,
+                );
+                assert_eq!(expected.size(), [2, 4, rows, columns], "{case}");
+                let ours = layer.convolve(&pictures, &layer.weight, None).unwrap();
+                assert_eq!(ours.size(), expected.size(), "{case}");
+                assert!(ours.allclose(&expected, 1e-4, 1e-5, false), "{case}");
+            }
         }
     }
 }
