@@ -106,3 +106,34 @@ fn main() -> ExitCode {
         }
     }
 }
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    fn one_arena(line: &str) -> bool {
+        let arguments = cli::Arguments::try_parse_from(line.split(' ')).unwrap();
+        let names = environment(&arguments.command).iter();
+        names.clone().any(|(name, _)| *name == "MALLOC_ARENA_MAX")
+    }
+
+    #[test]
+    fn blocks_are_kept_in_one_arena_where_a_network_may_run() {
+        for line in [
+            "tanhash index --index i --input pictures --model m",
+            "tanhash index --index i --input pictures --append",
+            "tanhash index --index i --vectors v.npy --model m",
+            "tanhash eval --data fashion-mnist --model m",
+        ] {
+            assert!(one_arena(line), "{line}");
+        }
+        for line in [
+            "tanhash index --index i --codes c.bin --bits 64",
+            "tanhash index --index i --input pictures --encoder phash",
+            "tanhash index --index i --vectors v.npy --encoder-file e",
+            "tanhash verify --index i",
+        ] {
+            assert!(!one_arena(line), "{line}");
+        }
+    }
+}
