@@ -115,7 +115,8 @@ def split(group, figure, name):
             theirs = [f"{value:.1f}" for value in published.get(method, ())]
             rows.append([NAMES[method], *ours, " / ".join(theirs) or "–"])
         head = ["method", *(f"{name}, {bits}" for bits in BITS), f"published, {whose}, 16 / 32 / 64"]
-        return table(head, rows) + "\n" + where(record, group) + "\n\n" + example(record, group, bits=64)
+        longest = max(cell["bits"] for cell in record.of(group))
+        return table(head, rows) + "\n" + where(record, group) + "\n\n" + example(record, group, bits=longest)
 
     return tables
 
@@ -213,7 +214,7 @@ def tuned_side(record):
          f"{cell['seconds']['train']['cpu'] / 60:.0f}"]
         for side in sides for cell in record.of("tune-side", side=side)
     ]  # fmt: skip
-    return table(["pictures", "mAP@all", "processor minutes"], rows) + "\n" + where(record, "tune-side") + "\n"
+    return table(["pictures", "mAP@all", "processor minutes"], rows) + "\n" + where(record, "tune-side") + "\n\n" + example(record, "tune-side")
 
 
 def lite_mahp(record):
