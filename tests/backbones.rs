@@ -8,13 +8,14 @@ use std::sync::Arc;
 use safetensors::tensor::{Dtype, TensorView};
 use tanhash::data::{Dataset, DatasetSpec, ExampleSet, PictureShape, load};
 use tanhash::deep::hash_head::HeadKind;
+use tanhash::deep::method::shc::{self, SimilarityFrom};
 use tanhash::deep::{
     Augment, BackboneKind, BackboneMode, DeepHashNet, Device, FeatureExtractor, InputSpec,
     MethodConfig, Normalization, PictureInput, TorchEncoder, TrainOptions, features, train,
 };
 use tanhash::eval::{Cutoff, Protocol, evaluate};
 use tanhash::media::Resize;
-use tanhash::npy::{NpyType, NpyWriter, i8_bytes, write_integers};
+use tanhash::npy::{NpyType, NpyWriter, i8_bytes, read_matrix, write_integers};
 use tanhash::{CodeLen, Encoder, ErrorKind, Payload};
 use tch::Tensor;
 
@@ -507,8 +508,9 @@ fn examples_of_several_classes_are_learned_and_measured() {
     std::fs::write(at("labels.npy"), i8_bytes(n_classes, &indicators)).unwrap();
     let dataset = features_dataset(dir.path(), dim, &values);
 
-    let map = |name: &str| {
+    let map = |name: &str, semantic_centers: Option<shc::Config>| {
         let mut options = options(at(&format!("{name}.safetensors")));
+        options.semantic_centers = semantic_centers;
         options.method = MethodConfig::from_name(name).unwrap();
         options.backbone = BackboneKind::Identity;
         options.epochs = 30;
@@ -530,18 +532,131 @@ fn examples_of_several_classes_are_learned_and_measured() {
         .flat_map(|a| (0..dataset.database.len()).map(move |b| (a, b)))
         .filter(|&(a, b)| shares(a, b));
     let chance = relevant.count() as f64 / pairs as f64;
-    for name in ["orthohash", "csq", "hashnet"] {
-        let map = map(name).unwrap();
+    let by_means = shc::Config {
+        similarity_from: SimilarityFrom::ClassMeans,
+        ..shc::Config::default()
+    };
+    for (name, centers) in [
+        ("orthohash", None),
+        ("orthohash", Some(by_means)),
+        ("csq", None),
+        ("hashnet", None),
+    ] {
+        let map = map(name, centers).unwrap();
         assert!(
             map > 0.85 && chance < 0.65,
             "{name}: {map}, by chance {chance}"
         );
     }
     for name in ["shc", "dpn", "greedyhash", "shrewd"] {
-        let error = map(name).unwrap_err().to_string();
+        let error = map(name, None).unwrap_err().to_string();
         let expected = format!("{name} is defined for one class an example");
         assert!(error.contains(&expected), "{error}");
     }
+}
+
+/// S of the class means of a run on `dataset`, which leaves it beside the model.
+fn class_mean_similarity(dataset: &Dataset, options: &TrainOptions) -> Vec<f64> {
+    let mut options = options.clone();
+    options.semantic_centers = Some(shc::Config {
+        similarity_from: SimilarityFrom::ClassMeans,
+        ..shc::Config::default()
+    });
+    let mut stages = Vec::new();
+    train(dataset, &options, &mut |entry| {
+        stages.push(entry.stage.clone())
+    })
+    .unwrap();
+    assert!(!stages.is_empty() && stages.iter().all(|stage| stage == "hashing"));
+    let beside = |ending: &str| PathBuf::from(format!("{}{ending}", options.out.display()));
+    let (classes, bits, _) = read_matrix(beside(".centers.npy")).unwrap();
+    assert_eq!((classes, bits), (dataset.class_names.len(), 16));
+    read_matrix(beside(".similarity.npy")).unwrap().2
+}
+
+#[test]
+fn class_means_take_the_place_of_a_classifier() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let (n, dim) = (90, 8);
+    let shift = |column: usize, row: usize| [0.0, 2.0, 2.5][(column + row % 3) % 3];
+    let values: Vec<f32> = (0..n * dim)
+        .map(|i| (shift(i % dim, i / dim) + 9.0 * uniform("means", i)) as f32)
+        .collect();
+    let labels: Vec<i64> = (0..n as i64).map(|row| row % 3).collect();
+    write_integers(at("labels.npy"), &labels, NpyType::I64).unwrap();
+    let dataset = features_dataset(dir.path(), dim, &values);
+    let mut options = options(at("model.safetensors"));
+    (options.backbone, options.epochs) = (BackboneKind::Identity, 2);
+    let found = class_mean_similarity(&dataset, &options);
+
+    // numpy's way: standardize every column, then take the means.
+    let train_rows: Vec<usize> = (0..dataset.train.len()).collect();
+    let xs = dataset.train.features(&train_rows).unwrap();
+    let (mut means, count) = ([[0.0; 8]; 3], train_rows.len() as f64);
+    for column in 0..dim {
+        let column_of = |row: usize| f64::from(xs[row * dim + column]);
+        let mean = train_rows.iter().map(|&row| column_of(row)).sum::<f64>() / count;
+        let squares = train_rows
+            .iter()
+            .map(|&row| (column_of(row) - mean).powi(2));
+        let deviation = (squares.sum::<f64>() / count).sqrt();
+        for (class, means) in means.iter_mut().enumerate() {
+            let of_class = |row: &&usize| dataset.train.labels[**row] as usize == class;
+            let rows: Vec<usize> = train_rows.iter().filter(of_class).copied().collect();
+            let standard = rows.iter().map(|&row| (column_of(row) - mean) / deviation);
+            means[column] = standard.sum::<f64>() / rows.len() as f64;
+        }
+    }
+    let dot = |a: &[f64; 8], b: &[f64; 8]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    for (i, a) in means.iter().enumerate() {
+        for (j, b) in means.iter().enumerate() {
+            let cosine = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
+            let close = (found[i * 3 + j] - cosine).abs() < 1e-5;
+            assert!(close, "{i}, {j}: {} and {cosine}", found[i * 3 + j]);
+        }
+    }
+
+    // A frozen network and one that is trained begin with the same features.
+    write_weights(BackboneKind::ResNet18, &at("weights.safetensors"));
+    let options_of = |freeze: bool| TrainOptions {
+        backbone: BackboneKind::ResNet18,
+        weights: Some(at("weights.safetensors")),
+        picture_side: Some(64),
+        epochs: 1,
+        freeze,
+        ..options.clone()
+    };
+    let coloured = coloured();
+    let frozen = class_mean_similarity(&coloured, &options_of(true));
+    let trained = class_mean_similarity(&coloured, &options_of(false));
+    assert!(frozen.iter().any(|s| s.abs() < 0.9));
+    assert!(
+        frozen
+            .iter()
+            .zip(&trained)
+            .all(|(a, b)| (a - b).abs() < 1e-3)
+    );
+
+    let mut refused = options_of(false);
+    refused.semantic_centers = Some(shc::Config {
+        similarity_from: SimilarityFrom::ClassMeans,
+        ..shc::Config::default()
+    });
+    let error = |options: &TrainOptions| train(&coloured, options, &mut |_| {}).unwrap_err();
+    refused.weights = None;
+    let text = error(&refused).to_string();
+    assert!(
+        text.contains("resnet-18 has random weights here; name"),
+        "{text}"
+    );
+    refused.weights = Some(at("weights.safetensors"));
+    refused.semantic_centers.as_mut().unwrap().classifier_epochs = Some(1);
+    let text = error(&refused).to_string();
+    assert!(
+        text.contains("they go without a given similarity"),
+        "{text}"
+    );
 }
 
 #[test]

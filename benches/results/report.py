@@ -13,7 +13,8 @@ from pathlib import Path
 
 BITS = (16, 32, 64)
 NAMES = {
-    "orthohash": "OrthoHash", "orthohash, shc centers": "OrthoHash, centers of SHC", "shc": "SHC", "shrewd": "SHREWD (unverified)",
+    "orthohash": "OrthoHash", "orthohash, shc centers": "OrthoHash, centers of SHC",
+    "orthohash, class means": "OrthoHash, centers of class means", "shc": "SHC", "shrewd": "SHREWD (unverified)",
     "csq": "CSQ", "dpn": "DPN", "greedyhash": "GreedyHash", "hashnet": "HashNet", "itq": "ITQ, untrained", "lsh": "sign-LSH, untrained",
 }  # fmt: skip
 # The published mAP@1000 of papers/benchmarks that use the same split, metric and relevance (x 100), by group and method.
@@ -187,6 +188,16 @@ def tuned(record):
     return table(["method", *(f"rate {rate}" for rate in rates)], rows) + "\n" + where(record, "tune") + "\n"
 
 
+def tuned_distance(record):
+    rows = []
+    for method in record.methods("tune-distance"):
+        for distance, name in (("all", "Gilbert-Varshamov"), ("four fifths", "four fifths of it")):
+            values = [record.values("tune-distance", "validation_map_all", method=method, distance=distance, bits=bits) for bits in BITS]
+            rows.append([NAMES[method], name, *map(mean, values)])
+    head = ["method", "smallest distance", *(f"{bits} bits" for bits in BITS)]
+    return table(head, rows) + "\n" + where(record, "tune-distance") + "\n\n" + example(record, "tune-distance", bits=64)
+
+
 def tuned_weights(record):
     similarity = sorted({cell["similarity_weight"] for cell in record.of("tune-weights")}, key=float)
     kl = sorted({cell["kl_weight"] for cell in record.of("tune-weights")}, key=float)
@@ -250,7 +261,7 @@ TABLES = {
     "cifar100": cifar100, "split 95-5": split("cifar100-95-5", "map_1000", "mAP@1000"), "split shc": split("cifar100-shc", "map_all", "mAP@all"),
     "lite 95-5": split("lite-95-5", "map_1000", "mAP@1000"), "lite shc": split("lite-shc", "map_all", "mAP@all"),
     "lite shc 160": split("lite-shc-160", "map_all", "mAP@all"), "lite mahp": lite_mahp,
-    "torch": torch, "fashion": fashion, "clothing": clothing, "tuned": tuned, "tuned shrewd": tuned_weights, "tuned lite": tuned_lite, "tuned side": tuned_side, "gpu": gpu,
+    "torch": torch, "fashion": fashion, "clothing": clothing, "tuned": tuned, "tuned shrewd": tuned_weights, "tuned distance": tuned_distance, "tuned lite": tuned_lite, "tuned side": tuned_side, "gpu": gpu,
 }  # fmt: skip
 
 

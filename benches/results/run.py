@@ -53,6 +53,7 @@ BUDGET = ("--epochs", "10", "--batch", "256")
 TUNED = {
     "orthohash": ("--lr", "0.001"),
     "orthohash, shc centers": ("--centers", "shc", "--lr", "0.003"),
+    "orthohash, class means": ("--centers", "class-means", "--lr", "0.001"),
     "shc": ("--lr", "0.003"),
     "shrewd": ("--lr", "0.003"),
     "csq": (),
@@ -63,6 +64,10 @@ TUNED = {
 GRID = ("0.001", "0.003", "0.01")
 # Of the terms of SHREWD's loss, beside its classification's: the papers' weights are not known.
 SHREWD_GRID = [(similarity, kl) for similarity in ("3", "30", "300") for kl in ("0.0001", "0.001", "0.01")]
+
+
+# Bits in which two semantic centers differ at least: the distance of Gilbert and Varshamov, and four fifths of it.
+DISTANCES = {16: ("4", "3"), 32: ("10", "8"), 64: ("24", "19")}
 
 
 def method_of(label):
@@ -166,13 +171,28 @@ def head_cell(group, label, bits, seed, features, split="", tree=False):
     return Cell(f"{group}/{slug(label)}-{bits}-{seed}", about, needs, run)
 
 
+def semantic(label):
+    if "shc centers" in label:
+        return ("--centers", "shc")
+    return ("--centers", "class-means") if "class means" in label else ()
+
+
+def tune_distance_cell(label, bits, which, seed):
+    def run(shell):
+        options = ("--method", method_of(label), *BUDGET, *TUNED[label], "--min-distance", DISTANCES[bits][which])
+        return trained(shell, "features:$FEATURES", (*options, "--validation-share", "0.1", "--validate-every", "10"), seed, bits, [])
+
+    about = {"group": "tune-distance", "method": label, "bits": bits, "seed": seed, "distance": ("all", "four fifths")[which]}
+    return Cell(f"tune-distance/{slug(label)}-{bits}-{DISTANCES[bits][which]}-{seed}", about, ["FEATURES"], run)
+
+
 def tune_cell(label, lr, weights=None):
     def run(shell):
         options = ("--method", method_of(label), *BUDGET, "--lr", lr)
         if weights:
             options += ("--similarity-weight", weights[0], "--kl-weight", weights[1])
         options += ("--validation-share", "0.1", "--validate-every", "10")
-        options += ("--centers", "shc") if "shc centers" in label else ()
+        options += semantic(label)
         if label == "shrewd":
             options += distances(shell, "$FEATURES/classes.txt")
         return trained(shell, "features:$FEATURES", options, 7, 32, [])
@@ -301,6 +321,10 @@ def cpu_cells():
             cells += [head_cell(group, label, bits, seed, "FEATURES", split) for bits in BITS for seed in SEEDS]
     cells += [tune_cell(label, lr) for label in TUNED for lr in GRID]
     cells += [tune_cell("shrewd", "0.003", weights) for weights in SHREWD_GRID]
+    cells += [
+        tune_distance_cell(label, bits, which, seed)
+        for label in TUNED if semantic(label) for bits in BITS for which in (0, 1) for seed in (7, 8, 9)
+    ]  # fmt: skip
     return cells
 
 
@@ -314,7 +338,8 @@ LITE = {"--picture-side": "96", "--augment": "flip", "--batch": "128", "--lr": "
 LITE_160 = {**LITE, "--picture-side": "160", "--backbone-lr-scale": "1", "--running-statistics": None, "--epochs": "8"}
 STAGE_1 = {"lite-shc-160": {"--picture-side": "96", "--epochs": "20"}}
 SHC_CENTERS = {"--centers": "shc"}
-OF_SHC = {"orthohash": {}, "orthohash, shc centers": SHC_CENTERS, "shc": {}, "csq": {}}
+CLASS_MEANS = {"--centers": "class-means"}
+OF_SHC = {"orthohash": {}, "orthohash, shc centers": SHC_CENTERS, "orthohash, class means": CLASS_MEANS, "shc": {}, "csq": {}}
 # The backbone's rate is that of the other methods.
 SHREWD_LITE = {"--lr": "0.003", "--backbone-lr-scale": "0.17"}
 OF_MAHP = {"shrewd": {}, "orthohash": {}, "orthohash, shc centers": SHC_CENTERS}

@@ -6,6 +6,7 @@
 //! them. [`semantic`] makes centers whose distances follow a similarity of the classes. Pure Rust: knows
 //! no tensor, so centers can be made and judged without libtorch.
 
+pub mod class_means;
 pub mod matrix;
 pub mod refine;
 pub mod semantic;
@@ -20,6 +21,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+pub use class_means::ClassMeans;
 pub use matrix::{ClassDistances, ClassSimilarity};
 pub use semantic::{SemanticCenters, SemanticOptions};
 

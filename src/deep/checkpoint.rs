@@ -22,6 +22,7 @@ use crate::code::CodeLen;
 use crate::data::PictureShape;
 use crate::deep::augment::Normalization;
 use crate::deep::backbone::{BackboneKind, WeightsRecord};
+use crate::deep::device::floats;
 use crate::deep::method::MethodConfig;
 use crate::deep::network::DeepHashNet;
 use crate::error::{Error, ErrorKind, Result};
@@ -324,8 +325,7 @@ pub(crate) fn short_hex(digest: &[u8]) -> String {
 
 /// The values of a float32 tensor, row-major, little endian.
 fn bytes_of(tensor: &Tensor) -> Result<Vec<u8>> {
-    let mut values = vec![0f32; tensor.numel()];
-    tensor.f_copy_data(&mut values, tensor.numel())?;
+    let values = floats(tensor)?;
     Ok(values
         .iter()
         .flat_map(|value| value.to_le_bytes())

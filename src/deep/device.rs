@@ -207,6 +207,13 @@ fn choose_threads() {
     });
 }
 
+/// The values of a float32 tensor on any device, row-major.
+pub(crate) fn floats(tensor: &tch::Tensor) -> Result<Vec<f32>> {
+    let mut values = vec![0f32; tensor.numel()];
+    tensor.f_copy_data(&mut values, tensor.numel())?;
+    Ok(values)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

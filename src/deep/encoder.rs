@@ -16,7 +16,7 @@ use crate::code::{CodeLen, Codes, HashCode, binarize};
 use crate::data::{ExampleSet, IN_MEMORY_SIDE_MAX, PictureShape};
 use crate::deep::augment::bytes_tensor;
 use crate::deep::checkpoint::{Checkpoint, InputSpec, ModelConfig};
-use crate::deep::device::{self, Device};
+use crate::deep::device::{self, Device, floats};
 use crate::deep::network::BackboneMode;
 use crate::encode::{EncodeError, EncodeStage, Encoder, Payload, Prepared, on_pool};
 use crate::error::{Error, ErrorKind, Result};
@@ -414,9 +414,7 @@ fn logits(checkpoint: &Checkpoint, batch: &Batch) -> Result<Vec<f32>> {
             network.forward_features(&to_device(&features, device)?, false)?
         }
     };
-    let mut values = vec![0f32; logits.numel()];
-    logits.f_copy_data(&mut values, logits.numel())?;
-    Ok(values)
+    floats(&logits)
 }
 
 /// A copy on the device. To a GPU through page-locked memory, so that the copy does not wait for the work

@@ -112,9 +112,14 @@ impl DeepHashNet {
     /// # Errors
     /// `Torch`, also for pictures of another shape.
     pub fn forward(&self, pictures: &Tensor, train: bool) -> Result<Tensor> {
+        self.forward_features(&self.features_read(pictures, train)?, train)
+    }
+
+    /// As [`DeepHashNet::features`], but of what the network reads now: a frozen backbone's features themselves.
+    pub(crate) fn features_read(&self, inputs: &Tensor, train: bool) -> Result<Tensor> {
         match self.is_frozen {
-            true => self.forward_features(pictures, train),
-            false => self.forward_features(&self.features(pictures, train)?, train),
+            true => Ok(inputs.shallow_clone()),
+            false => self.features(inputs, train),
         }
     }
 

@@ -1,7 +1,7 @@
 //! SHC's first two stages inside a run: a classifier, the similarity of the classes, the centers.
 //!
-//! Stage 1 is a fit like any other, with its state in a file of its own; stage 2 is a function of the
-//! similarity and the seed. S and the centers are written beside the model, as `.similarity.npy` and
+//! Stage 1 is a fit like any other, with its state in a file of its own, or one pass over the features; stage 2
+//! is a function of the similarity and the seed. S and the centers are written beside the model, as `.similarity.npy` and
 //! `.centers.npy` after its name.
 
 use std::path::{Path, PathBuf};
@@ -10,16 +10,16 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::centers::semantic::semantic_centers;
-use crate::centers::{ClassSimilarity, Codebook};
+use crate::centers::{ClassMeans, ClassSimilarity, Codebook};
 use crate::deep::checkpoint::write_atomically;
-use crate::deep::device::Stream;
+use crate::deep::device::{Stream, floats};
 use crate::deep::hash_head::HeadKind;
 use crate::deep::method::classifier::Classifier;
 use crate::deep::method::shc::{self, SimilarityBuilder};
 use crate::deep::network::DeepHashNet;
 use crate::deep::run_log::Log;
 use crate::deep::train::{Fit, Run, TrainOptions};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::npy;
 
 /// Pictures that the classifier sees at once when it is asked.
@@ -78,9 +78,44 @@ pub(crate) fn similarity(
         builder.add(&logits, &classes)?;
     }
     let similarity = builder.finish()?;
-    let bytes = npy::float_bytes(run.n_classes, similarity.entries());
-    write_atomically(&beside(&options.out, ".similarity.npy"), &bytes)?;
+    save_similarity(&similarity, &options.out)?;
     Ok(Some((similarity, fit.model.network)))
+}
+
+/// In the place of stage 1: S by the class means of the features that the run begins with.
+pub(crate) fn class_means(run: &Run<'_>) -> Result<ClassSimilarity> {
+    let options = run.options;
+    let network = run.checkpoint(run.n_classes, HeadKind::LINEAR)?.network;
+    let _no_grad = tch::no_grad_guard();
+    let mut means: Option<ClassMeans> = None;
+    // Pictures are taken as they are; nothing is drawn.
+    let mut unused = ChaCha8Rng::seed_from_u64(0);
+    for rows in run.rows.chunks(BATCH_PICTURES) {
+        let inputs = run.plain.batch(rows, &mut unused)?;
+        let features = network.features_read(&inputs, false)?;
+        let (_, n_features) = features.size2()?;
+        let values = floats(&features)?;
+        let means =
+            means.get_or_insert_with(|| ClassMeans::new(run.n_classes, n_features as usize));
+        for (features, &row) in values.chunks_exact(n_features as usize).zip(rows) {
+            let row = row as usize;
+            let classes = match &run.label_sets {
+                Some(sets) => sets.of(row),
+                None => vec![run.labels[row] as u32],
+            };
+            means.add(features, &classes)?;
+        }
+    }
+    let means = means.ok_or_else(|| Error::invalid("expected train pictures, got none"))?;
+    let similarity = means.similarity()?;
+    save_similarity(&similarity, &options.out)?;
+    Ok(similarity)
+}
+
+/// Writes S beside the model.
+fn save_similarity(similarity: &ClassSimilarity, out: &Path) -> Result<()> {
+    let bytes = npy::float_bytes(similarity.n_classes(), similarity.entries());
+    write_atomically(&beside(out, ".similarity.npy"), &bytes)
 }
 
 /// Stage 2.
@@ -90,7 +125,8 @@ pub(crate) fn centers(
     options: &TrainOptions,
 ) -> Result<Codebook> {
     let bits = options.code_len.bits();
-    let made = semantic_centers(similarity, bits, &config.centers, options.seed)?;
+    let settings = config.centers_of(similarity.n_classes(), bits);
+    let made = semantic_centers(similarity, bits, &settings, options.seed)?;
     let report = &made.report;
     tracing::info!(
         d_min = report.d_min,

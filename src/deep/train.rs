@@ -23,7 +23,8 @@ use crate::deep::backbone::BackboneKind;
 use crate::deep::checkpoint::{Checkpoint, InputSpec, MODEL_FORMAT, ModelConfig, state_path};
 use crate::deep::device::{self, Device, Stream};
 use crate::deep::features::FeatureExtractor;
-use crate::deep::method::{BuildContext, Method, MethodConfig, StepInfo, TargetKind, shc};
+use crate::deep::method::shc::{self, SimilarityFrom};
+use crate::deep::method::{BuildContext, Method, MethodConfig, StepInfo, TargetKind};
 use crate::deep::network::{BackboneMode, DeepHashNet};
 use crate::deep::optimizer::{Optimizer, OptimizerKind};
 use crate::deep::run_log::{Log, TrainProgress};
@@ -94,7 +95,7 @@ pub struct TrainOptions {
     pub selection: Selection,
     /// Matrices and centers from the caller.
     pub given: Given,
-    /// Makes the centers of another method than SHC with stages 1 and 2 of SHC.
+    /// Makes the centers of another method than SHC with stages 1 and 2 of SHC, or with class means.
     pub semantic_centers: Option<shc::Config>,
     /// What happens to each picture.
     pub augment: Augment,
@@ -197,13 +198,13 @@ impl TrainOptions {
         self.selection.check()?;
         self.check_given(dataset)?;
         if dataset.train.label_sets().is_some()
-            && (self.stages().is_some() || !self.method.takes_label_sets())
+            && (self.trains_classifier() || !self.method.takes_label_sets())
         {
             let text = format!(
                 "{} is defined for one class an example, the data set has several; use orthohash, csq or hashnet",
-                match self.stages() {
-                    Some(_) => "shc",
-                    None => self.method.name(),
+                match self.trains_classifier() {
+                    true => "shc",
+                    false => self.method.name(),
                 }
             );
             return Err(ErrorKind::Unsupported(text).into());
@@ -235,7 +236,8 @@ impl TrainOptions {
             ));
         }
         if self.stages().is_some_and(|stages| stages.warm_start)
-            && (similarity.is_some()
+            && (!self.trains_classifier()
+                || similarity.is_some()
                 || centers.is_some()
                 || self.freeze
                 || self.backbone == BackboneKind::Identity)
@@ -243,6 +245,20 @@ impl TrainOptions {
             return refuse(
                 "a warm start takes over the backbone of the run's classifier: it goes with a backbone that is trained, and without a given similarity or given centers".into(),
             );
+        }
+        if self.stages().is_some() && !self.trains_classifier() {
+            let stage_1 = self.stages().and_then(|stages| stages.classifier_epochs);
+            if similarity.is_some() || centers.is_some() || stage_1.is_some() {
+                return refuse(
+                    "class-mean centers have their similarity from the features: they go without a given similarity, given centers, or epochs of a classifier".into(),
+                );
+            }
+            if self.weights.is_none() && self.backbone != BackboneKind::Identity {
+                return refuse(format!(
+                    "class-mean centers take features that say something of the classes, {} has random weights here; name a file of weights, train on features, or take shc's centers, which train a classifier first",
+                    self.backbone
+                ));
+            }
         }
         if distances.is_some() && !self.method.has_distances() {
             return refuse(format!("{name} reads no distances, got some; shrewd does"));
@@ -283,6 +299,12 @@ impl TrainOptions {
             MethodConfig::Shc(config) => Some(config),
             _ => self.semantic_centers.as_ref(),
         }
+    }
+
+    /// Whether the first of those stages is a classifier, unless its outcome is given.
+    fn trains_classifier(&self) -> bool {
+        let from = self.stages().map(|stages| stages.similarity_from);
+        from == Some(SimilarityFrom::Classifier)
     }
 }
 
@@ -433,7 +455,11 @@ pub fn train(
 
     // Stages 1 and 2, where the method has them: what the codes are pulled towards.
     let classifier_epochs = match (options.stages(), &options.given) {
-        (Some(config), given) if given.centers.is_none() && given.similarity.is_none() => {
+        (Some(config), given)
+            if options.trains_classifier()
+                && given.centers.is_none()
+                && given.similarity.is_none() =>
+        {
             config.classifier_epochs.unwrap_or(options.epochs)
         }
         _ => 0,
@@ -522,6 +548,9 @@ fn codebook(
             separated(n_classes, bits, min_distance, &mut rng)?;
             let similarity = match &options.given.similarity {
                 Some(similarity) => similarity.clone(),
+                None if config.similarity_from == SimilarityFrom::ClassMeans => {
+                    stages::class_means(run)?
+                }
                 None => {
                     match stages::similarity(run, config, classifier_epochs, total_steps, log)? {
                         Some((similarity, network)) => {

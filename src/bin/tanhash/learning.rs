@@ -133,8 +133,14 @@ fn set_method(method: &mut MethodConfig, args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// What `--centers` calls those by class means.
+const CLASS_MEANS: &str = "class-means";
+
 /// The options of SHC's first two stages.
 fn set_stages(config: &mut shc::Config, args: &Args) {
+    if args.centers.as_deref() == Some(CLASS_MEANS) {
+        config.similarity_from = shc::SimilarityFrom::ClassMeans;
+    }
     config.classifier_epochs = args.classifier_epochs.or(config.classifier_epochs);
     config.warm_start |= args.warm_start;
     config.centers.min_distance = args.min_distance.or(config.centers.min_distance);
@@ -164,7 +170,7 @@ fn set_given(options: &mut TrainOptions, args: &Args, class_names: &[String]) ->
     }
     let is_shc = matches!(options.method, MethodConfig::Shc(_));
     match args.centers.as_deref() {
-        Some("shc") if !is_shc => {
+        Some("shc" | CLASS_MEANS) if !is_shc => {
             let mut config = shc::Config::default();
             if let Some(variant) = &args.variant {
                 config = config.with_variant(variant.parse()?);
@@ -172,13 +178,14 @@ fn set_given(options: &mut TrainOptions, args: &Args, class_names: &[String]) ->
             set_stages(&mut config, args);
             options.semantic_centers = Some(config);
         }
-        Some("shc") | None => {}
+        Some("shc" | CLASS_MEANS) | None => {}
         Some(name) if name.ends_with(".npy") => {
             options.given.centers = Some(Codebook::read_npy(name)?);
         }
         Some(name) => {
-            name.parse::<CentersKind>()
-                .with_context(|| format!("expected shc or a .npy file too, got {name:?}"))?;
+            name.parse::<CentersKind>().with_context(|| {
+                format!("expected shc, {CLASS_MEANS} or a .npy file too, got {name:?}")
+            })?;
             if options.method.centers().is_none() {
                 bail!(
                     "the method {} takes no {name} centers",
@@ -194,7 +201,9 @@ fn set_given(options: &mut TrainOptions, args: &Args, class_names: &[String]) ->
         || args.warm_start
         || args.no_refine;
     if of_stages && !stages {
-        bail!("expected the method shc or --centers shc with its options, got neither");
+        bail!(
+            "expected the method shc, --centers shc or --centers class-means with these options, got none of them"
+        );
     }
     Ok(())
 }

@@ -23,9 +23,21 @@
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::centers::ClassSimilarity;
 use crate::centers::semantic::{SemanticOptions, Variant};
+use crate::centers::{ClassSimilarity, class_means};
 use crate::error::{Error, Result};
+
+/// Where the similarity of the classes comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SimilarityFrom {
+    /// Stage 1: a classifier is trained first.
+    #[default]
+    Classifier,
+    /// Ours: the [class means](crate::centers::class_means) of the features that training begins with. Without
+    /// a training of its own, but with features that say something of the classes.
+    ClassMeans,
+}
 
 /// Settings of SHC.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,6 +45,8 @@ use crate::error::{Error, Result};
 pub struct Config {
     /// Paper or program, for stage 1. Stage 2 has its own in `centers`.
     pub variant: Variant,
+    /// What stage 2 follows.
+    pub similarity_from: SimilarityFrom,
     /// Epochs of stage 1; `None` trains as long as stage 3, as the paper does.
     pub classifier_epochs: Option<usize>,
     /// Stage 3 begins with the backbone of stage 1's classifier. Ours: in the paper both stages begin with
@@ -48,6 +62,7 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             variant: Variant::Paper,
+            similarity_from: SimilarityFrom::Classifier,
             classifier_epochs: None,
             warm_start: false,
             centers: SemanticOptions::default(),
@@ -63,6 +78,16 @@ impl Config {
         self.variant = variant;
         self.centers.variant = variant;
         self
+    }
+
+    /// The settings of stage 2 for `n_classes` centers of `bits` bits.
+    pub(crate) fn centers_of(&self, n_classes: usize, bits: usize) -> SemanticOptions {
+        let mut options = self.centers.clone();
+        if self.similarity_from == SimilarityFrom::ClassMeans {
+            let own = || class_means::min_distance(n_classes, bits);
+            options.min_distance = Some(options.min_distance.unwrap_or_else(own));
+        }
+        options
     }
 }
 

@@ -90,7 +90,8 @@ pub struct Args {
     /// Weight of the quantization term (orthohash, shc, csq, greedyhash)
     #[arg(long)]
     pub quantization_weight: Option<f64>,
-    /// Hash centers: max-hd, bernoulli, hadamard, shc (semantic), or a .npy file C x bits of -1 and 1
+    /// Hash centers: max-hd, bernoulli, hadamard, shc (semantic, by a classifier), class-means (semantic, by
+    /// the features), or a .npy file C x bits of -1 and 1
     #[arg(long)]
     pub centers: Option<String>,
     /// shc: a .npy file C x C with the similarity of the classes; leaves out stage 1
@@ -105,7 +106,8 @@ pub struct Args {
     /// shc: begin stage 3 with the classifier's feature network, not with --weights
     #[arg(long)]
     pub warm_start: bool,
-    /// shc: bits in which two centers differ at least; the Gilbert-Varshamov distance if not given
+    /// shc: bits in which two centers differ at least; the Gilbert-Varshamov distance if not given, four
+    /// fifths of it for class-means
     #[arg(long)]
     pub min_distance: Option<usize>,
     /// shc: leave out the local search after the paper's solver
