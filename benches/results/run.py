@@ -315,7 +315,7 @@ def cpu_cells():
         cells += [untrained_cell("cifar100", encoder, bits, seed, "FEATURES", tree=True) for bits in BITS for seed in SEEDS]
     cells += [photo_cell(method, seed) for method in ("orthohash", "shc", "shrewd") for seed in SEEDS]
     cells += [untrained_cell("clothing", encoder, 64, seed, "CLOTHING") for encoder in ("itq", "lsh") for seed in SEEDS]
-    for split, methods in (("@shc", ("orthohash", "shc", "csq")), ("@95-5", ("orthohash", "csq", "hashnet"))):
+    for split, methods in (("@shc", ("orthohash", "orthohash, class means", "shc", "csq")), ("@95-5", ("orthohash", "csq", "hashnet"))):
         for label in methods:
             group = "cifar100" + split.replace("@", "-")
             cells += [head_cell(group, label, bits, seed, "FEATURES", split) for bits in BITS for seed in SEEDS]
