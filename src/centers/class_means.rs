@@ -101,8 +101,7 @@ impl ClassMeans {
         let scales: Vec<f64> = (self.squares.iter().zip(&means))
             .map(|(square, mean)| {
                 let variance = square / n - mean * mean;
-                // What rounding leaves of a constant is no variance.
-                match variance > 1e-12 * mean * mean && variance > 0.0 {
+                match variance > 0.0 {
                     true => variance.sqrt().recip(),
                     false => 0.0,
                 }

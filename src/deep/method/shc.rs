@@ -206,3 +206,28 @@ fn symmetrized(s: &[f64], n: usize) -> Vec<f64> {
     let turned = |at: usize| s[at % n * n + at / n];
     (0..n * n).map(|at| (s[at] + turned(at)) / 2.0).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn class_means_ask_for_a_shorter_distance_unless_told() {
+        let config = |similarity_from, min_distance| Config {
+            similarity_from,
+            centers: SemanticOptions {
+                min_distance,
+                ..SemanticOptions::default()
+            },
+            ..Config::default()
+        };
+        for (from, given, expected) in [
+            (SimilarityFrom::Classifier, None, 10),
+            (SimilarityFrom::ClassMeans, None, 8),
+            (SimilarityFrom::ClassMeans, Some(12), 12),
+        ] {
+            let options = config(from, given).centers_of(100, 32);
+            assert_eq!(options.min_distance(100, 32), expected, "{from:?}");
+        }
+    }
+}
