@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use safetensors::tensor::{Dtype, TensorView};
+use tanhash::centers::ClassMeans;
 use tanhash::data::{Dataset, DatasetSpec, ExampleSet, PictureShape, load};
 use tanhash::deep::hash_head::HeadKind;
 use tanhash::deep::method::shc::{self, SimilarityFrom};
@@ -616,6 +617,24 @@ fn class_means_take_the_place_of_a_classifier() {
             assert!(close, "{i}, {j}: {} and {cosine}", found[i * 3 + j]);
         }
     }
+
+    // An example of several classes counts for each.
+    let has =
+        |row: usize, class: usize| class == row % 3 || (class == (row + 1) % 3 && row % 2 == 0);
+    let indicators: Vec<i8> = (0..n * 3).map(|i| has(i / 3, i % 3).into()).collect();
+    std::fs::write(at("labels.npy"), i8_bytes(3, &indicators)).unwrap();
+    let several = features_dataset(dir.path(), dim, &values);
+    let rows: Vec<usize> = (0..several.train.len()).collect();
+    let xs = several.train.features(&rows).unwrap();
+    let mut means = ClassMeans::new(3, dim);
+    for (row, features) in xs.chunks(dim).enumerate() {
+        let classes = several.train.all_labels().of(row);
+        means.add(features, &classes).unwrap();
+    }
+    let expected = means.similarity().unwrap();
+    let found = class_mean_similarity(&several, &options);
+    let mut pairs = found.iter().zip(expected.entries());
+    assert!(pairs.all(|(a, b)| (a - b).abs() < 1e-5));
 
     // A frozen network and one that is trained begin with the same features.
     write_weights(BackboneKind::ResNet18, &at("weights.safetensors"));
