@@ -619,8 +619,9 @@ fn class_means_take_the_place_of_a_classifier() {
     }
 
     // An example of several classes counts for each.
-    let has =
-        |row: usize, class: usize| class == row % 3 || (class == (row + 1) % 3 && row % 2 == 0);
+    let has = |row: usize, class: usize| {
+        class == row % 3 || (class == (row + 1) % 3 && row.is_multiple_of(2))
+    };
     let indicators: Vec<i8> = (0..n * 3).map(|i| has(i / 3, i % 3).into()).collect();
     std::fs::write(at("labels.npy"), i8_bytes(3, &indicators)).unwrap();
     let several = features_dataset(dir.path(), dim, &values);
@@ -825,6 +826,20 @@ fn the_program_reads_kept_features_and_leaves_queries_out() {
         assert!(success, "{args:?}: {stderr}");
         (serde_json::from_slice(&stdout).unwrap(), stderr)
     };
+    // Features are those of these pictures, whatever becomes of the folder.
+    let pictures = format!("folder:{}", at("data"));
+    let mut features = vec!["features", "--data", &pictures, "--backbone", "resnet-18"];
+    let (kept, weights) = (at("kept"), at("weights.safetensors"));
+    features.extend(["--weights", &weights, "--out", &kept]);
+    features.extend(["--device", "cpu", "--picture-side", "64"]);
+    assert!(run(&features).0 && run(&features).0);
+    let (from, to) = (at("data/train/red/5.png"), at("data/train/green/6.png"));
+    std::fs::rename(&from, &to).unwrap();
+    let (success, _, stderr) = run(&features);
+    assert!(!success && stderr.contains("found others"), "{stderr}");
+    std::fs::rename(&to, &from).unwrap();
+    assert!(run(&features).0);
+
     let tree = at("tree.txt");
     std::fs::write(&tree, "colour\n- warm\n-- red\n-- green\n- blue\n").unwrap();
     let data = format!("folder@leave-one-out:{}", at("data"));

@@ -717,6 +717,13 @@ fn eval_measures_files_of_codes() {
     let found = &json_lines(&succeed(&alone))[0];
     // Rows 0 and 2 find each other second, after row 1 at distance 1; the others find nothing.
     near(&found["map"], (0.5 + 0.5) / 4.0);
+    let skipping = [&alone[..], &["--skip-empty"]].concat();
+    let found = &json_lines(&succeed(&skipping))[0];
+    near(&found["map"], 0.5);
+    assert_eq!(found["protocol"]["empty_queries"], "skip");
+    let by_class = [&alone[..], &["--class-order"]].concat();
+    let found = &json_lines(&succeed(&by_class))[0];
+    assert_eq!(found["protocol"]["ties"], "class_order");
     assert_eq!(found["n_empty_queries"], 2);
 
     let broken = |name: &str, content: &[u8], option: &str, problem: &str| {
@@ -733,7 +740,7 @@ fn eval_measures_files_of_codes() {
         "few.txt",
         b"1\n0\n1\n",
         "--database-labels",
-        "4 codes and 3 labels",
+        "4 codes of 16 bits in",
     );
     broken(
         "minus.txt",

@@ -337,6 +337,29 @@ fn baselines_match_the_recorded_losses_and_gradients() {
     }
 }
 
+/// An example of no class adds nothing to the sum over examples, and gets no gradient.
+#[test]
+fn orthohash_passes_over_an_example_without_a_class() {
+    let codebook = Codebook::seeded(CentersKind::MaxHd, 5, 16, 0).unwrap();
+    let config = Config::default();
+    let method = OrthoHash::new(config, &codebook, Device::Cpu).unwrap();
+    tch::manual_seed(3);
+    let two = Tensor::randn([2, 16], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+    let both = Tensor::from_slice2(&[[0f32, 1.0, 1.0, 0.0, 0.0], [0.0; 5]]);
+    let loss = |logits: &Tensor, targets: &Tensor| {
+        let terms = method.loss(logits, targets, START).unwrap();
+        terms.total().unwrap()
+    };
+    let total = loss(&two, &both);
+    total.backward();
+    let one = loss(&two.narrow(0, 0, 1), &both.narrow(0, 0, 1));
+    let (total, one) = (f32::try_from(&total).unwrap(), f32::try_from(&one).unwrap());
+    assert!((total - one / 2.0).abs() < 1e-6, "{total} {one}");
+    let gradient = values(&two.grad());
+    assert!(gradient[..16].iter().any(|value| *value != 0.0));
+    assert_eq!(gradient[16..], [0.0; 16]);
+}
+
 #[test]
 fn methods_of_one_label_refuse_several() {
     let codebook = Codebook::seeded(CentersKind::MaxHd, 5, 16, 0).unwrap();

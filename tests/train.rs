@@ -4,18 +4,20 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use tanhash::centers::{CentersKind, ClassSimilarity, Codebook};
-use tanhash::data::{Dataset, ExampleSet, PictureShape};
+use tanhash::centers::{CentersKind, ClassDistances, ClassSimilarity, Codebook};
+use tanhash::data::{Dataset, ExampleSet, PictureShape, Source};
 use tanhash::deep::checkpoint::state_path;
 use tanhash::deep::{
-    Device, EncoderOptions, MethodConfig, Recipe, SelectBy, Selection, TorchEncoder, TrainOptions,
-    TrainProgress, TrainSummary, adapt, train,
+    BackboneKind, Device, EncoderOptions, MethodConfig, Recipe, Schedule, SelectBy, Selection,
+    TorchEncoder, TrainOptions, TrainProgress, TrainSummary, adapt, train,
 };
 use tanhash::encode::EncodeStage;
 use tanhash::eval::{Cutoff, Protocol, evaluate};
 use tanhash::media::Resize;
-use tanhash::npy;
+use tanhash::npy::{self, NpyWriter};
 use tanhash::{CodeLen, Codes, Encoder, ErrorKind, Payload};
 
 const SIDE: usize = 28;
@@ -443,6 +445,147 @@ fn the_best_epoch_is_kept_and_a_run_stops_early() {
     );
 }
 
+/// A few vectors of 8 numbers in a file, one class after the other.
+fn vectors(dir: &Path, labels: &[u32]) -> Arc<ExampleSet> {
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let values: Vec<f32> = (0..labels.len() * 8).map(|_| rng.random()).collect();
+    let path = dir.join("features.npy");
+    let mut writer = NpyWriter::resume(&path, labels.len(), 8).unwrap();
+    writer.append(&values).unwrap();
+    writer.finish().unwrap();
+    let source = Arc::new(Source::Features(npy::NpyFile::open(&path).unwrap()));
+    let rows = (0..labels.len() as u32).collect();
+    Arc::new(ExampleSet::new(source, rows, labels.to_vec()).unwrap())
+}
+
+fn of_vectors(dir: &Path, labels: &[u32]) -> Dataset {
+    let train = vectors(dir, labels);
+    Dataset {
+        class_names: (0..=labels.iter().copied().max().unwrap_or(0))
+            .map(|class| class.to_string())
+            .collect(),
+        database: train.clone(),
+        query: train.clone(),
+        train,
+        ..dataset()
+    }
+}
+
+/// Options for the few vectors.
+fn on_vectors(name: &str, out: &Path) -> TrainOptions {
+    TrainOptions {
+        backbone: BackboneKind::Identity,
+        batch: 4,
+        epochs: 2,
+        ..short(name, out)
+    }
+}
+
+#[test]
+fn the_paper_protocol_leaves_queries_out_of_their_own_rankings() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut data = of_vectors(dir.path(), &[0, 0, 1, 1, 2, 2, 0, 1]);
+    data.leave_one_out = true;
+    let mut options = on_vectors("orthohash", &dir.path().join("model"));
+    options.selection.paper_protocol = true;
+    let summary = train(&data, &options, &mut |_| {}).unwrap();
+    let found = summary.selection.unwrap().value;
+    let codes = codes(&options.out, &data.query);
+    let mut protocol = Protocol::new(Cutoff::All);
+    protocol.leave_one_out = true;
+    let labels = &data.query.labels[..];
+    let expected = evaluate(&codes, labels, &codes, labels, &protocol).unwrap();
+    assert_eq!(found, expected.map);
+    assert!(found < 1.0, "a query that finds itself would have 1");
+}
+
+#[test]
+fn a_weakly_supervised_run_reads_no_classes() {
+    let dir = tempfile::tempdir().unwrap();
+    for labels in [[0u32; 8], [0, 1, 2, 3, 4, 5, 6, 7]] {
+        let data = of_vectors(dir.path(), &labels);
+        let mut options = on_vectors("shrewd", &dir.path().join("model"));
+        if let MethodConfig::Shrewd(config) = &mut options.method {
+            config.weakly_supervised = true;
+        }
+        let apart = (0..64usize).map(|at| (at / 8).abs_diff(at % 8) as f32);
+        options.given.distances = Some(ClassDistances::new(8, apart.collect()).unwrap());
+        let summary = train(&data, &options, &mut |_| {}).unwrap();
+        assert_eq!(summary.epochs_done, 2);
+        // Any of them can be held back, whatever its class.
+        options.selection.validation_share = 0.25;
+        options.selection.by = SelectBy::Loss;
+        let metric = train(&data, &options, &mut |_| {}).unwrap().selection;
+        let metric = metric.unwrap().metric;
+        assert!(metric.contains("on 2 pictures held back"), "{metric}");
+        std::fs::remove_file(dir.path().join("features.npy")).unwrap();
+    }
+}
+
+/// Weights of the last step of an epoch are seen by no loss.
+#[test]
+fn weights_that_diverge_in_the_last_step_leave_the_files_of_the_epoch_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = of_vectors(dir.path(), &[0, 1, 2, 3]);
+    let mut options = on_vectors("csq", &dir.path().join("model"));
+    options.schedule = Schedule::Constant;
+    (options.lr, options.epochs) = (1e39, 1);
+    let error = train(&data, &options, &mut |_| {}).unwrap_err().to_string();
+    assert!(
+        error.contains("is no longer finite") && error.contains("lower the rate"),
+        "{error}"
+    );
+    assert!(!options.out.exists() && !state_path(&options.out).exists());
+}
+
+#[test]
+fn a_run_goes_on_with_the_examples_and_the_model_it_had() {
+    let dir = tempfile::tempdir().unwrap();
+    let labels = [0u32, 0, 0, 0, 1, 1, 1, 1];
+    let data = of_vectors(dir.path(), &labels);
+    let mut options = on_vectors("orthohash", &dir.path().join("model"));
+    options.resume = true;
+    train(&data, &options, &mut |_| {}).unwrap();
+    let model = std::fs::read(&options.out).unwrap();
+    // A model file that is gone or cut short is written anew from the state.
+    for damage in [None, Some(&model[..20])] {
+        std::fs::remove_file(&options.out).unwrap();
+        if let Some(bytes) = damage {
+            std::fs::write(&options.out, bytes).unwrap();
+        }
+        train(&data, &options, &mut |_| {}).unwrap();
+        assert!(std::fs::read(&options.out).unwrap() == model);
+    }
+    let refused = |data: &Dataset| {
+        let error = train(data, &options, &mut |_| {}).unwrap_err().to_string();
+        assert!(error.contains("other examples or labels"), "{error}");
+    };
+    let mut swapped = data.clone();
+    let mut set = (*data.train).clone();
+    set.labels.swap(0, 4);
+    swapped.train = Arc::new(set);
+    refused(&swapped);
+    let mut bytes = std::fs::read(dir.path().join("features.npy")).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    // Another file: the first one is mapped.
+    let other = tempfile::tempdir().unwrap();
+    let path = other.path().join("features.npy");
+    std::fs::write(&path, bytes).unwrap();
+    let source = Arc::new(Source::Features(npy::NpyFile::open(&path).unwrap()));
+    let mut changed = data.clone();
+    changed.train = Arc::new(data.train.on_source(source).unwrap());
+    refused(&changed);
+
+    // The best epoch's weights are in the model file alone.
+    options.out = dir.path().join("best");
+    options.selection.validation_share = 0.5;
+    train(&data, &options, &mut |_| {}).unwrap();
+    train(&data, &options, &mut |_| {}).unwrap();
+    std::fs::remove_file(&options.out).unwrap();
+    let error = train(&data, &options, &mut |_| {}).unwrap_err().to_string();
+    assert!(error.contains("gone or damaged"), "{error}");
+}
+
 #[test]
 fn classes_that_cannot_be_learned_are_refused() {
     let dir = tempfile::tempdir().unwrap();
@@ -474,10 +617,9 @@ fn classes_that_cannot_be_learned_are_refused() {
     let text = refused("orthohash", &[0, 1, 2, 3, 0, 1, 2], &|o| {
         o.selection.validation_share = 0.2;
     });
-    assert!(
-        text.contains("cannot be learned from and held back"),
-        "{text}"
-    );
+    assert!(text.contains("no class has the 4 train pictures"), "{text}");
+    let text = refused("shc", &[1, 2, 3, 1, 2, 3], &|o| o.batch = 2);
+    assert!(text.contains("class \"columns\" has no train"), "{text}");
     // Before stage 1 is trained: nothing is left of a run.
     let text = refused("shc", &all, &|o| {
         if let MethodConfig::Shc(config) = &mut o.method {
@@ -485,6 +627,11 @@ fn classes_that_cannot_be_learned_are_refused() {
         }
     });
     assert!(text.contains("use more bits"), "{text}");
+    assert!(!dir.path().join("model.classifier.state").exists());
+    let two = of_vectors(dir.path(), &[0, 0, 1, 1]);
+    let shc = on_vectors("shc", &dir.path().join("model"));
+    let text = train(&two, &shc, &mut |_| {}).unwrap_err().to_string();
+    assert!(text.contains("at least 3 classes"), "{text}");
     assert!(!dir.path().join("model.classifier.state").exists());
     let book = |classes| Codebook::seeded(CentersKind::MaxHd, classes, 32, 0).unwrap();
     let text = refused("csq", &all, &|o| o.given.centers = Some(book(5)));
@@ -548,6 +695,15 @@ fn options_that_do_not_fit_are_refused() {
             .to_string()
     };
     assert!(refused(&|o| o.batch = 65).contains("2 to 64"));
+    assert!(refused(&|o| o.threads = Some(0)).contains("from 1 to 1024"));
+    assert!(refused(&|o| o.threads = Some(1_000_000)).contains("got 1000000"));
+    assert!(refused(&|o| o.out = dir.path().to_owned()).contains("found a folder"));
+    assert!(refused(&|o| o.out = "/dev/null".into()).contains("found a device"));
+    let text = refused(&|o| {
+        o.backbone = BackboneKind::Identity;
+        o.weights = Some("weights.safetensors".into());
+    });
+    assert!(text.contains("leave out the weights"), "{text}");
     assert!(refused(&|o| o.lr = f64::NAN).contains("lr"));
     assert!(refused(&|o| o.epochs = 0).contains("epochs"));
     // A loss that is no longer finite stops the run with a reason.

@@ -39,8 +39,11 @@ pub enum CentersKind {
     #[default]
     MaxHd,
     /// Rows of a Hadamard matrix, then their negatives: any two differ in half of the bits or in all.
-    /// Filled up with fair coins past 2K classes.
+    /// Filled up with balanced codes past 2K classes.
     Hadamard,
+    /// Random codes with half of their entries -1. Drawn anew, 20 times at most, until any two differ in more than a
+    /// quarter of the bits and two in half of them on average: what CSQ does where it has no Hadamard row.
+    Balanced,
 }
 
 impl fmt::Display for CentersKind {
@@ -49,6 +52,7 @@ impl fmt::Display for CentersKind {
             CentersKind::Bernoulli => "bernoulli",
             CentersKind::MaxHd => "max-hd",
             CentersKind::Hadamard => "hadamard",
+            CentersKind::Balanced => "balanced",
         })
     }
 }
@@ -61,8 +65,9 @@ impl FromStr for CentersKind {
             "bernoulli" => Ok(CentersKind::Bernoulli),
             "max-hd" => Ok(CentersKind::MaxHd),
             "hadamard" => Ok(CentersKind::Hadamard),
+            "balanced" => Ok(CentersKind::Balanced),
             _ => Err(Error::invalid(format!(
-                "a codebook is bernoulli, max-hd or hadamard, got {text:?}"
+                "a codebook is bernoulli, max-hd, hadamard or balanced, got {text:?}"
             ))),
         }
     }
@@ -97,6 +102,7 @@ impl Codebook {
             CentersKind::Bernoulli => bernoulli(n_classes, bits, rng),
             CentersKind::MaxHd => max_hd(n_classes, bits, rng),
             CentersKind::Hadamard => hadamard(n_classes, bits, rng)?,
+            CentersKind::Balanced => with_balanced(Vec::new(), n_classes, bits, rng),
         };
         Ok(Codebook {
             n_classes,
@@ -187,10 +193,10 @@ impl Codebook {
     }
 }
 
-/// `kind`, or fair coins where it is Hadamard and `bits` is no power of two: what CSQ does.
+/// `kind`, or balanced codes where it is Hadamard and `bits` is no power of two: what CSQ does.
 pub fn fitting(kind: CentersKind, bits: usize) -> CentersKind {
     match kind {
-        CentersKind::Hadamard if !bits.is_power_of_two() => CentersKind::Bernoulli,
+        CentersKind::Hadamard if !bits.is_power_of_two() => CentersKind::Balanced,
         kind => kind,
     }
 }
@@ -246,7 +252,7 @@ fn hadamard(n_classes: usize, bits: usize, rng: &mut impl Rng) -> Result<Vec<Vec
             "a Hadamard codebook takes a power of two of bits, got {bits}; use max-hd"
         )));
     }
-    let mut rows: Vec<Vec<f32>> = (0..2 * bits)
+    let rows: Vec<Vec<f32>> = (0..2 * bits)
         .take(n_classes)
         .map(|row_idx| {
             let sign = if row_idx < bits { 1.0 } else { -1.0 };
@@ -260,11 +266,44 @@ fn hadamard(n_classes: usize, bits: usize, rng: &mut impl Rng) -> Result<Vec<Vec
                 .collect()
         })
         .collect();
-    while rows.len() < n_classes {
-        rows.push(coins(bits, rng));
-    }
+    let mut rows = with_balanced(rows, n_classes, bits, rng);
     rows.shuffle(rng);
     Ok(rows)
+}
+
+/// `rows`, filled up to `n_classes` by codes with `bits / 2` entries of -1. What was added is drawn anew until
+/// any two rows differ in more than a quarter of the bits, and two in half of them on average, or to the 20th time,
+/// which then stands: the rule of CSQ's authors.
+fn with_balanced(
+    mut rows: Vec<Vec<f32>>,
+    n_classes: usize,
+    bits: usize,
+    rng: &mut impl Rng,
+) -> Vec<Vec<f32>> {
+    const DRAWS_MAX: usize = 20;
+    let n_given = rows.len();
+    if n_given >= n_classes {
+        return rows;
+    }
+    let n_pairs = n_classes * (n_classes - 1) / 2;
+    for _ in 0..DRAWS_MAX {
+        rows.truncate(n_given);
+        rows.resize_with(n_classes, || {
+            let mut row = vec![1.0; bits];
+            row[..bits / 2].fill(-1.0);
+            row.shuffle(rng);
+            row
+        });
+        let pairs = (0..n_classes).flat_map(|a| (0..a).map(move |b| (a, b)));
+        let apart = pairs.map(|(a, b)| distance(&rows[a], &rows[b]));
+        let (sum, nearest) = apart.fold((0, bits), |(sum, nearest), apart| {
+            (sum + apart, nearest.min(apart))
+        });
+        if nearest * 4 > bits && sum * 2 >= n_pairs * bits {
+            break;
+        }
+    }
+    rows
 }
 
 #[cfg(test)]
@@ -284,6 +323,7 @@ mod tests {
             CentersKind::Bernoulli,
             CentersKind::MaxHd,
             CentersKind::Hadamard,
+            CentersKind::Balanced,
         ] {
             let book = codebook(kind, 100, 32, 7);
             assert_eq!((book.n_classes(), book.bits()), (100, 32));
@@ -317,6 +357,29 @@ mod tests {
             &mut ChaCha8Rng::seed_from_u64(0),
         );
         assert!(odd.is_err());
+    }
+
+    #[test]
+    fn what_is_no_hadamard_row_is_balanced() {
+        let ones = |book: &Codebook, class: usize| {
+            let row = book.center(class).iter();
+            row.filter(|&&entry| entry == 1.0).count()
+        };
+        // 32 rows of H and -H, of which the two of equal entries alone are not balanced, and 68 more.
+        let book = codebook(CentersKind::Hadamard, 100, 16, 3);
+        let uneven = (0..100).filter(|&class| ones(&book, class) != 8).count();
+        assert_eq!(uneven, 2);
+        for (bits, expected) in [(24, 12), (7, 4)] {
+            assert_eq!(fitting(CentersKind::Hadamard, bits), CentersKind::Balanced);
+            let book = codebook(CentersKind::Balanced, 10, bits, 3);
+            assert!((0..10).all(|class| ones(&book, class) == expected));
+        }
+        assert_eq!(fitting(CentersKind::Hadamard, 64), CentersKind::Hadamard);
+        // Far apart, where that is to be had in 20 draws.
+        for seed in 0..5 {
+            let book = codebook(CentersKind::Balanced, 10, 48, seed);
+            assert!(book.min_distance() > 12, "{}", book.min_distance());
+        }
     }
 
     #[test]

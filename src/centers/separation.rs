@@ -56,9 +56,15 @@ pub fn separated(
         false => None,
     };
     let rows = rows.ok_or_else(|| {
+        let shorter = match gilbert_varshamov(n_classes, bits) {
+            known if known < min_distance => format!(", or a minimum distance of about {known}"),
+            _ if min_distance > 1 => {
+                format!(", or a minimum distance of at most {}", min_distance - 1)
+            }
+            _ => String::new(),
+        };
         Error::invalid(format!(
-            "found no {n_classes} centers of {bits} bits that differ in at least {min_distance}; use more bits, or a minimum distance of about {}",
-            gilbert_varshamov(n_classes, bits)
+            "found no {n_classes} centers of {bits} bits that differ in at least {min_distance}; use more bits{shorter}"
         ))
     })?;
     Codebook::from_entries(bits, rows.concat())

@@ -26,11 +26,29 @@ pub(super) fn load(dir: &Path, shape: Option<PictureShape>) -> Result<Pool> {
     check_shape(shape)?;
     let mut skipped = Skipped::new();
     let (train_dir, test_dir) = (dir.join("train"), dir.join("test"));
+    if train_dir.is_dir() != test_dir.is_dir() && holds_folders(&train_dir, &test_dir)? {
+        let (found, missing) = match train_dir.is_dir() {
+            true => (&train_dir, &test_dir),
+            false => (&test_dir, &train_dir),
+        };
+        return Err(Error::invalid(format!(
+            "expected {} beside {}; add it, or give {} as the data set, whose pictures are then split by the seed",
+            missing.display(),
+            found.display(),
+            found.display()
+        )));
+    }
     if !(train_dir.is_dir() && test_dir.is_dir()) {
         let class_names = class_names(dir, &mut skipped)?;
         let files = files(dir, &class_names, &mut skipped)?;
         let (source, labels) = read(files, shape, &mut skipped)?;
         return pool(class_names, source, labels, None, skipped);
+    }
+    for path in entries(dir)? {
+        if path.is_dir() && path != train_dir && path != test_dir {
+            let reason = "beside train/ and test/ no other folder is read".to_owned();
+            skipped.push((path, reason));
+        }
     }
     let class_names = class_names(&train_dir, &mut skipped)?;
     for name in self::class_names(&test_dir, &mut skipped)? {
@@ -91,6 +109,22 @@ fn pool(
     }
 }
 
+/// True if one of two folders, the one that is there, has class folders in it.
+fn holds_folders(one: &Path, other: &Path) -> Result<bool> {
+    let dir = if one.is_dir() { one } else { other };
+    Ok(entries(dir)?.iter().any(|path| path.is_dir()))
+}
+
+/// True if a file is named as pictures are.
+fn is_picture_name(path: &Path) -> bool {
+    let extension = path.extension().and_then(|extension| extension.to_str());
+    let extension = extension.map(str::to_ascii_lowercase);
+    matches!(
+        extension.as_deref(),
+        Some("jpg" | "jpeg" | "png" | "webp" | "gif" | "bmp")
+    )
+}
+
 /// The names of the class folders, sorted.
 fn class_names(dir: &Path, skipped: &mut Skipped) -> Result<Vec<String>> {
     let mut names = BTreeSet::new();
@@ -110,6 +144,8 @@ fn class_names(dir: &Path, skipped: &mut Skipped) -> Result<Vec<String>> {
                 path,
                 "a symbolic link to a folder is not followed".to_owned(),
             ));
+        } else if is_picture_name(&path) {
+            skipped.push((path, "a picture outside of the class folders".to_owned()));
         }
     }
     if names.is_empty() {
@@ -323,6 +359,40 @@ mod tests {
         std::fs::create_dir_all(dir.path().join("test/b")).unwrap();
         let error = load(dir.path(), None, 0).unwrap_err().to_string();
         assert!(error.starts_with("no picture in"), "{error}");
+    }
+
+    #[test]
+    fn what_lies_beside_the_classes_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        for split in ["train", "test", "validation"] {
+            write_picture(&dir.path().join(split).join("a/1.png"), 1);
+        }
+        write_picture(&dir.path().join("train/loose.png"), 1);
+        let dataset = load(dir.path(), None, 0).unwrap();
+        let skipped = |name: &str| {
+            let mut paths = dataset.skipped.iter().map(|(path, _)| path);
+            paths.any(|path| path.ends_with(name))
+        };
+        assert!(skipped("validation") && skipped("train/loose.png"));
+        assert_eq!(dataset.skipped.len(), 2);
+        for name in ["test", "train"] {
+            let other = tempfile::tempdir().unwrap();
+            std::fs::rename(dir.path().join(name), other.path().join(name)).unwrap();
+            let error = load(other.path(), None, 0).unwrap_err().to_string();
+            assert!(
+                error.contains("beside") && error.contains("add it"),
+                "{error}"
+            );
+        }
+        // A class of trains.
+        let dir = tempfile::tempdir().unwrap();
+        for class in ["train", "ship"] {
+            for i in 0..2 {
+                write_picture(&dir.path().join(format!("{class}/{i}.png")), i);
+            }
+        }
+        let dataset = load(dir.path(), None, 0).unwrap();
+        assert_eq!(dataset.class_names, ["ship", "train"]);
     }
 
     #[test]

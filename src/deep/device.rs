@@ -172,11 +172,23 @@ pub(crate) fn rng(seed: u64, stream: Stream) -> ChaCha8Rng {
     rng
 }
 
+/// More threads than any machine has use for, and fewer than overflow OpenMP's stack.
+const THREADS_MAX: usize = 1024;
+
 /// Sets the number of threads that libtorch computes with, for the whole process. Sums are cut along
 /// threads, so the last bits of a trained weight depend on it.
-pub fn set_threads(n_threads: usize) {
+///
+/// # Errors
+/// `InvalidArgument` for none, or more than 1,024.
+pub fn set_threads(n_threads: usize) -> Result<()> {
+    if !(1..=THREADS_MAX).contains(&n_threads) {
+        return Err(Error::invalid(format!(
+            "threads are from 1 to {THREADS_MAX}, got {n_threads}; leave the option out for all cores"
+        )));
+    }
     THREADS_CHOSEN.call_once(|| {});
-    tch::set_num_threads(i32::try_from(n_threads.max(1)).unwrap_or(i32::MAX));
+    tch::set_num_threads(n_threads as i32);
+    Ok(())
 }
 
 /// The number of threads that libtorch computes with.

@@ -219,8 +219,7 @@ fn with_features(dataset: &Dataset, path: &Path) -> Result<Dataset> {
     })
 }
 
-/// The name of a cache file: backbone, weights, and a digest of the pictures (of files, their paths, sizes
-/// and times) and of what happens to them.
+/// The name of a cache file: backbone, weights, and a digest of the pictures and of what happens to them.
 fn cache_name(
     kind: BackboneKind,
     weights: &WeightsRecord,
@@ -229,25 +228,12 @@ fn cache_name(
 ) -> Result<PathBuf> {
     let mut digest = Sha256::new();
     digest.update(format!("{input:?}").as_bytes());
-    match source {
-        Source::Pixels { shape, bytes } => {
-            digest.update(format!("{shape:?}").as_bytes());
-            digest.update(bytes);
-        }
-        Source::Files(paths) => {
-            for path in paths {
-                let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
-                let modified = metadata.modified().ok();
-                let line = format!("{path:?} {} {modified:?}\n", metadata.len());
-                digest.update(line.as_bytes());
-            }
-        }
-        Source::Features(_) => {
-            return Err(Error::invalid(
-                "expected pictures, the data set has feature vectors already; use --backbone identity",
-            ));
-        }
+    if let Source::Features(_) = source {
+        return Err(Error::invalid(
+            "expected pictures, the data set has feature vectors already; train on them as they are, without a backbone",
+        ));
     }
+    digest.update(source.digest()?);
     Ok(PathBuf::from(format!(
         "{kind}-{}-{}.npy",
         weights.sha256,

@@ -14,7 +14,7 @@ use crate::deep::checkpoint::{
     self, Checkpoint, ModelConfig, SelectionRecord, TensorFile, write_tensors,
 };
 use crate::deep::optimizer::Optimizer;
-use crate::deep::train::{Fit, TrainOptions};
+use crate::deep::train::{Fit, TrainOptions, diverged};
 use crate::deep::validation::Metric;
 use crate::error::{Error, Result};
 
@@ -35,19 +35,22 @@ pub(crate) struct RunState {
     /// Second handles of all tensors but the optimizer's, by name.
     tensors: Vec<(String, Tensor)>,
     path: PathBuf,
+    data: String,
 }
 
 /// What is in the file beside tensors.
 #[derive(Serialize, Deserialize)]
 struct Metadata {
     config: ModelConfig,
+    /// A digest of the train split.
+    data: String,
     optimizer_steps: u64,
     best: Option<Best>,
 }
 
 impl RunState {
     /// The state of a fit that has not begun.
-    pub fn new(fit: &Fit, optimizer: Optimizer) -> Result<RunState> {
+    pub fn new(fit: &Fit, data: &str, optimizer: Optimizer) -> Result<RunState> {
         let weights = checkpoint::weight_handles(&fit.model.network).into_iter();
         let mut tensors: Vec<_> = weights
             .map(|(name, tensor)| (format!("weights.{name}"), tensor))
@@ -73,6 +76,7 @@ impl RunState {
             best: None,
             tensors,
             path: fit.state.clone(),
+            data: data.to_owned(),
         })
     }
 
@@ -93,6 +97,18 @@ impl RunState {
         tensors
     }
 
+    /// `Ok` if every number of the state is finite, after the last step of an epoch: what is written now is
+    /// what a run is resumed from.
+    pub fn check_finite(&self, epoch: usize, step: usize, lr: f64) -> Result<()> {
+        for (name, tensor) in self.all_tensors() {
+            if i64::try_from(tensor.f_isfinite()?.f_all()?)? == 0 {
+                let what = format!("{name} is no longer finite");
+                return Err(diverged(&what, epoch, step, lr));
+            }
+        }
+        Ok(())
+    }
+
     /// Loads the state in `path`, if there is one, and returns the epoch to go on with.
     pub fn resume(&mut self, model: &mut Checkpoint, path: &Path) -> Result<usize> {
         if !path.exists() {
@@ -101,11 +117,35 @@ impl RunState {
         let file = TensorFile::read(path)?;
         let metadata: Metadata = file.metadata()?;
         same_run(&metadata.config, &model.config, path)?;
+        if metadata.data != self.data {
+            return Err(Error::invalid(format!(
+                "{}: the run to resume began with other examples or labels than the train split has now; bring them back, or train anew without resume",
+                path.display()
+            )));
+        }
         file.copy_into(&self.all_tensors())?;
         self.optimizer.set_steps(metadata.optimizer_steps);
         self.best = metadata.best;
         model.config = metadata.config;
         Ok(model.config.epochs_done)
+    }
+
+    /// Writes the model of the resumed state anew where its file is gone or damaged.
+    ///
+    /// # Errors
+    /// `InvalidArgument` where the model is that of an earlier epoch, whose weights are in no other file.
+    pub fn restore_model(&self, model: &mut Checkpoint, path: &Path) -> Result<()> {
+        let found = TensorFile::read(path).and_then(|file| file.metadata::<ModelConfig>());
+        match (found, &self.best) {
+            (Ok(found), Some(best)) if found.model_id == best.model_id => Ok(()),
+            (Ok(found), None) if found.model_id == model.config.model_id => Ok(()),
+            (_, None) => model.save(path),
+            (_, Some(best)) => Err(Error::invalid(format!(
+                "{}: the run to resume keeps the weights after {} epochs in this file, and it is gone or damaged; train anew without resume",
+                path.display(),
+                best.record.epochs_done
+            ))),
+        }
     }
 
     /// Writes the model, if these weights are to be it, then the state. Each is atomic and the state holds
@@ -139,6 +179,7 @@ impl RunState {
         }
         let metadata = Metadata {
             config: model.config.clone(),
+            data: self.data.clone(),
             optimizer_steps: self.optimizer.steps(),
             best: self.best.clone(),
         };
@@ -148,31 +189,40 @@ impl RunState {
 
 /// `Ok` if the run in the state file has the options and the data of this one.
 fn same_run(found: &ModelConfig, expected: &ModelConfig, path: &Path) -> Result<()> {
-    let differs = |name: &str, found: &dyn std::fmt::Debug, expected: &dyn std::fmt::Debug| {
+    let refuse = |what: String| {
         Err(Error::invalid(format!(
-            "{}: the run to resume has {name} {found:?}, the options say {expected:?}; use the same, or train anew without resume",
+            "{}: the run to resume {what}; use the same, or train anew without resume",
             path.display()
         )))
     };
+    let differs = |name: &str, found: &str, expected: &str| {
+        refuse(format!("has {name} {found}, the options say {expected}"))
+    };
+    let (was, is) = (found.method.name(), expected.method.name());
+    if was != is {
+        return differs("the method", was, is);
+    }
     if let (Some(was), Some(is)) = (found.training.as_object(), expected.training.as_object()) {
         for (name, value) in is {
             if was.get(name) != Some(value) {
-                return differs(name, &was.get(name), value);
+                let was = was
+                    .get(name)
+                    .map_or("none".to_owned(), |was| was.to_string());
+                return differs(name, &was, &value.to_string());
             }
         }
     }
     if found.class_names != expected.class_names {
-        return differs("classes", &found.class_names, &expected.class_names);
+        return refuse("began with other classes".to_owned());
     }
     if found.input != expected.input {
-        return differs("inputs or their statistics", &found.input, &expected.input);
+        return refuse("began with other examples, or other statistics of them".to_owned());
     }
     if found.backbone_weights != expected.backbone_weights {
-        let (was, is) = (&found.backbone_weights, &expected.backbone_weights);
-        return differs("backbone weights", was, is);
+        return refuse("began with other weights of the backbone".to_owned());
     }
     if found.library != expected.library {
-        return differs("library version", &found.library, &expected.library);
+        return differs("the library version", &found.library, &expected.library);
     }
     Ok(())
 }

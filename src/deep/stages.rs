@@ -50,6 +50,12 @@ pub(crate) fn similarity(
     log: &mut Log,
 ) -> Result<Option<(ClassSimilarity, DeepHashNet)>> {
     let options = run.options;
+    // Refused before hours of training rather than after.
+    let mut counts = vec![0; run.n_classes];
+    for &row in &run.rows {
+        counts[run.labels[row as usize] as usize] += 1;
+    }
+    shc::check_counts(&counts)?;
     let mut fit = Fit {
         name: "classifier",
         model: run.checkpoint(run.n_classes, HeadKind::LINEAR)?,

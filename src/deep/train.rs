@@ -170,12 +170,17 @@ impl TrainOptions {
     fn check(&self, dataset: &Dataset) -> Result<()> {
         let n_pictures = dataset.train.labels.len();
         let refuse = |text: String| Err(Error::invalid(text));
-        if self.epochs == 0 || self.log_every == 0 {
-            return refuse("epochs and log_every start at 1".into());
+        for (name, count) in [
+            ("epochs", self.epochs),
+            ("steps between two lines of the log", self.log_every),
+        ] {
+            if count == 0 {
+                return refuse(format!("{name}: expected at least 1, got 0"));
+            }
         }
         if self.batch < 2 || self.batch > n_pictures {
             return refuse(format!(
-                "a batch takes 2 to {n_pictures} pictures, as many as the train split has, got {}",
+                "a batch takes 2 to {n_pictures} pictures, as many as the train split has, got {}; choose a smaller batch",
                 self.batch
             ));
         }
@@ -194,6 +199,12 @@ impl TrainOptions {
                 "a backbone that is left as it is needs weights; name their file".into(),
             );
         }
+        if self.weights.is_some() && self.backbone == BackboneKind::Identity {
+            return refuse(
+                "features have no backbone to load weights into; leave out the weights".into(),
+            );
+        }
+        check_out(&self.out)?;
         self.optimizer.check()?;
         self.selection.check()?;
         self.check_given(dataset)?;
@@ -209,7 +220,7 @@ impl TrainOptions {
             );
             return Err(ErrorKind::Unsupported(text).into());
         }
-        check_classes(dataset, self.method.needs_pairs())
+        check_classes(dataset, &self.method)
     }
 
     /// `Ok` if the given matrices belong to the method and have its sizes.
@@ -229,6 +240,12 @@ impl TrainOptions {
             return refuse(format!(
                 "{name} takes no semantic centers; orthohash, csq and dpn do"
             ));
+        }
+        let stages_distance = self.stages().and_then(|stages| stages.centers.min_distance);
+        if centers.is_some() && stages_distance.is_some() {
+            return refuse(
+                "given centers have the distances they have; leave out the minimum distance".into(),
+            );
         }
         if similarity.is_some() && (self.stages().is_none() || centers.is_some()) {
             return refuse(format!(
@@ -308,10 +325,25 @@ impl TrainOptions {
     }
 }
 
+/// `Ok` if a model can be written there: what is no plain file would be replaced by one.
+fn check_out(path: &Path) -> Result<()> {
+    match fs::metadata(path) {
+        Ok(found) if !found.is_file() => Err(Error::invalid(format!(
+            "{}: expected the name of a model file, found a {}; choose another name",
+            path.display(),
+            match found.is_dir() {
+                true => "folder",
+                false => "device or a pipe",
+            }
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// `Ok` if every class can be learned. A class that only the database has is left unseen on purpose.
-fn check_classes(dataset: &Dataset, needs_pairs: bool) -> Result<()> {
+fn check_classes(dataset: &Dataset, method: &MethodConfig) -> Result<()> {
     let n_classes = dataset.class_names.len();
-    if n_classes < 2 {
+    if n_classes < 2 && method.reads_classes() {
         return Err(Error::invalid(format!(
             "training takes at least 2 classes, the data set has {n_classes}"
         )));
@@ -338,14 +370,18 @@ fn check_classes(dataset: &Dataset, needs_pairs: bool) -> Result<()> {
         Ok(counts)
     };
     let in_database = count_classes(&dataset.database)?;
-    for (class, count) in count_classes(&dataset.train)?.into_iter().enumerate() {
+    let in_train = count_classes(&dataset.train)?;
+    if !method.reads_classes() {
+        return Ok(());
+    }
+    for (class, count) in in_train.into_iter().enumerate() {
         let name = &dataset.class_names[class];
         if count == 0 && in_database[class] == 0 {
             return Err(Error::invalid(format!(
                 "class {name:?} has no train picture; add pictures or remove the class"
             )));
         }
-        if count == 1 && needs_pairs {
+        if count == 1 && method.needs_pairs() {
             return Err(Error::invalid(format!(
                 "class {name:?} has one train picture, and the method learns from pairs of a class; add pictures, remove the class, or use orthohash"
             )));
@@ -390,7 +426,7 @@ pub fn train(
     options.check(dataset)?;
     let device = options.device.resolve()?;
     if let Some(n_threads) = options.threads {
-        device::set_threads(n_threads);
+        device::set_threads(n_threads)?;
     }
     let input = options
         .backbone
@@ -412,7 +448,7 @@ pub fn train(
         .iter()
         .map(|&label| i64::from(label))
         .collect();
-    let (rows, held_back) = split(&labels, &dataset.class_names, options)?;
+    let (rows, held_back) = split(&labels, dataset.class_names.len(), options)?;
     let batches = |augment| {
         let train = Arc::clone(&dataset.train);
         Batches::new(train, input.clone(), augment, device).map(Arc::new)
@@ -433,6 +469,7 @@ pub fn train(
         label_sets: dataset.train.label_sets().cloned(),
         rows,
         config,
+        data: dataset.train.digest()?,
         start: Instant::now(),
         progress,
     };
@@ -542,8 +579,9 @@ fn codebook(
         (Some(codebook), _, _) => codebook.clone(),
         (None, Some(config), _) => {
             // What stage 2 would refuse is refused before hours of stage 1.
-            config.centers.check()?;
-            let min_distance = config.centers.min_distance(n_classes, bits);
+            let settings = config.centers_of(n_classes, bits);
+            settings.check()?;
+            let min_distance = settings.min_distance(n_classes, bits);
             let mut rng = device::rng(options.seed, Stream::Centers);
             separated(n_classes, bits, min_distance, &mut rng)?;
             let similarity = match &options.given.similarity {
@@ -591,6 +629,8 @@ pub(crate) struct Run<'a> {
     /// The pictures that are learned from: all but those held back for validation.
     pub rows: Vec<i64>,
     pub config: ModelConfig,
+    /// A digest of the train split: a run goes on with the examples that it began with.
+    pub data: String,
     pub start: Instant,
     pub progress: &'a mut dyn FnMut(&TrainProgress),
 }
@@ -654,11 +694,14 @@ impl Run<'_> {
         weights.extend(fit.method.weights());
         let (decay, scale) = (options.weight_decay, options.backbone_lr_scale);
         let optimizer = Optimizer::new(options.optimizer, &weights, decay, scale)?;
-        let mut state = RunState::new(fit, optimizer)?;
+        let mut state = RunState::new(fit, &self.data, optimizer)?;
         let first_epoch = match options.resume {
             true => state.resume(&mut fit.model, &fit.state)?,
             false => 0,
         };
+        if first_epoch > 0 && fit.saves_model {
+            state.restore_model(&mut fit.model, &options.out)?;
+        }
         log.start(fit.steps_before + first_epoch * self.steps_per_epoch)?;
         let n_steps = self.steps_per_epoch;
         let last_epoch = fit.epochs_max.unwrap_or(fit.epochs).min(fit.epochs);
@@ -691,7 +734,7 @@ impl Run<'_> {
                 let total = terms.total()?;
                 let loss = f64::try_from(&total)?;
                 if !loss.is_finite() {
-                    return Err(diverged(loss, epoch, step, lr));
+                    return Err(diverged(&format!("the loss is {loss}"), epoch, step, lr));
                 }
                 total.f_backward()?;
                 state.optimizer.step(lr)?;
@@ -702,6 +745,9 @@ impl Run<'_> {
                 // Before a validation, whose time is not that of training.
                 let rate = pictures_since as f64 / logged_at.elapsed().as_secs_f64();
                 let ends_epoch = batch_idx + 1 == n_steps;
+                if ends_epoch {
+                    state.check_finite(epoch, step, lr)?;
+                }
                 let mut validated = None;
                 if ends_epoch && let Some(validation) = &fit.validation {
                     validated = validation.measure(epoch, fit, self)?;
@@ -864,9 +910,10 @@ fn describe(dataset: &Dataset, options: &TrainOptions, input: InputSpec) -> Resu
     })
 }
 
-fn diverged(loss: f64, epoch: usize, step: usize, lr: f64) -> Error {
+/// Training that can only go wrong from here on: `what` is no longer finite.
+pub(crate) fn diverged(what: &str, epoch: usize, step: usize, lr: f64) -> Error {
     ErrorKind::Torch(format!(
-        "the loss is {loss} at step {step} of epoch {epoch} with learning rate {lr:.3e}; lower the rate, or check the data for constant pictures"
+        "{what} at step {step} of epoch {epoch} with learning rate {lr:.3e}; lower the rate, or check the data for constant pictures"
     ))
     .into()
 }

@@ -1,8 +1,9 @@
 //! Which epoch's weights become the model: by pictures held back from the train split, or, where a
 //! paper's protocol says so, by the test queries.
 //!
-//! Held-back pictures are drawn by the seed, the same share of every class. Half of them are queries to
-//! the other half. Selecting on the test queries flatters a result; a model says so in its record.
+//! Held-back pictures are drawn by the seed, the same share of every class, and at least two, so that none is
+//! a query without an answer. Half of them are queries to the other half. Selecting on the test queries flatters
+//! a result; a model says so in its record.
 
 use std::sync::Arc;
 
@@ -119,34 +120,39 @@ impl Selection {
     }
 }
 
-/// The rows of the train split to learn from, and those held back.
+/// Pictures of a class below which none of it is held back: two to find each other, two to learn from.
+const CLASS_MIN: usize = 4;
+
+/// The rows of the train split to learn from, and those held back. Where no classes are read, any picture may be
+/// held back, as if there were one class.
 pub(crate) fn split(
     labels: &[i64],
-    class_names: &[String],
+    n_classes: usize,
     options: &TrainOptions,
 ) -> Result<(Vec<i64>, Vec<i64>)> {
     let share = options.selection.validation_share;
-    let mut classes = vec![Vec::new(); class_names.len()];
-    for (row, &label) in labels.iter().enumerate() {
-        classes[label as usize].push(row as i64);
-    }
     if share == 0.0 {
         return Ok(((0..labels.len() as i64).collect(), Vec::new()));
     }
+    let reads_classes = options.method.reads_classes();
+    let mut classes = vec![Vec::new(); if reads_classes { n_classes } else { 1 }];
+    for (row, &label) in labels.iter().enumerate() {
+        classes[if reads_classes { label as usize } else { 0 }].push(row as i64);
+    }
     let mut rng = device::rng(options.seed, Stream::Validation);
     let (mut rows, mut held_back) = (Vec::new(), Vec::new());
-    for (class, mut own) in classes.into_iter().enumerate() {
-        if own.len() == 1 {
-            return Err(Error::invalid(format!(
-                "class {:?} has one train picture, which cannot be learned from and held back; add pictures, or train without a validation share",
-                class_names[class]
-            )));
-        }
+    for mut own in classes {
         own.shuffle(&mut rng);
-        let n_held = ((own.len() as f64 * share).round() as usize).clamp(1, (own.len() / 2).max(1));
-        let n_held = n_held.min(own.len());
-        held_back.extend(own.drain(..n_held));
+        if own.len() >= CLASS_MIN {
+            let n_held = (own.len() as f64 * share).round() as usize;
+            held_back.extend(own.drain(..n_held.clamp(2, own.len() / 2)));
+        }
         rows.extend(own);
+    }
+    if held_back.is_empty() {
+        return Err(Error::invalid(format!(
+            "no class has the {CLASS_MIN} train pictures that it takes to hold two of them back; add pictures, or train without a validation share"
+        )));
     }
     rows.sort_unstable();
     Ok((rows, held_back))
@@ -212,10 +218,11 @@ impl Pictures {
 pub(crate) struct Validation {
     pub metric: Metric,
     every_epochs: usize,
+    protocol: Protocol,
     code_len: CodeLen,
-    /// Queries, then what they search.
+    /// Queries, then what they search; nothing else where they search each other.
     query: Pictures,
-    database: Pictures,
+    database: Option<Pictures>,
 }
 
 impl Validation {
@@ -234,26 +241,26 @@ impl Validation {
         let all = |set: &ExampleSet| (0..set.labels.len() as i64).collect();
         let every_other = |first| held_back.iter().copied().skip(first).step_by(2).collect();
         let pictures = |set, rows| Pictures::new(set, rows, input, device);
+        let mut protocol = Protocol::new(Cutoff::All);
+        protocol.leave_one_out = selection.paper_protocol && dataset.leave_one_out;
         let (query, database, on) = match selection.paper_protocol {
             true => (
                 pictures(&dataset.query, all(&dataset.query))?,
-                pictures(&dataset.database, all(&dataset.database))?,
+                match protocol.leave_one_out {
+                    true => None,
+                    false => Some(pictures(&dataset.database, all(&dataset.database))?),
+                },
                 "the test queries (paper protocol: selected on the test set)".to_owned(),
             ),
             false => (
                 pictures(&dataset.train, every_other(0))?,
-                pictures(&dataset.train, every_other(1))?,
+                Some(pictures(&dataset.train, every_other(1))?),
                 format!(
                     "{} pictures held back from the train split",
                     held_back.len()
                 ),
             ),
         };
-        if query.rows.is_empty() || database.rows.is_empty() {
-            return Err(Error::invalid(
-                "validation takes at least one query and one other picture; hold back a larger share",
-            ));
-        }
         let what = match selection.by {
             SelectBy::Map => "mAP@all",
             SelectBy::Loss => "loss",
@@ -264,6 +271,7 @@ impl Validation {
                 by: selection.by,
             },
             every_epochs: selection.every_epochs,
+            protocol,
             code_len: options.code_len,
             query,
             database,
@@ -278,16 +286,22 @@ impl Validation {
         let network = &fit.model.network;
         if self.metric.by == SelectBy::Map {
             let query = self.query.codes(network, self.code_len)?;
-            let database = self.database.codes(network, self.code_len)?;
-            let protocol = Protocol::new(Cutoff::All);
-            let (query_labels, labels) =
-                (self.query.set.all_labels(), self.database.set.all_labels());
-            let report = evaluate(&query, query_labels, &database, labels, &protocol)?;
+            let query_labels = self.query.set.all_labels();
+            let searched = match &self.database {
+                Some(database) => Some((database.codes(network, self.code_len)?, database)),
+                None => None,
+            };
+            let (database, labels) = match &searched {
+                Some((codes, database)) => (codes, database.set.all_labels()),
+                None => (&query, query_labels),
+            };
+            let report = evaluate(&query, query_labels, database, labels, &self.protocol)?;
             return Ok(Some(report.map));
         }
         let _no_grad = tch::no_grad_guard();
         let mut unused = ChaCha8Rng::seed_from_u64(0);
-        let rows: Vec<i64> = [&self.query.rows[..], &self.database.rows].concat();
+        let mut rows = self.query.rows.clone();
+        rows.extend(self.database.iter().flat_map(|database| &database.rows));
         let (mut sum, mut n_pictures) = (0.0, 0);
         // Batches as large as those of training: a loss of pairs depends on their number.
         for rows in rows.chunks(run.options.batch).filter(|rows| rows.len() > 1) {
@@ -303,5 +317,43 @@ impl Validation {
             n_pictures += rows.len();
         }
         Ok(Some(sum / n_pictures as f64))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::deep::method::MethodConfig;
+
+    #[test]
+    fn no_query_is_held_back_without_an_answer() {
+        let method = MethodConfig::from_name("hashnet").unwrap();
+        let mut options = TrainOptions::new(method, CodeLen::new(16).unwrap(), "");
+        // Classes of 1, 3, 4, 5 and 20.
+        let sizes = [1, 3, 4, 5, 20];
+        let labels: Vec<i64> = (0..).zip(sizes).flat_map(|(c, n)| vec![c; n]).collect();
+        for (share, expected) in [
+            (0.01, [0, 0, 2, 2, 2]),
+            (0.15, [0, 0, 2, 2, 3]),
+            (0.5, [0, 0, 2, 2, 10]),
+        ] {
+            options.selection.validation_share = share;
+            let (rows, held_back) = split(&labels, sizes.len(), &options).unwrap();
+            let count = |rows: &[i64], class: usize| {
+                let of_class = rows
+                    .iter()
+                    .filter(|&&row| labels[row as usize] == class as i64);
+                of_class.count()
+            };
+            for (class, size) in sizes.into_iter().enumerate() {
+                assert_eq!(count(&held_back, class), expected[class], "{share} {class}");
+                assert_eq!(count(&rows, class), size - expected[class]);
+                let every_other: Vec<i64> = held_back.iter().copied().step_by(2).collect();
+                let n_queries = count(&every_other, class);
+                assert!(n_queries > 0 || expected[class] == 0);
+                assert!(n_queries < expected[class] || expected[class] == 0);
+            }
+        }
+        assert!(split(&labels[..4], 2, &options).is_err());
     }
 }

@@ -340,8 +340,9 @@ fn check_vectors(vectors: &[f32], dim: usize, bits: usize) -> Result<()> {
     }
     if !vectors.len().is_multiple_of(dim) || vectors.len() / dim <= bits {
         return Err(Error::invalid(format!(
-            "ITQ of {bits} bits learns from more than {bits} vectors of {dim} numbers, got {} numbers",
-            vectors.len()
+            "ITQ of {bits} bits learns from more than {bits} vectors of {dim} numbers, got {} numbers, which make {} vectors",
+            vectors.len(),
+            vectors.len() as f64 / dim as f64
         )));
     }
     match vectors.iter().position(|value| !value.is_finite()) {

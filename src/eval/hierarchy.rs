@@ -264,13 +264,15 @@ impl Hierarchy {
     }
 
     /// The classes of a data set as leaves of this tree: by name, or by number where every node of the tree is
-    /// named by a number. Where the exact name is missing, one that differs only in case or in `-`, `_` and
+    /// named by a number and the classes are not. Where the exact name is missing, one that differs only in case or in `-`, `_` and
     /// blanks will do.
     ///
     /// # Errors
     /// `InvalidArgument` that names the first class which is missing, is an inner node, or shares its leaf.
     pub fn classes<S: AsRef<str>>(&self, class_names: &[S]) -> Result<ClassHierarchy> {
-        if self.names.iter().all(|name| name.parse::<u64>().is_ok()) {
+        let is_number = |name: &str| name.parse::<u64>().is_ok();
+        let has_numbers = self.names.iter().all(|name| is_number(name));
+        if has_numbers && !class_names.iter().all(|name| is_number(name.as_ref())) {
             return self.numbered_classes(class_names.len());
         }
         let mut alike: HashMap<String, Vec<usize>> = HashMap::new();
@@ -473,6 +475,12 @@ mod tests {
         assert!(problem(&["bird"]).contains("class 0 \"bird\" is an inner node"));
         assert!(problem(&["owl", "OWL"]).contains("same leaf as class \"owl\""));
         assert!(problem(&[]).contains("got none"));
+        // Classes that are called by numbers, in the order of text.
+        let numbers = Hierarchy::parse("100 101\n101 0\n101 10\n100 2\n100 1\n").unwrap();
+        let classes = numbers.classes(&["0", "1", "10", "2"]).unwrap();
+        assert_eq!((classes.distance(0, 2), classes.distance(0, 1)), (0.5, 1.0));
+        let error = numbers.classes(&["0", "1", "3"]).unwrap_err().to_string();
+        assert!(error.contains("class 2 \"3\" is not in it"), "{error}");
         let numbers = Hierarchy::parse("9 0\n9 1\n").unwrap();
         let error = numbers.classes(&["a", "b", "c"]).unwrap_err().to_string();
         assert!(error.contains("class 2 \"2\" is not in it"), "{error}");

@@ -4,7 +4,7 @@
 //! among the first k.
 
 use super::scratch::Scratch;
-use super::{Cutoff, Denominator, Protocol, Ties};
+use super::{Cutoff, Denominator, Labels, Protocol, Ties};
 use crate::random;
 
 /// What ranks every query alike: the tie orders of the database, and the harmonic numbers that stand
@@ -62,8 +62,9 @@ impl AveragePrecision {
 }
 
 impl Ranker {
-    /// For a database of `n_codes`, of which a ranking holds `n_ranked`.
-    pub(super) fn new(n_codes: usize, n_ranked: usize, protocol: &Protocol) -> Ranker {
+    /// For a database with these labels, of which a ranking holds `n_ranked`.
+    pub(super) fn new(database: &Labels<'_>, n_ranked: usize, protocol: &Protocol) -> Ranker {
+        let n_codes = database.len();
         let ties = match protocol.ties {
             Ties::Expected => TieRule::Expected,
             Ties::Permutations { n_orders, seed } => TieRule::Orders(
@@ -72,6 +73,11 @@ impl Ranker {
                     .collect(),
             ),
             Ties::DatabaseOrder => TieRule::Orders(vec![Order::new((0..n_codes as u32).collect())]),
+            Ties::ClassOrder => {
+                let mut rows: Vec<u32> = (0..n_codes as u32).collect();
+                rows.sort_by_cached_key(|&row| database.of(row as usize).first().copied());
+                TieRule::Orders(vec![Order::new(rows)])
+            }
         };
         let r = match protocol.cutoff {
             Cutoff::All => n_ranked,
@@ -87,6 +93,11 @@ impl Ranker {
             harmonic: harmonic.collect(),
             r,
         }
+    }
+
+    /// True if R is all of a ranking.
+    pub(super) fn is_at_all(&self) -> bool {
+        self.r + 1 == self.harmonic.len()
     }
 
     pub(super) fn denominator(&self) -> Denominator {
@@ -109,9 +120,8 @@ impl Ranker {
         match &self.ties {
             TieRule::Expected => {
                 let sum = expected_sum(&scratch.all, &scratch.relevant, self.r, &self.harmonic);
-                let at_all = self.r == self.harmonic.len() - 1;
                 vec![(m > 0).then(|| AveragePrecision {
-                    relevant_in_top_r: at_all.then(|| sum / m_at_most_r),
+                    relevant_in_top_r: self.is_at_all().then(|| sum / m_at_most_r),
                     min_relevant_r: sum / m_at_most_r,
                 })]
             }

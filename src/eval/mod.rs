@@ -57,7 +57,8 @@ pub struct Report {
     pub n_database: usize,
     /// Bits of a code.
     pub bits: usize,
-    /// Queries with nothing relevant among the first R, in at least one order.
+    /// Queries with nothing relevant among the first R, in at least one order; in the expectation over ties, in the
+    /// database.
     pub n_empty_queries: usize,
     /// mAP@R of each class of queries, by label. A query of several classes counts in each.
     pub per_class: Vec<ClassReport>,
@@ -222,7 +223,7 @@ impl<'a> Evaluation<'a> {
         }
         let n_codes = self.database.n_codes();
         let n_ranked = n_codes - usize::from(protocol.leave_one_out);
-        let ranker = map::Ranker::new(n_codes, n_ranked, protocol);
+        let ranker = map::Ranker::new(&self.database_labels, n_ranked, protocol);
         let graded = match (self.similarities, self.query_labels, self.database_labels) {
             (Some(similarities), Labels::Classes(query), Labels::Classes(database)) => {
                 Graded::of_classes(similarities, query, database, protocol)
@@ -230,7 +231,7 @@ impl<'a> Evaluation<'a> {
             _ => Graded::binary(n_ranked, protocol),
         };
         let rows: Vec<usize> = (0..self.query.n_codes()).collect();
-        let empty_sums = || Sums::new(bits, protocol, self.similarities.is_some());
+        let empty_sums = || Sums::new(bits, protocol, &ranker, self.similarities.is_some());
         // Sums are taken query by query within a chunk and chunk by chunk after: the same on any machine.
         let chunks: Vec<Sums> = rows
             .par_chunks(QUERIES_IN_CHUNK)
@@ -314,12 +315,12 @@ impl OrderSums {
 }
 
 impl Sums {
-    fn new(bits: usize, protocol: &Protocol, has_similarities: bool) -> Sums {
+    fn new(bits: usize, protocol: &Protocol, ranker: &map::Ranker, has_similarities: bool) -> Sums {
         let n_orders = match protocol.ties {
             Ties::Permutations { n_orders, .. } => n_orders,
-            Ties::Expected | Ties::DatabaseOrder => 1,
+            Ties::Expected | Ties::DatabaseOrder | Ties::ClassOrder => 1,
         };
-        let has_both = protocol.ties != Ties::Expected || protocol.cutoff == Cutoff::All;
+        let has_both = protocol.ties != Ties::Expected || ranker.is_at_all();
         let zero = OrderSums {
             relevant_in_top_r: has_both.then_some(0.0),
             ..OrderSums::default()

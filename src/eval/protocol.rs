@@ -80,9 +80,11 @@ pub enum Ties {
     },
     /// By row of the database, as a search answers. With rows grouped by class this is no fair figure.
     DatabaseOrder,
+    /// By class, the first of several, then by row: the unfair figure that a database grouped by class gets.
+    ClassOrder,
 }
 
-/// What becomes of a query with nothing relevant among the first R.
+/// What becomes of a query with nothing relevant among the first R; in the expectation over ties, in the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EmptyQueries {
@@ -101,7 +103,7 @@ pub struct Protocol {
     pub denominator: Denominator,
     /// The tie rule of the average precision. All else is an expectation over ties.
     pub ties: Ties,
-    /// Queries with nothing relevant among the first R.
+    /// What becomes of queries with nothing relevant.
     pub empty_queries: EmptyQueries,
     /// The k of precision and recall at k.
     pub ks: Vec<usize>,

@@ -289,6 +289,29 @@ fn what_cannot_be_measured_is_refused() {
 }
 
 #[test]
+fn ties_by_class_are_those_of_a_grouped_database() {
+    // All tied; the relevant label comes second.
+    let (distances, labels) = ([3, 3, 3, 3], [1, 0, 1, 0]);
+    let rule = |ties| protocol(Cutoff::All, LITERATURE, ties);
+    let by_class = one_query(&distances, &labels, &rule(Ties::ClassOrder));
+    assert_near(by_class.map, (1.0 / 3.0 + 2.0 / 4.0) / 2.0);
+    let by_row = one_query(&distances, &labels, &rule(Ties::DatabaseOrder));
+    assert_near(by_row.map, (1.0 + 2.0 / 3.0) / 2.0);
+}
+
+#[test]
+fn an_r_past_the_database_is_all() {
+    let (distances, labels) = ([1, 1, 2, 2], [1, 0, 0, 1]);
+    let rule = |cutoff| protocol(cutoff, Denominator::MinRelevantR, Ties::Expected);
+    let all = one_query(&distances, &labels, &rule(Cutoff::All));
+    let past = one_query(&distances, &labels, &rule(Cutoff::At(9)));
+    assert_eq!(all.map_by_denominator, past.map_by_denominator);
+    assert!(past.map_by_denominator.relevant_in_top_r.is_some());
+    let less = one_query(&distances, &labels, &rule(Cutoff::At(3)));
+    assert!(less.map_by_denominator.relevant_in_top_r.is_none());
+}
+
+#[test]
 fn the_report_records_its_protocol() {
     let mut report = one_query(&[1, 2], &[1, 0], &Protocol::new(Cutoff::At(1)));
     report.notes.insert("train_seed".into(), "7".into());

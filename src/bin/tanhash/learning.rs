@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use tanhash::centers::{CentersKind, ClassDistances, Codebook};
 use tanhash::code::binarize;
 use tanhash::data::{self, Dataset, DatasetSpec, ExampleSet, PictureShape};
+use tanhash::deep::checkpoint::state_path;
 use tanhash::deep::method::shc;
 use tanhash::deep::{
     Augment, BackboneKind, Device, MethodConfig, Recipe, TorchEncoder, TrainOptions, TrainProgress,
@@ -149,8 +150,13 @@ fn set_stages(config: &mut shc::Config, args: &Args) {
 
 /// Sets the matrices and centers that the command line names. Classes have the names of the data set.
 fn set_given(options: &mut TrainOptions, args: &Args, class_names: &[String]) -> Result<()> {
-    if let Some(path) = &args.similarity {
-        options.given.similarity = Some(read_similarity(path)?);
+    match &args.similarity {
+        Some(path) if options.method.has_distances() => {
+            let distances = ClassDistances::from_similarity(&read_similarity(path)?);
+            options.given.distances = Some(distances.with_context(|| path.display().to_string())?);
+        }
+        Some(path) => options.given.similarity = Some(read_similarity(path)?),
+        None => {}
     }
     if let Some(path) = &args.distances {
         options.given.distances = Some(read_distances(path)?);
@@ -184,7 +190,9 @@ fn set_given(options: &mut TrainOptions, args: &Args, class_names: &[String]) ->
         }
         Some(name) => {
             name.parse::<CentersKind>().with_context(|| {
-                format!("expected shc, {CLASS_MEANS} or a .npy file too, got {name:?}")
+                format!(
+                    "expected shc, {CLASS_MEANS}, a .npy file or a kind of codebook, got {name:?}"
+                )
             })?;
             if options.method.centers().is_none() {
                 bail!(
@@ -193,6 +201,11 @@ fn set_given(options: &mut TrainOptions, args: &Args, class_names: &[String]) ->
                 );
             }
         }
+    }
+    if args.classifier_epochs == Some(0) {
+        bail!(
+            "--classifier-epochs: expected at least 1, got 0: random weights say nothing of the classes"
+        );
     }
     let stages = is_shc || options.semantic_centers.is_some();
     let of_stages = args.variant.is_some()
@@ -219,7 +232,8 @@ fn read_distances(path: &Path) -> Result<ClassDistances> {
 /// Everything the command line says of a run.
 fn train_options(dataset: &Dataset, args: &Args, seed: u64) -> Result<TrainOptions> {
     let mut options = TrainOptions::new(method(args)?, CodeLen::new(args.bits)?, &args.out);
-    options.set_recipe(args.recipe.parse::<Recipe>()?)?;
+    let recipe = args.recipe.parse::<Recipe>()?;
+    options.set_recipe(recipe)?;
     set_method(&mut options.method, args)?;
     set_given(&mut options, args, &dataset.class_names)?;
     options.backbone = backbone(args, dataset)?;
@@ -232,12 +246,17 @@ fn train_options(dataset: &Dataset, args: &Args, seed: u64) -> Result<TrainOptio
     if let Some(name) = &args.augment {
         options.augment = Augment::from_name(name)?;
     }
-    if args.weights.is_some() {
-        // OrthoHash's share for pretrained backbones.
+    if args.weights.is_some() && recipe == Recipe::Default {
+        // OrthoHash's share for pretrained backbones; a paper's recipe has its own.
         options.backbone_lr_scale = 0.1;
     }
     options.epochs = args.epochs.unwrap_or(options.epochs);
-    options.batch = args.batch.unwrap_or(options.batch);
+    // A recipe is for thousands of pictures; of a small collection a batch is a quarter.
+    let n_train = dataset.train.len();
+    options.batch = args.batch.unwrap_or(match options.batch > n_train {
+        true => (n_train / 4).max(2),
+        false => options.batch,
+    });
     options.lr = args.lr.unwrap_or(options.lr);
     options.backbone_lr_scale = args.backbone_lr_scale.unwrap_or(options.backbone_lr_scale);
     options.weight_decay = args.weight_decay.unwrap_or(options.weight_decay);
@@ -252,6 +271,9 @@ fn train_options(dataset: &Dataset, args: &Args, seed: u64) -> Result<TrainOptio
     selection.every_epochs = args.validate_every.unwrap_or(selection.every_epochs);
     selection.patience_epochs = args.patience;
     selection.paper_protocol = args.paper_protocol;
+    if (args.select.is_some() || args.validate_every.is_some()) && !selection.is_on() {
+        bail!("expected --validation-share or --paper-protocol with --select and --validate-every");
+    }
     if let Some(by) = &args.select {
         selection.by = by.parse()?;
     }
@@ -282,6 +304,12 @@ pub fn train(dataset: &Dataset, args: &Args, seed: u64) -> Result<TrainSummary> 
             bar.set_position(done as u64);
         })?;
         bar.finish_and_clear();
+    }
+    if options.resume && !state_path(&options.out).is_file() {
+        output::note(format!(
+            "no run to resume beside {}, training from the beginning",
+            options.out.display()
+        ));
     }
     let bar = output::progress(0, "training");
     let summary = tanhash::deep::train(dataset, &options, &mut |progress: &TrainProgress| {
@@ -381,3 +409,99 @@ pub fn notes(encoder: &TorchEncoder, dataset: &Dataset) -> Vec<(String, String)>
 }
 
 pub use crate::report::headline;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    /// What `tanhash train` with these words would do on a few pictures of two classes.
+    fn options(words: &str) -> Result<TrainOptions> {
+        let shape = PictureShape {
+            side: 28,
+            channels: 1,
+        };
+        let labels = [0, 1].repeat(20);
+        let train = Arc::new(ExampleSet::from_pixels(
+            shape,
+            vec![0; labels.len() * 28 * 28],
+            labels,
+        )?);
+        let dataset = Dataset {
+            name: "two".into(),
+            protocol: String::new(),
+            class_names: ["a", "b"].map(String::from).into(),
+            database: train.clone(),
+            query: train.clone(),
+            train,
+            leave_one_out: false,
+            skipped: Vec::new(),
+        };
+        let words = format!("train --data x --bits 16 --out model {words}");
+        train_options(&dataset, &Line::parse_from(words.split(' ')).args, 1)
+    }
+
+    #[test]
+    fn a_recipe_has_its_own_rate_of_the_backbone() {
+        for (words, expected) in [
+            ("--method csq", 1.0),
+            ("--method csq --weights w", 0.1),
+            ("--method csq --recipe paper --weights w", 0.01),
+            ("--method shc --recipe paper --weights w", 1.0),
+            ("--method orthohash --recipe paper --weights w", 0.1),
+            (
+                "--method shc --recipe paper --weights w --backbone-lr-scale 0.5",
+                0.5,
+            ),
+        ] {
+            assert_eq!(
+                options(words).unwrap().backbone_lr_scale,
+                expected,
+                "{words}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_small_collection_has_small_batches() {
+        assert_eq!(options("--method csq").unwrap().batch, 10);
+        assert_eq!(options("--method csq --batch 30").unwrap().batch, 30);
+    }
+
+    #[test]
+    fn similarities_are_distances_to_shrewd() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("S.npy");
+        let bytes = tanhash::npy::float_bytes(2, &[1.0, 0.25, 0.25, 1.0]);
+        std::fs::write(&path, bytes).unwrap();
+        let words = format!("--method shrewd --similarity {}", path.display());
+        let given = options(&words).unwrap().given;
+        assert_eq!(given.distances.unwrap().entries(), [0.0, 0.75, 0.75, 0.0]);
+        assert!(given.similarity.is_none());
+        let words = format!("--method shc --similarity {}", path.display());
+        let given = options(&words).unwrap().given;
+        assert!(given.distances.is_none() && given.similarity.is_some());
+    }
+
+    #[test]
+    fn options_without_effect_are_refused() {
+        for (words, expected) in [
+            ("--method csq --select loss", "--validation-share"),
+            ("--method csq --validate-every 2", "--validation-share"),
+            ("--method shc --classifier-epochs 0", "at least 1, got 0"),
+            ("--method csq --kl-weight 1", "no option --kl-weight"),
+        ] {
+            let error = options(words).unwrap_err().to_string();
+            assert!(error.contains(expected), "{words}: {error}");
+        }
+    }
+}

@@ -66,6 +66,7 @@ pub fn rules(report: &Report) -> String {
             format!("by {n_orders} random orders of the database, seed {seed}")
         }
         Ties::DatabaseOrder => "in the order of the database".to_owned(),
+        Ties::ClassOrder => "in the order of the classes".to_owned(),
     };
     let empty = match protocol.empty_queries {
         EmptyQueries::CountAsZero => "count as 0",

@@ -238,16 +238,21 @@ impl MethodConfig {
 
     /// True for a method that learns from pairs of a batch: a class with one picture has none.
     pub fn needs_pairs(&self) -> bool {
-        matches!(self, MethodConfig::HashNet(_) | MethodConfig::Shrewd(_))
+        matches!(self, MethodConfig::HashNet(_) | MethodConfig::Shrewd(_)) && self.reads_classes()
     }
 
     /// True for a method that is defined for any number of classes an example, or reads none.
     pub fn takes_label_sets(&self) -> bool {
         match self {
             MethodConfig::OrthoHash(_) | MethodConfig::Csq(_) | MethodConfig::HashNet(_) => true,
-            MethodConfig::Shrewd(config) => config.weakly_supervised,
+            MethodConfig::Shrewd(_) => !self.reads_classes(),
             MethodConfig::Shc(_) | MethodConfig::Dpn(_) | MethodConfig::GreedyHash(_) => false,
         }
+    }
+
+    /// False for a method that knows pairs of examples alone.
+    pub fn reads_classes(&self) -> bool {
+        !matches!(self, MethodConfig::Shrewd(config) if config.weakly_supervised)
     }
 
     /// How the method's centers are made, if it has centers and makes them without looking at the

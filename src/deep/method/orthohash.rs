@@ -13,7 +13,7 @@
 //! ```
 //!
 //! With one label a picture `L` is the cross entropy of the true class; with several, the paper's "label
-//! smoothing" of its multi-label runs. Maximizing the cosine to a binary, nearly orthogonal target is at
+//! smoothing" of its multi-label runs; with none, `w_n = 0`. Maximizing the cosine to a binary, nearly orthogonal target is at
 //! once classification and quantization, hence one loss. The code is `b = sign v`. The equations are
 //! those of the supplement's Algorithm 1 and of the authors' code (kamwoh/orthohash).
 
@@ -196,11 +196,9 @@ impl Method for OrthoHash {
         .f_mul_scalar(self.scale)?;
 
         let classification = if multi_label {
-            let weights = indicators.f_div(&indicators.f_sum_dim_intlist(
-                &[1i64][..],
-                true,
-                Kind::Float,
-            )?)?;
+            // An example of no class pulls nowhere.
+            let n_labels = indicators.f_sum_dim_intlist(&[1i64][..], true, Kind::Float)?;
+            let weights = indicators.f_div(&n_labels.f_clamp_min(1.0)?)?;
             class_logits
                 .f_log_softmax(1, Kind::Float)?
                 .f_mul(&weights)?

@@ -156,16 +156,7 @@ impl SimilarityBuilder {
     /// picture.
     pub fn finish(self) -> Result<ClassSimilarity> {
         let n = self.n_classes;
-        if n < 3 {
-            return Err(Error::invalid(format!(
-                "the similarity of shc takes at least 3 classes, got {n}; use csq, or give a similarity"
-            )));
-        }
-        if let Some(class) = self.counts.iter().position(|&count| count == 0) {
-            return Err(Error::invalid(format!(
-                "class {class} has no train picture, so it has no similarity; add pictures or leave the class out"
-            )));
-        }
+        check_counts(&self.counts)?;
         let mut s = self.sums;
         match self.variant {
             Variant::Paper => {
@@ -184,6 +175,25 @@ impl SimilarityBuilder {
             s[m * n + m] = 1.0;
         }
         ClassSimilarity::new(n, s)
+    }
+}
+
+/// `Ok` if so many pictures of each class make a similarity of all.
+///
+/// # Errors
+/// As [`SimilarityBuilder::finish`].
+pub(crate) fn check_counts(counts: &[u64]) -> Result<()> {
+    if counts.len() < 3 {
+        return Err(Error::invalid(format!(
+            "the similarity of shc takes at least 3 classes, got {}; use csq, or give a similarity",
+            counts.len()
+        )));
+    }
+    match counts.iter().position(|&count| count == 0) {
+        Some(class) => Err(Error::invalid(format!(
+            "class {class} has no train picture, so it has no similarity; add pictures or leave the class out"
+        ))),
+        None => Ok(()),
     }
 }
 

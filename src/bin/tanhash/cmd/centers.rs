@@ -34,7 +34,7 @@ pub struct Args {
     /// Bits of each center
     #[arg(long)]
     bits: usize,
-    /// How they are made: shc, max-hd, bernoulli or hadamard
+    /// How they are made: shc, max-hd, bernoulli, hadamard or balanced
     #[arg(long, default_value = "shc")]
     method: String,
     /// Which description of SHC: paper or released
@@ -104,7 +104,7 @@ pub fn run(args: Args, common: Common) -> Result<()> {
     } else {
         let kind: CentersKind = args.method.parse().with_context(|| {
             format!(
-                "expected the method shc, max-hd, bernoulli or hadamard, got {:?}",
+                "expected the method shc or a kind of codebook, got {:?}",
                 args.method
             )
         })?;

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -63,7 +63,7 @@ pub fn run(args: Args, common: Common) -> Result<()> {
     let Some(model) = args.model.as_ref().filter(|_| !is_matrix) else {
         return encode_vectors(&args, common);
     };
-    let encoder = open_model(model)?;
+    let encoder = model_of(model, args.bits)?;
     let records = Records::open(&args.input, &SchemaFile::default(), 0)?;
     let started = Instant::now();
     let mut rows_path = args.out.clone().into_os_string();
@@ -148,6 +148,23 @@ pub fn run(args: Args, common: Common) -> Result<()> {
     ))
 }
 
+/// A trained model, which makes codes of `bits` bits if that is given.
+fn model_of(path: &Path, bits: Option<usize>) -> Result<Arc<dyn Encoder>> {
+    let encoder = open_model(path)?;
+    check_bits(path, encoder.code_len(), bits)?;
+    Ok(encoder)
+}
+
+fn check_bits(path: &Path, found: CodeLen, expected: Option<usize>) -> Result<()> {
+    if let Some(bits) = expected.filter(|bits| *bits != found.bits()) {
+        bail!(
+            "{}: expected codes of {bits} bits, it makes {found}",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
 /// A .npy matrix, a code for each row.
 fn encode_vectors(args: &Args, common: Common) -> Result<()> {
     let [input] = &args.input[..] else {
@@ -177,17 +194,11 @@ fn encode_vectors(args: &Args, common: Common) -> Result<()> {
         (Some(VectorEncoder::Lsh), _, None) => Arc::new(SignLsh::new(len()?, dim, common.seed)?),
         (None, Some(file), _) => {
             let itq = open_itq(file)?;
-            if let Some(bits) = args.bits.filter(|bits| *bits != itq.code_len().bits()) {
-                bail!(
-                    "{}: expected codes of {bits} bits, it makes {}",
-                    file.display(),
-                    itq.code_len()
-                );
-            }
+            check_bits(file, itq.code_len(), args.bits)?;
             Arc::new(itq)
         }
         (None, None, _) => match &args.model {
-            Some(model) => open_model(model)?,
+            Some(model) => model_of(model, args.bits)?,
             None => bail!("expected --model, --encoder or --encoder-file"),
         },
     };

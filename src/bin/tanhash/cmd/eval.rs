@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use tanhash::CodeLen;
 use tanhash::eval::{
-    ClassSimilarities, Cutoff, Denominator, Evaluation, Hierarchy, Protocol, Report, Ties,
-    quantization_error,
+    ClassSimilarities, Cutoff, Denominator, EmptyQueries, Evaluation, Hierarchy, Protocol, Report,
+    Ties, quantization_error,
 };
 use tanhash::npy::read_vectors;
 
@@ -60,6 +60,12 @@ pub struct Args {
     /// Break ties by the row of the database, as a search answers; unfair where rows are grouped by class
     #[arg(long, conflicts_with = "orders")]
     database_order: bool,
+    /// Break ties by class, then by the row of the database: how far grouping rows by class can move a figure
+    #[arg(long, conflicts_with_all = ["orders", "database_order"])]
+    class_order: bool,
+    /// Leave queries out of mAP@R that have nothing relevant in their ranking, in the place of counting 0
+    #[arg(long)]
+    skip_empty: bool,
     /// A tree of the classes, as lines `parent child` or indented names: adds mAHP@250 and graded nDCG
     #[arg(long)]
     hierarchy: Option<PathBuf>,
@@ -96,6 +102,9 @@ pub fn run(args: Args, common: Common) -> Result<()> {
         protocol.denominator = Denominator::MinRelevantR;
     }
     protocol.leave_one_out = args.leave_one_out;
+    if args.skip_empty {
+        protocol.empty_queries = EmptyQueries::Skip;
+    }
     // The expectation where it has a closed form.
     let n_orders = match (protocol.cutoff, args.protocol) {
         (Cutoff::At(_), ProtocolKind::Literature) => args.orders.or(Some(5)),
@@ -103,6 +112,7 @@ pub fn run(args: Args, common: Common) -> Result<()> {
     };
     protocol.ties = match n_orders {
         _ if args.database_order => Ties::DatabaseOrder,
+        _ if args.class_order => Ties::ClassOrder,
         None => Ties::Expected,
         Some(n_orders) => Ties::Permutations {
             n_orders,
@@ -192,6 +202,31 @@ fn from_codes(query_codes: &Path, args: &Args, protocol: &Protocol) -> Result<Me
         }
     };
     let (query_labels, database_labels) = (query.1.labels(), database.1.labels());
+    let files = [
+        (
+            Some(query_codes),
+            args.query_labels.as_deref(),
+            &query.0,
+            query_labels.len(),
+        ),
+        (
+            args.database_codes.as_deref(),
+            args.database_labels.as_deref(),
+            &database.0,
+            database_labels.len(),
+        ),
+    ];
+    for (codes_file, labels_file, codes, n_labels) in files {
+        if let (Some(codes_file), Some(labels_file)) = (codes_file, labels_file) {
+            ensure!(
+                codes.n_codes() == n_labels,
+                "expected at least one code and a label for each, got {} codes of {bits} bits in {} and {n_labels} labels in {}",
+                codes.n_codes(),
+                codes_file.display(),
+                labels_file.display()
+            );
+        }
+    }
     let mut evaluation = Evaluation::new(&query.0, query_labels, &database.0, database_labels)?;
     let similarities = match &args.hierarchy {
         None => None,

@@ -57,7 +57,7 @@ pub fn run(args: Args, common: Common) -> Result<()> {
     use crate::{learning, output};
 
     if let Some(n_threads) = args.threads {
-        device::set_threads(n_threads);
+        device::set_threads(n_threads)?;
     }
     let kind: BackboneKind = args.backbone.parse()?;
     let extractor = FeatureExtractor::open(
@@ -93,6 +93,7 @@ pub fn run(args: Args, common: Common) -> Result<()> {
     let mut about = json!({
         "backbone": kind, "weights": extractor.weights(), "data": dataset.name,
         "protocol": dataset.protocol, "seed": common.seed, "rows": set.len(),
+        "pictures": dataset.train.source().digest()?,
     });
     if let Some(side) = args.picture_side {
         about["picture_side"] = side.into();
@@ -105,7 +106,8 @@ pub fn run(args: Args, common: Common) -> Result<()> {
     let about_path = out.join("about.json");
     match std::fs::read_to_string(&about_path) {
         Ok(found) if found != about => bail!(
-            "expected features of this data set by this network in {}, found others ({found}); choose another --out or remove it",
+            "expected features of these pictures by this network in {}, found others; choose another --out or remove it\n  \
+             found {found}\n  expected {about}",
             out.display()
         ),
         Ok(_) => (),

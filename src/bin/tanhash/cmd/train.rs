@@ -90,11 +90,12 @@ pub struct Args {
     /// Weight of the quantization term (orthohash, shc, csq, greedyhash)
     #[arg(long)]
     pub quantization_weight: Option<f64>,
-    /// Hash centers: max-hd, bernoulli, hadamard, shc (semantic, by a classifier), class-means (semantic, by
-    /// the features), or a .npy file C x bits of -1 and 1
+    /// Hash centers: max-hd, bernoulli, hadamard, balanced, shc (semantic, by a classifier), class-means (semantic,
+    /// by the features), or a .npy file C x bits of -1 and 1
     #[arg(long)]
     pub centers: Option<String>,
-    /// shc: a .npy file C x C with the similarity of the classes; leaves out stage 1
+    /// shc: a .npy file C x C with the similarity of the classes; leaves out stage 1. shrewd: the same in the place of
+    /// --distances, which are then 1 - similarity
     #[arg(long)]
     pub similarity: Option<PathBuf>,
     /// shc: paper or released, where the paper and its program differ
@@ -114,10 +115,10 @@ pub struct Args {
     #[arg(long)]
     pub no_refine: bool,
     /// shrewd: a .npy file with semantic distances of the classes
-    #[arg(long)]
+    #[arg(long, conflicts_with = "similarity")]
     pub distances: Option<PathBuf>,
     /// shrewd: a tree of the classes that gives their distances, as lines `parent child` or indented names
-    #[arg(long, conflicts_with_all = ["distances", "weakly_supervised"])]
+    #[arg(long, conflicts_with_all = ["distances", "similarity", "weakly_supervised"])]
     pub hierarchy: Option<PathBuf>,
     /// shrewd: --distances are of the train pictures; class labels are not used
     #[arg(long)]
