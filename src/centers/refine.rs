@@ -66,6 +66,9 @@ pub fn refine(
     let n_sweeps = (PRODUCTS / (n * n * bits).max(1)).clamp(SWEEPS.0, SWEEPS.1);
     let (mut change, mut best_change) = (0.0, 0.0);
     let mut best = columns.clone();
+    // The codebook of now is the best, and `best` an earlier one: copied once it is left, since a copy costs as much as
+    // many flips.
+    let mut is_ahead = false;
     for sweep in 0..n_sweeps {
         let share = sweep as f64 / (n_sweeps - 1) as f64;
         let temperature = unit * TEMPERATURES.0 * (TEMPERATURES.1 / TEMPERATURES.0).powf(share);
@@ -84,6 +87,11 @@ pub fn refine(
             if near {
                 continue;
             }
+            let is_better = change + worse < best_change - 1e-9;
+            if is_ahead && !is_better {
+                best.clone_from(&columns);
+                is_ahead = false;
+            }
             for j in (0..n).filter(|&j| j != i) {
                 let product = sign * columns[bit][j];
                 for at in [i * n + j, j * n + i] {
@@ -93,11 +101,14 @@ pub fn refine(
             }
             columns[bit][i] = -sign;
             change += worse;
-            if change < best_change - 1e-9 {
+            if is_better {
                 best_change = change;
-                best.clone_from(&columns);
+                is_ahead = true;
             }
         }
+    }
+    if is_ahead {
+        best = columns;
     }
     let entries = (0..n * bits).map(|at| best[at % bits][at / bits] as f32);
     Codebook::from_entries(bits, entries.collect()).expect("entries are the signs they started as")

@@ -208,14 +208,16 @@ fn set_given(options: &mut TrainOptions, args: &Args, class_names: &[String]) ->
         );
     }
     let stages = is_shc || options.semantic_centers.is_some();
-    let of_stages = args.variant.is_some()
-        || args.classifier_epochs.is_some()
-        || args.min_distance.is_some()
-        || args.warm_start
-        || args.no_refine;
-    if of_stages && !stages {
+    let of_stages = [
+        ("variant", args.variant.is_some()),
+        ("classifier-epochs", args.classifier_epochs.is_some()),
+        ("min-distance", args.min_distance.is_some()),
+        ("warm-start", args.warm_start),
+        ("no-refine", args.no_refine),
+    ];
+    if let (Some((name, _)), false) = (of_stages.iter().find(|(_, given)| *given), stages) {
         bail!(
-            "expected the method shc, --centers shc or --centers class-means with these options, got none of them"
+            "--{name} is of the method shc, --centers shc and --centers class-means, got none of them"
         );
     }
     Ok(())
@@ -499,6 +501,10 @@ mod tests {
             ("--method csq --validate-every 2", "--validation-share"),
             ("--method shc --classifier-epochs 0", "at least 1, got 0"),
             ("--method csq --kl-weight 1", "no option --kl-weight"),
+            (
+                "--method csq --no-refine",
+                "--no-refine is of the method shc",
+            ),
         ] {
             let error = options(words).unwrap_err().to_string();
             assert!(error.contains(expected), "{words}: {error}");

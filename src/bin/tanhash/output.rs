@@ -59,9 +59,12 @@ pub fn one_line(error: &anyhow::Error) -> String {
         if text.contains(&cause) {
             continue;
         }
-        if !text.is_empty() {
-            text.push_str(": ");
+        // What only names the file of a cause that names it too.
+        if cause.contains(&text) {
+            text = cause;
+            continue;
         }
+        text.push_str(": ");
         text.push_str(&cause);
     }
     text

@@ -71,6 +71,12 @@ fn cycles_go_as_recorded() {
             solver.cycle(None);
         }
         let name = format!("released {}, mu {}", case.released, case.mu);
+        // Kept up column by column; the similarity is not symmetric.
+        let (running, loss) = (solver.loss, solver.semantic_loss());
+        assert!(
+            (running - loss).abs() < 1e-9 * loss,
+            "{name}: {running} {loss}"
+        );
         check_close(&format!("{name}: M"), &solver.m, &case.m);
         check_close(&format!("{name}: H"), &solver.h, &case.h);
         check_close(&format!("{name}: Lambda"), &solver.lambda, &case.lambda);

@@ -92,8 +92,7 @@ pub fn run(args: Args, common: Common) -> Result<()> {
                     codes.push(&code)?;
                 }
                 Err(error) => {
-                    output::note(format!("{key}: {error}"));
-                    *failed += 1;
+                    refuse(format!("{key}: {error}"), failed);
                 }
             }
         }
@@ -105,8 +104,7 @@ pub fn run(args: Args, common: Common) -> Result<()> {
         let record = match record? {
             Entry::Record(record) => record,
             Entry::Damage { name, reason } => {
-                output::note(format!("{name}: {reason}"));
-                failed += 1;
+                refuse(format!("{name}: {reason}"), &mut failed);
                 continue;
             }
             Entry::Skipped => continue,
@@ -117,8 +115,7 @@ pub fn run(args: Args, common: Common) -> Result<()> {
                 batch.push((record.key, payload));
             }
             Body::Unreadable(reason) => {
-                output::note(format!("{}: {reason}", record.key));
-                failed += 1;
+                refuse(format!("{}: {reason}", record.key), &mut failed);
             }
             Body::None | Body::Code(_) => bail!("{}: expected a picture, found none", record.key),
         }
@@ -146,6 +143,16 @@ pub fn run(args: Args, common: Common) -> Result<()> {
         encoder.code_len(),
         args.out.display()
     ))
+}
+
+/// Names an input that has no code, the first ten of them.
+fn refuse(reason: String, failed: &mut usize) {
+    *failed += 1;
+    match *failed {
+        ..=10 => output::note(reason),
+        11 => output::note("further ones are counted, not named"),
+        _ => {}
+    }
 }
 
 /// A trained model, which makes codes of `bits` bits if that is given.
