@@ -419,6 +419,20 @@ fn the_best_epoch_is_kept_and_a_run_stops_early() {
     let bytes = |options: &TrainOptions| std::fs::read(&options.out).unwrap();
     assert!(bytes(&whole) == bytes(&parts), "bit for bit");
 
+    // Killed between the model file of the best epoch and the state of it.
+    assert!(best.epochs_done > 1);
+    let mut cut = whole.clone();
+    (cut.out, cut.log) = (dir.path().join("cut"), None);
+    cut.stop_after = Some(best.epochs_done - 1);
+    run(&cut);
+    let state = std::fs::read(state_path(&cut.out)).unwrap();
+    (cut.resume, cut.stop_after) = (true, Some(best.epochs_done));
+    run(&cut);
+    std::fs::write(state_path(&cut.out), state).unwrap();
+    cut.stop_after = None;
+    run(&cut);
+    assert!(bytes(&whole) == bytes(&cut), "bit for bit");
+
     // By loss, lower is better; by the paper's protocol, the record says so.
     whole.selection.by = SelectBy::Loss;
     (whole.epochs, whole.selection.patience_epochs) = (3, None);

@@ -294,12 +294,14 @@ fn with_balanced(
             row.shuffle(rng);
             row
         });
-        let pairs = (0..n_classes).flat_map(|a| (0..a).map(move |b| (a, b)));
-        let apart = pairs.map(|(a, b)| distance(&rows[a], &rows[b]));
-        let (sum, nearest) = apart.fold((0, bits), |(sum, nearest), apart| {
-            (sum + apart, nearest.min(apart))
+        let mut sum = 0;
+        let mut pairs = (0..n_classes).flat_map(|a| (0..a).map(move |b| (a, b)));
+        let are_far = pairs.all(|(a, b)| {
+            let apart = distance(&rows[a], &rows[b]);
+            sum += apart;
+            apart * 4 > bits
         });
-        if nearest * 4 > bits && sum * 2 >= n_pairs * bits {
+        if are_far && sum * 2 >= n_pairs * bits {
             break;
         }
     }

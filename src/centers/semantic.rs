@@ -525,8 +525,8 @@ fn dot_of_signs(a: &[f64], b: &[f64]) -> f64 {
     let (b, rest_b) = b.as_chunks::<8>();
     let mut sums = [0.0; 8];
     for (a, b) in a.iter().zip(b) {
-        for lane in 0..8 {
-            sums[lane] += a[lane] * b[lane];
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += a * b;
         }
     }
     sums.iter().sum::<f64>() + dot(rest_a, rest_b)

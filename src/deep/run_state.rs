@@ -130,15 +130,23 @@ impl RunState {
         Ok(model.config.epochs_done)
     }
 
-    /// Writes the model of the resumed state anew where its file is gone or damaged.
+    /// Writes the model of the resumed state anew where its file is gone or damaged. One of a later epoch was
+    /// written just before the run was killed, and will be again.
     ///
     /// # Errors
     /// `InvalidArgument` where the model is that of an earlier epoch, whose weights are in no other file.
     pub fn restore_model(&self, model: &mut Checkpoint, path: &Path) -> Result<()> {
-        let found = TensorFile::read(path).and_then(|file| file.metadata::<ModelConfig>());
-        match (found, &self.best) {
-            (Ok(found), Some(best)) if found.model_id == best.model_id => Ok(()),
-            (Ok(found), None) if found.model_id == model.config.model_id => Ok(()),
+        let expected = match &self.best {
+            Some(best) => &best.model_id,
+            None => &model.config.model_id,
+        };
+        let epochs_done = model.config.epochs_done;
+        match (Checkpoint::load(path, tch::Device::Cpu), &self.best) {
+            (Ok(Checkpoint { config, .. }), _)
+                if config.model_id == *expected || config.epochs_done > epochs_done =>
+            {
+                Ok(())
+            }
             (_, None) => model.save(path),
             (_, Some(best)) => Err(Error::invalid(format!(
                 "{}: the run to resume keeps the weights after {} epochs in this file, and it is gone or damaged; train anew without resume",

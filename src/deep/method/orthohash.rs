@@ -13,9 +13,9 @@
 //! ```
 //!
 //! With one label a picture `L` is the cross entropy of the true class; with several, the paper's "label
-//! smoothing" of its multi-label runs; with none, `w_n = 0`. Maximizing the cosine to a binary, nearly orthogonal target is at
-//! once classification and quantization, hence one loss. The code is `b = sign v`. The equations are
-//! those of the supplement's Algorithm 1 and of the authors' code (kamwoh/orthohash).
+//! smoothing" of its multi-label runs; with none, `w_n = 0`. Maximizing the cosine to a binary, nearly
+//! orthogonal target is at once classification and quantization, hence one loss. The code is
+//! `b = sign v`. The equations are those of the supplement's Algorithm 1 and of the authors' code (kamwoh/orthohash).
 
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Reduction, Tensor};

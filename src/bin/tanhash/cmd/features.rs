@@ -106,8 +106,8 @@ pub fn run(args: Args, common: Common) -> Result<()> {
     let about_path = out.join("about.json");
     match std::fs::read_to_string(&about_path) {
         Ok(found) if found != about => bail!(
-            "expected features of these pictures by this network in {}, found others; choose another --out or remove it\n  \
-             found {found}\n  expected {about}",
+            "expected features of these pictures by this network in {}, found others; choose another --out or remove it \
+             (found {found}, expected {about})",
             out.display()
         ),
         Ok(_) => (),
