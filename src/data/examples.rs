@@ -138,8 +138,7 @@ impl ExampleSet {
             digest.update(row.to_le_bytes());
             digest.update(format!("{:?}", self.all_labels().of(example)));
         }
-        let digest = digest.finalize();
-        Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(hex(digest))
     }
 
     /// The number of examples.
@@ -328,8 +327,7 @@ impl Source {
                 }
             }
         }
-        let digest = digest.finalize();
-        Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(hex(digest))
     }
 
     /// The number of examples.
@@ -340,6 +338,11 @@ impl Source {
             Source::Features(file) => file.n_rows(),
         }
     }
+}
+
+fn hex(digest: Sha256) -> String {
+    let bytes = digest.finalize();
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 pub(super) fn picture_bytes(shape: PictureShape) -> usize {
