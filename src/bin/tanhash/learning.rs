@@ -186,7 +186,13 @@ fn set_given(options: &mut TrainOptions, args: &Args, class_names: &[String]) ->
         }
         Some("shc" | CLASS_MEANS) | None => {}
         Some(name) if name.ends_with(".npy") => {
-            options.given.centers = Some(Codebook::read_npy(name)?);
+            let centers = Codebook::read_npy(name)?;
+            if centers.n_classes() > 1 && centers.min_distance() == 0 {
+                output::note(format!(
+                    "{name}: two classes have the same center, codes will not tell them apart"
+                ));
+            }
+            options.given.centers = Some(centers);
         }
         Some(name) => {
             name.parse::<CentersKind>().with_context(|| {
