@@ -740,7 +740,7 @@ fn eval_measures_files_of_codes() {
         "few.txt",
         b"1\n0\n1\n",
         "--database-labels",
-        "4 codes of 16 bits in",
+        "4 codes and 3 labels",
     );
     broken(
         "minus.txt",

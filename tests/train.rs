@@ -653,6 +653,13 @@ fn classes_that_cannot_be_learned_are_refused() {
         text.contains("expected 4 centers of 32 bits, got 5 of 32"),
         "{text}"
     );
+    let text = refused("shc", &all, &|o| {
+        o.given.centers = Some(book(4));
+        if let MethodConfig::Shc(config) = &mut o.method {
+            config.centers.min_distance = Some(8);
+        }
+    });
+    assert!(text.contains("leave out the minimum distance"), "{text}");
     let text = refused("hashnet", &all, &|o| o.given.centers = Some(book(4)));
     assert!(text.contains("no hash centers"), "{text}");
     let text = refused("orthohash", &all, &|o| {

@@ -92,9 +92,7 @@ impl FeatureExtractor {
         let bytes = bytes_tensor(pixels, self.input.shape())?.f_to_device(self.device)?;
         let pictures = self.input.normalization.apply(&bytes)?;
         let features = self.network.forward(&pictures, false)?;
-        let mut values = vec![0f32; features.numel()];
-        features.f_copy_data(&mut values, features.numel())?;
-        Ok(values)
+        device::floats(&features)
     }
 
     /// Writes the features of all examples of `set` to the `.npy` file `path`, going on where a killed

@@ -204,9 +204,7 @@ impl Pictures {
         for rows in self.rows.chunks(BATCH_PICTURES) {
             let pictures = self.batches.batch(rows, &mut unused)?;
             let logits = network.forward(&pictures, false)?;
-            let mut values = vec![0f32; logits.numel()];
-            logits.f_copy_data(&mut values, logits.numel())?;
-            for logits in values.chunks_exact(code_len.bits()) {
+            for logits in device::floats(&logits)?.chunks_exact(code_len.bits()) {
                 codes.push(&binarize(code_len, logits)?)?;
             }
         }
@@ -261,6 +259,11 @@ impl Validation {
                 ),
             ),
         };
+        if query.rows.is_empty() || database.as_ref().is_some_and(|set| set.rows.is_empty()) {
+            return Err(Error::invalid(
+                "validation takes at least one query and one other picture, got none; give the test split some",
+            ));
+        }
         let what = match selection.by {
             SelectBy::Map => "mAP@all",
             SelectBy::Loss => "loss",

@@ -202,32 +202,17 @@ fn from_codes(query_codes: &Path, args: &Args, protocol: &Protocol) -> Result<Me
         }
     };
     let (query_labels, database_labels) = (query.1.labels(), database.1.labels());
-    let files = [
-        (
-            Some(query_codes),
-            args.query_labels.as_deref(),
-            &query.0,
-            query_labels.len(),
-        ),
-        (
-            args.database_codes.as_deref(),
-            args.database_labels.as_deref(),
-            &database.0,
-            database_labels.len(),
-        ),
-    ];
-    for (codes_file, labels_file, codes, n_labels) in files {
-        if let (Some(codes_file), Some(labels_file)) = (codes_file, labels_file) {
-            ensure!(
-                codes.n_codes() == n_labels,
-                "expected at least one code and a label for each, got {} codes of {bits} bits in {} and {n_labels} labels in {}",
-                codes.n_codes(),
-                codes_file.display(),
-                labels_file.display()
-            );
-        }
-    }
-    let mut evaluation = Evaluation::new(&query.0, query_labels, &database.0, database_labels)?;
+    // Codes read at the wrong length are another number of them.
+    let about = || {
+        let database = args.database_codes.as_deref().unwrap_or(query_codes);
+        format!(
+            "codes of {bits} bits in {} and {}",
+            query_codes.display(),
+            database.display()
+        )
+    };
+    let mut evaluation = Evaluation::new(&query.0, query_labels, &database.0, database_labels)
+        .with_context(about)?;
     let similarities = match &args.hierarchy {
         None => None,
         Some(path) if class_names.is_empty() => {
