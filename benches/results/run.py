@@ -307,7 +307,7 @@ def photo_cell(method, seed):
 
 
 def cpu_cells():
-    cells = [fashion_cell(backbone, 1) for backbone in FASHION]
+    cells = [fashion_cell("conv-small", 1), *(fashion_cell("resnet-9", seed) for seed in SEEDS)]
     cells += [torch_cell(bits, seed) for seed in SEEDS for bits in BITS]
     for label in TUNED:
         cells += [head_cell("cifar100", label, bits, seed, "FEATURES", tree=True) for bits in BITS for seed in SEEDS]
