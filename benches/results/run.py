@@ -50,16 +50,23 @@ THREADS = ("--threads", "1")
 # Heads on features: the same budget for all. The rate is that of the best mAP@all on a validation split of the
 # train split (cells tune/*, 32 bits, seed 7); what is not here is the program's default.
 BUDGET = ("--epochs", "10", "--batch", "256")
-TUNED = {
+RATES = {
     "orthohash": ("--lr", "0.001"),
-    "orthohash, shc centers": ("--centers", "shc", "--lr", "0.003"),
-    "orthohash, class means": ("--centers", "class-means", "--lr", "0.001"),
+    "orthohash, shc centers": ("--lr", "0.003"),
+    "orthohash, class means": ("--lr", "0.001"),
     "shc": ("--lr", "0.003"),
+    "shc, released": ("--lr", "0.003"),
     "shrewd": ("--lr", "0.003"),
     "csq": (),
     "dpn": ("--lr", "0.003"),
     "greedyhash": ("--lr", "0.003"),
     "hashnet": ("--lr", "0.003"),
+}
+# What a label says beside the method.
+OWN = {
+    "orthohash, shc centers": ("--centers", "shc"),
+    "orthohash, class means": ("--centers", "class-means"),
+    "shc, released": ("--variant", "released"),
 }
 GRID = ("0.001", "0.003", "0.01")
 # Of the terms of SHREWD's loss, beside its classification's: the papers' weights are not known.
@@ -158,7 +165,7 @@ def head_cell(group, label, bits, seed, features, split="", tree=False):
 
     def run(shell):
         data = f"features{split}:{place}"
-        options = ("--method", method_of(label), *BUDGET, *TUNED[label])
+        options = ("--method", method_of(label), *BUDGET, *OWN.get(label, ()), *RATES[label])
         if method_of(label) == "shrewd" and tree:
             options += distances(shell, f"{place}/classes.txt")
         measure = [("", "--data", data, "--r", "1000")]
@@ -171,15 +178,9 @@ def head_cell(group, label, bits, seed, features, split="", tree=False):
     return Cell(f"{group}/{slug(label)}-{bits}-{seed}", about, needs, run)
 
 
-def semantic(label):
-    if "shc centers" in label:
-        return ("--centers", "shc")
-    return ("--centers", "class-means") if "class means" in label else ()
-
-
 def tune_distance_cell(label, bits, which, seed):
     def run(shell):
-        options = ("--method", method_of(label), *BUDGET, *TUNED[label], "--min-distance", DISTANCES[bits][which])
+        options = ("--method", method_of(label), *BUDGET, *OWN.get(label, ()), *RATES[label], "--min-distance", DISTANCES[bits][which])
         return trained(shell, "features:$FEATURES", (*options, "--validation-share", "0.1", "--validate-every", "10"), seed, bits, [])
 
     about = {"group": "tune-distance", "method": label, "bits": bits, "seed": seed, "distance": ("all", "four fifths")[which]}
@@ -188,11 +189,10 @@ def tune_distance_cell(label, bits, which, seed):
 
 def tune_cell(label, lr, weights=None):
     def run(shell):
-        options = ("--method", method_of(label), *BUDGET, "--lr", lr)
+        options = ("--method", method_of(label), *BUDGET, "--lr", lr, *OWN.get(label, ()))
         if weights:
             options += ("--similarity-weight", weights[0], "--kl-weight", weights[1])
         options += ("--validation-share", "0.1", "--validate-every", "10")
-        options += semantic(label)
         if label == "shrewd":
             options += distances(shell, "$FEATURES/classes.txt")
         return trained(shell, "features:$FEATURES", options, 7, 32, [])
@@ -300,7 +300,7 @@ PHOTOS = ("--epochs", "30", "--batch", "64")
 def photo_cell(method, seed):
     def run(shell):
         data = "features:$CLOTHING"
-        return trained(shell, data, ("--method", method, *PHOTOS, *TUNED[method]), seed, 64, [("", "--data", data, "--r", "1000")])
+        return trained(shell, data, ("--method", method, *PHOTOS, *RATES[method]), seed, 64, [("", "--data", data, "--r", "1000")])
 
     about = {"group": "clothing", "method": method, "bits": 64, "seed": seed, "split": "official"}
     return Cell(f"clothing/{method}-64-{seed}", about, ["CLOTHING"], run)
@@ -309,21 +309,21 @@ def photo_cell(method, seed):
 def cpu_cells():
     cells = [fashion_cell("conv-small", 1), *(fashion_cell("resnet-9", seed) for seed in SEEDS)]
     cells += [torch_cell(bits, seed) for seed in SEEDS for bits in BITS]
-    for label in TUNED:
+    for label in RATES:
         cells += [head_cell("cifar100", label, bits, seed, "FEATURES", tree=True) for bits in BITS for seed in SEEDS]
     for encoder in ("itq", "lsh"):
         cells += [untrained_cell("cifar100", encoder, bits, seed, "FEATURES", tree=True) for bits in BITS for seed in SEEDS]
     cells += [photo_cell(method, seed) for method in ("orthohash", "shc", "shrewd") for seed in SEEDS]
     cells += [untrained_cell("clothing", encoder, 64, seed, "CLOTHING") for encoder in ("itq", "lsh") for seed in SEEDS]
-    for split, methods in (("@shc", ("orthohash", "orthohash, class means", "shc", "csq")), ("@95-5", ("orthohash", "csq", "hashnet"))):
+    for split, methods in (("@shc", ("orthohash", "orthohash, class means", "shc", "shc, released", "csq")), ("@95-5", ("orthohash", "csq", "hashnet"))):
         for label in methods:
             group = "cifar100" + split.replace("@", "-")
             cells += [head_cell(group, label, bits, seed, "FEATURES", split) for bits in BITS for seed in SEEDS]
-    cells += [tune_cell(label, lr) for label in TUNED for lr in GRID]
+    cells += [tune_cell(label, lr) for label in RATES for lr in GRID]
     cells += [tune_cell("shrewd", "0.003", weights) for weights in SHREWD_GRID]
     cells += [
         tune_distance_cell(label, bits, which, seed)
-        for label in TUNED if semantic(label) for bits in BITS for which in (0, 1) for seed in (7, 8, 9)
+        for label in RATES if "--centers" in OWN.get(label, ()) for bits in BITS for which in (0, 1) for seed in (7, 8, 9)
     ]  # fmt: skip
     return cells
 
