@@ -14,7 +14,7 @@ from pathlib import Path
 BITS = (16, 32, 64)
 NAMES = {
     "orthohash": "OrthoHash", "orthohash, shc centers": "OrthoHash, centers of SHC",
-    "orthohash, class means": "OrthoHash, centers of class means", "shc": "SHC", "shc, released": "SHC, as its program has it",
+    "orthohash, class means": "OrthoHash, centers of class means", "shc": "SHC", "shc, released": "SHC, as released",
     "shrewd": "SHREWD (unverified)", "csq": "CSQ", "dpn": "DPN", "greedyhash": "GreedyHash", "hashnet": "HashNet", "itq": "ITQ, untrained", "lsh": "sign-LSH, untrained",
 }  # fmt: skip
 # The published mAP@1000 of papers/benchmarks that use the same split, metric and relevance (x 100), by group and method.
