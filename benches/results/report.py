@@ -25,6 +25,14 @@ PUBLISHED = {
 PUBLISHED["lite-95-5"] = PUBLISHED["cifar100-95-5"]
 PUBLISHED["lite-shc"] = PUBLISHED["lite-shc-160"] = PUBLISHED["cifar100-shc"]
 
+# CIFAR-10, mAP@all, with the bits.
+CIFAR10 = {
+    "cifar10-1": {
+        "orthohash": "82.4 (64)", "csq": "79.0 (64)", "dpn": "78.7 (48)", "greedyhash": "82.2, 81.7 (48)", "hashnet": "79.4 to 80.7 (48)",
+    },
+    "cifar10-2": {"greedyhash": "94.4, 93.2 (48)"},
+}  # fmt: skip
+
 
 def table(head, rows):
     lines = [head, ["---"] * len(head), *rows]
@@ -118,6 +126,21 @@ def split(group, figure, name):
         head = ["method", *(f"{name}, {bits}" for bits in BITS), f"published, {whose}, 16 / 32 / 64"]
         longest = max(cell["bits"] for cell in record.of(group))
         return table(head, rows) + "\n" + where(record, group) + "\n\n" + example(record, group, bits=longest)
+
+    return tables
+
+
+def cifar10(group):
+    def tables(record):
+        if not record.of(group):
+            return "Not in this record: `make results CIFAR10_FEATURES=DIR` runs it and puts it here.\n"
+        lengths = sorted({cell["bits"] for cell in record.of(group)})
+        rows = [
+            [NAMES[method], *(mean(record.values(group, "map_all", method=method, bits=bits)) for bits in lengths), CIFAR10[group].get(method, "–")]
+            for method in record.methods(group)
+        ]  # fmt: skip
+        head = ["method", *(f"mAP@all, {bits}" for bits in lengths), "published, AlexNet fine-tuned"]
+        return table(head, rows) + "\n" + where(record, group) + "\n\n" + example(record, group, bits=64)
 
     return tables
 
@@ -261,7 +284,7 @@ TABLES = {
     "cifar100": cifar100, "split 95-5": split("cifar100-95-5", "map_1000", "mAP@1000"), "split shc": split("cifar100-shc", "map_all", "mAP@all"),
     "lite 95-5": split("lite-95-5", "map_1000", "mAP@1000"), "lite shc": split("lite-shc", "map_all", "mAP@all"),
     "lite shc 160": split("lite-shc-160", "map_all", "mAP@all"), "lite mahp": lite_mahp,
-    "torch": torch, "fashion": fashion, "clothing": clothing, "tuned": tuned, "tuned shrewd": tuned_weights, "tuned distance": tuned_distance, "tuned lite": tuned_lite, "tuned side": tuned_side, "gpu": gpu,
+    "cifar10 1": cifar10("cifar10-1"), "cifar10 2": cifar10("cifar10-2"), "torch": torch, "fashion": fashion, "clothing": clothing, "tuned": tuned, "tuned shrewd": tuned_weights, "tuned distance": tuned_distance, "tuned lite": tuned_lite, "tuned side": tuned_side, "gpu": gpu,
 }  # fmt: skip
 
 

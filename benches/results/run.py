@@ -12,6 +12,7 @@ What cells read is given by variables, and commands are recorded with their name
 
     TANHASH      the program, target/release/tanhash
     FEATURES     EfficientNet-Lite0 features of CIFAR-100 (`tanhash features`); made from CIFAR100 and LITE0 if missing
+    CIFAR10_FEATURES  the same of CIFAR-10
     LITE0        its weights, .data/weights/efficientnet-lite0.safetensors (`make weights`); also what is fine-tuned
                  in the first groups of the tier gpu
     CIFAR100     CIFAR-100, as `--data cifar100:` takes it
@@ -68,6 +69,11 @@ OWN = {
     "orthohash, class means": ("--centers", "class-means"),
     "shc, released": ("--variant", "released"),
 }
+# Of data sets with a few thousand train pictures: more epochs of smaller batches.
+SMALL_BUDGET = ("--epochs", "30", "--batch", "64")
+# CIFAR-10, with the lengths that were published.
+CIFAR10_BITS = (48, 64)
+CIFAR10 = ("orthohash", "orthohash, class means", "shc", "csq", "dpn", "greedyhash", "hashnet")
 GRID = ("0.001", "0.003", "0.01")
 # Of the terms of SHREWD's loss, beside its classification's: the papers' weights are not known.
 SHREWD_GRID = [(similarity, kl) for similarity in ("3", "30", "300") for kl in ("0.0001", "0.001", "0.01")]
@@ -160,12 +166,12 @@ def distances(shell, *classes):
     return ("--distances", "$WORK/distances.npy")
 
 
-def head_cell(group, label, bits, seed, features, split="", tree=False):
+def head_cell(group, label, bits, seed, features, split="", tree=False, budget=BUDGET):
     place = f"${features}"
 
     def run(shell):
         data = f"features{split}:{place}"
-        options = ("--method", method_of(label), *BUDGET, *OWN.get(label, ()), *RATES[label])
+        options = ("--method", method_of(label), *budget, *OWN.get(label, ()), *RATES[label])
         if method_of(label) == "shrewd" and tree:
             options += distances(shell, f"{place}/classes.txt")
         measure = [("", "--data", data, "--r", "1000")]
@@ -293,19 +299,6 @@ def fashion_cell(backbone, seed):
     return Cell(f"fashion/{backbone}-64-{seed}", about, ["FASHION"], run)
 
 
-# Photographs: 3,068 of 10 classes, so more epochs of smaller batches; the rates are those above.
-PHOTOS = ("--epochs", "30", "--batch", "64")
-
-
-def photo_cell(method, seed):
-    def run(shell):
-        data = "features:$CLOTHING"
-        return trained(shell, data, ("--method", method, *PHOTOS, *RATES[method]), seed, 64, [("", "--data", data, "--r", "1000")])
-
-    about = {"group": "clothing", "method": method, "bits": 64, "seed": seed, "split": "official"}
-    return Cell(f"clothing/{method}-64-{seed}", about, ["CLOTHING"], run)
-
-
 def cpu_cells():
     cells = [fashion_cell("conv-small", 1), *(fashion_cell("resnet-9", seed) for seed in SEEDS)]
     cells += [torch_cell(bits, seed) for seed in SEEDS for bits in BITS]
@@ -313,12 +306,20 @@ def cpu_cells():
         cells += [head_cell("cifar100", label, bits, seed, "FEATURES", tree=True) for bits in BITS for seed in SEEDS]
     for encoder in ("itq", "lsh"):
         cells += [untrained_cell("cifar100", encoder, bits, seed, "FEATURES", tree=True) for bits in BITS for seed in SEEDS]
-    cells += [photo_cell(method, seed) for method in ("orthohash", "shc", "shrewd") for seed in SEEDS]
+    cells += [
+        head_cell("clothing", method, 64, seed, "CLOTHING", budget=SMALL_BUDGET)
+        for method in ("orthohash", "shc", "shrewd") for seed in SEEDS
+    ]  # fmt: skip
     cells += [untrained_cell("clothing", encoder, 64, seed, "CLOTHING") for encoder in ("itq", "lsh") for seed in SEEDS]
     for split, methods in (("@shc", ("orthohash", "orthohash, class means", "shc", "shc, released", "csq")), ("@95-5", ("orthohash", "csq", "hashnet"))):
         for label in methods:
             group = "cifar100" + split.replace("@", "-")
             cells += [head_cell(group, label, bits, seed, "FEATURES", split) for bits in BITS for seed in SEEDS]
+    for split, budget in (("@1", SMALL_BUDGET), ("@2", BUDGET)):
+        cells += [
+            head_cell(split.replace("@", "cifar10-"), label, bits, seed, "CIFAR10_FEATURES", split, budget=budget)
+            for label in CIFAR10 for bits in CIFAR10_BITS for seed in SEEDS
+        ]  # fmt: skip
     cells += [tune_cell(label, lr) for label in RATES for lr in GRID]
     cells += [tune_cell("shrewd", "0.003", weights) for weights in SHREWD_GRID]
     cells += [
@@ -536,7 +537,7 @@ PLACES = {
     "TANHASH": ROOT / "target/release/tanhash",
     "FEATURES": ROOT / ".data/features/cifar100",
     "LITE0": ROOT / ".data/weights/efficientnet-lite0.safetensors",
-    **dict.fromkeys(("CIFAR100", "TREE", "FASHION", "CLOTHING", "AUTHORS", "RESNET50", "RESNET34")),
+    **dict.fromkeys(("CIFAR10_FEATURES", "CIFAR100", "TREE", "FASHION", "CLOTHING", "AUTHORS", "RESNET50", "RESNET34")),
 }
 
 
