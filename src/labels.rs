@@ -171,10 +171,15 @@ impl LabelSets {
 
     /// The classes of one item, ascending. Panics past the end.
     pub fn of(&self, item: usize) -> Vec<u32> {
-        let words = self.words_of(item);
         (0..self.n_classes as u32)
-            .filter(|&class| words[class as usize / 64] >> (class % 64) & 1 == 1)
+            .filter(|&class| self.has(item, class))
             .collect()
+    }
+
+    /// True if `class` is one of the item's. Panics past the last item.
+    pub fn has(&self, item: usize, class: u32) -> bool {
+        let word = self.words_of(item).get(class as usize / 64);
+        word.is_some_and(|word| word >> (class % 64) & 1 == 1)
     }
 
     fn width(&self) -> usize {

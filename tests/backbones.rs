@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use safetensors::tensor::{Dtype, TensorView};
-use tanhash::centers::ClassMeans;
+use tanhash::centers::{ClassMeans, Codebook};
 use tanhash::data::{Dataset, DatasetSpec, ExampleSet, PictureShape, load};
 use tanhash::deep::hash_head::HeadKind;
 use tanhash::deep::method::shc::{self, SimilarityFrom};
@@ -549,6 +549,12 @@ fn examples_of_several_classes_are_learned_and_measured() {
             "{name}: {map}, by chance {chance}"
         );
     }
+    let error = map("orthohash", Some(shc::Config::default())).unwrap_err();
+    let error = error.to_string();
+    assert!(
+        error.contains("use class-means or other centers"),
+        "{error}"
+    );
     for name in ["shc", "dpn", "greedyhash", "shrewd"] {
         let error = map(name, None).unwrap_err().to_string();
         let expected = format!("{name} is defined for one class an example");
@@ -882,12 +888,40 @@ fn the_program_reads_kept_features_and_leaves_queries_out() {
         "{stderr}"
     );
 
+    // Centers that do not tell two classes apart are mentioned.
+    let (same, other) = (at("same.npy"), at("other.safetensors"));
+    let entries = [[1.0; 16], [-1.0; 16], [1.0; 16]].concat();
+    let centers = Codebook::from_entries(16, entries).unwrap();
+    std::fs::write(&same, centers.to_npy()).unwrap();
+    let csq = csq[..csq.len() - 2].iter();
+    let csq = csq.map(|&arg| if arg == model { &other } else { arg });
+    let csq: Vec<&str> = csq.chain(["--centers", &same]).collect();
+    let (_, stderr) = report(&csq);
+    assert!(
+        stderr.contains("two of 3 classes have the same center"),
+        "{stderr}"
+    );
+
     let eval = ["eval", "--model", &model, "--data", &data, "--json"];
     let with = |cache: &str| report(&[&eval[..], &["--feature-cache", cache]].concat());
     let (of_pictures, stderr) = report(&eval);
     assert!(!stderr.contains("no features"), "{stderr}");
     let (of_features, stderr) = with(&cache);
     assert!(!stderr.contains("no features"), "{stderr}");
+    // Vectors of the right length may be another network's.
+    let (success, _, stderr) = run(&[
+        "eval",
+        "--model",
+        &model,
+        "--data",
+        &format!("features:{kept}"),
+    ]);
+    assert!(
+        !success
+            && stderr.contains("reads pictures, features:")
+            && stderr.contains("give it the pictures"),
+        "{stderr}"
+    );
     let (_, stderr) = with(&at("elsewhere"));
     assert!(stderr.contains("no features of these pictures"), "{stderr}");
     for found in [&of_pictures, &of_features] {

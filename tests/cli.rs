@@ -699,6 +699,14 @@ fn eval_measures_files_of_codes() {
         expected.starts_with("mAP@all 0.8333, 16 bits, 1 queries, 4 items"),
         "{expected}"
     );
+    // Items of several classes beside a query of one, which is a set of one.
+    let sets = at("sets.txt", b"2 1\n0\n1\n2\n");
+    let of_sets = codes(&[]).into_iter().map(|arg| match arg == dl {
+        true => sets.clone(),
+        false => arg,
+    });
+    let found = succeed(&refs(&of_sets.collect::<Vec<_>>()));
+    assert_eq!(found.replace("sets.txt", "d.txt"), expected);
     let orders = call(codes(&["--json"]), &["--orders", "3", "--seed", "9"]);
     let found = &json_lines(&succeed(&refs(&orders)))[0];
     assert_eq!(found["map_per_order"].as_array().unwrap().len(), 3);
@@ -749,12 +757,6 @@ fn eval_measures_files_of_codes() {
         "line 3: a label is a number from 0",
     );
     broken("empty.bin", b"", "--query-codes", "at least one code");
-    broken(
-        "sets.txt",
-        b"1 2\n0\n1\n2\n",
-        "--database-labels",
-        "labels of one kind",
-    );
     broken(
         "short.txt",
         b"cat\ndog\n",

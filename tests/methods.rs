@@ -409,7 +409,7 @@ fn shrewd_matches_the_recorded_terms_and_gradients() {
     let distances = ClassDistances::new(reference.classes, reference.distances.clone()).unwrap();
     let config = shrewd::Config {
         classification_weight: 0.0,
-        similarity_weight: 1.0,
+        similarity_weight: Some(1.0),
         kl_weight: 0.0,
         ..shrewd::Config::default()
     };

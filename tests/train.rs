@@ -511,6 +511,27 @@ fn the_paper_protocol_leaves_queries_out_of_their_own_rankings() {
     let expected = evaluate(&codes, labels, &codes, labels, &protocol).unwrap();
     assert_eq!(found, expected.map);
     assert!(found < 1.0, "a query that finds itself would have 1");
+    // Refused before the first epoch, not at its end.
+    data.query = Arc::new(data.query.subset(&[]));
+    let error = train(&data, &options, &mut |_| panic!("a step was made"));
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("give the test split some"), "{error}");
+}
+
+#[test]
+fn where_nothing_can_be_written_is_known_before_the_first_step() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = of_vectors(dir.path(), &[0, 0, 1, 1]);
+    let refused = |change: &dyn Fn(&mut TrainOptions)| {
+        let mut options = on_vectors("greedyhash", &dir.path().join("model"));
+        change(&mut options);
+        let error = train(&data, &options, &mut |_| panic!("a step was made"));
+        error.unwrap_err().to_string()
+    };
+    let text = refused(&|o| o.out = dir.path().join("none/model"));
+    assert!(text.contains("found none; make it first"), "{text}");
+    let text = refused(&|o| o.log = Some(dir.path().join("log.svg")));
+    assert!(text.contains("name it .jsonl"), "{text}");
 }
 
 #[test]
@@ -533,6 +554,41 @@ fn a_weakly_supervised_run_reads_no_classes() {
         let metric = metric.unwrap().metric;
         assert!(metric.contains("on 2 pictures held back"), "{metric}");
         std::fs::remove_file(dir.path().join("features.npy")).unwrap();
+    }
+}
+
+/// Where there are no Hadamard centers, CSQ has balanced ones and its model says so; another method is refused.
+#[test]
+fn a_model_names_the_centers_that_it_was_trained_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = of_vectors(dir.path(), &[0, 0, 1, 1, 2, 2, 0, 1]);
+    let mut options = on_vectors("csq", &dir.path().join("model"));
+    for (bits, expected) in [(24, CentersKind::Balanced), (32, CentersKind::Hadamard)] {
+        options.code_len = CodeLen::new(bits).unwrap();
+        train(&data, &options, &mut |_| {}).unwrap();
+        let model = encoder(&options.out);
+        let MethodConfig::Csq(config) = &model.config().method else {
+            panic!("a model of CSQ");
+        };
+        assert_eq!(config.centers, expected);
+        let written = Codebook::read_npy(dir.path().join("model.centers.npy")).unwrap();
+        let expected = options.fixed_centers(data.class_names.len()).unwrap();
+        assert_eq!(
+            Some(written.entries()),
+            expected.as_ref().map(Codebook::entries)
+        );
+    }
+    options.code_len = CodeLen::new(24).unwrap();
+    for name in ["orthohash", "dpn"] {
+        options.method = MethodConfig::from_name(name).unwrap();
+        match &mut options.method {
+            MethodConfig::OrthoHash(config) => config.centers = CentersKind::Hadamard,
+            MethodConfig::Dpn(config) => config.centers = CentersKind::Hadamard,
+            _ => unreachable!(),
+        }
+        let error = train(&data, &options, &mut |_| panic!("a step was made"));
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("power of two"), "{error}");
     }
 }
 
@@ -570,6 +626,17 @@ fn a_run_goes_on_with_the_examples_and_the_model_it_had() {
         train(&data, &options, &mut |_| {}).unwrap();
         assert!(std::fs::read(&options.out).unwrap() == model);
     }
+    // A state that is damaged anywhere is not gone on with.
+    let path = state_path(&options.out);
+    let state = std::fs::read(&path).unwrap();
+    for at in (0..state.len()).step_by(state.len() / 200 + 1) {
+        let mut damaged = state.clone();
+        damaged[at] ^= 4;
+        std::fs::write(&path, damaged).unwrap();
+        let error = train(&data, &options, &mut |_| {}).map(|_| at).unwrap_err();
+        assert!(error.to_string().contains("model.state"), "{at}: {error}");
+    }
+    std::fs::write(&path, state).unwrap();
     let refused = |data: &Dataset| {
         let error = train(data, &options, &mut |_| {}).unwrap_err().to_string();
         assert!(error.contains("other examples or labels"), "{error}");

@@ -135,7 +135,12 @@ impl ClassDistances {
 }
 
 fn check_square<T: Copy + Into<f64>>(what: &str, n: usize, entries: &[T]) -> Result<()> {
-    if n == 0 || n.checked_mul(n) != Some(entries.len()) {
+    if n == 0 {
+        return Err(Error::invalid(format!(
+            "{what} has at least one class, got none"
+        )));
+    }
+    if n.checked_mul(n) != Some(entries.len()) {
         return Err(Error::invalid(format!(
             "{what} is square: expected {n} x {n} entries, got {}",
             entries.len()

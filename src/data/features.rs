@@ -36,11 +36,11 @@ const PARTS: [&str; 3] = [",labels:", ",splits:", ",classes:"];
 impl FeatureFiles {
     /// The files that `tanhash features` writes into a folder.
     pub fn in_dir(dir: &Path) -> FeatureFiles {
-        let classes = dir.join("classes.txt");
+        let (splits, classes) = (dir.join("splits.npy"), dir.join("classes.txt"));
         FeatureFiles {
             features: dir.join("features.npy"),
             labels: dir.join("labels.npy"),
-            splits: Some(dir.join("splits.npy")),
+            splits: splits.is_file().then_some(splits),
             classes: classes.is_file().then_some(classes),
         }
     }
@@ -238,11 +238,17 @@ mod tests {
         ] {
             assert_eq!(FeatureFiles::parse(text).unwrap().to_string(), text);
         }
-        let dir = FeatureFiles::parse("some/dir").unwrap();
-        assert_eq!(
-            dir.to_string(),
-            "some/dir/features.npy,labels:some/dir/labels.npy,splits:some/dir/splits.npy"
-        );
+        // A folder's splits and names are those that are there.
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().display();
+        let in_dir = || FeatureFiles::parse(&at.to_string()).unwrap().to_string();
+        let mut expected = format!("{at}/features.npy,labels:{at}/labels.npy");
+        assert_eq!(in_dir(), expected);
+        for (part, file) in [("splits", "splits.npy"), ("classes", "classes.txt")] {
+            std::fs::write(dir.path().join(file), "").unwrap();
+            expected += &format!(",{part}:{at}/{file}");
+            assert_eq!(in_dir(), expected);
+        }
         for text in [
             "",
             "f.npy",

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use super::examples::{check_shape, picture_bytes, read_picture};
 use super::{IN_MEMORY_SIDE_MAX, PictureShape, Pool, Source, train_then_query};
 use crate::error::{Error, Result};
-use crate::media::Resize;
+use crate::media::{Resize, is_picture_extension};
 
 const DEFAULT_SHAPE: PictureShape = PictureShape {
     side: 32,
@@ -20,6 +20,8 @@ const DEFAULT_SHAPE: PictureShape = PictureShape {
 };
 
 type Skipped = Vec<(PathBuf, String)>;
+
+const OUTSIDE: &str = "a picture outside of the class folders";
 
 pub(super) fn load(dir: &Path, shape: Option<PictureShape>) -> Result<Pool> {
     let shape = shape.unwrap_or(DEFAULT_SHAPE);
@@ -48,6 +50,8 @@ pub(super) fn load(dir: &Path, shape: Option<PictureShape>) -> Result<Pool> {
         if path.is_dir() && path != train_dir && path != test_dir {
             let reason = "beside train/ and test/ no other folder is read".to_owned();
             skipped.push((path, reason));
+        } else if is_picture_name(&path) {
+            skipped.push((path, OUTSIDE.to_owned()));
         }
     }
     let class_names = class_names(&train_dir, &mut skipped)?;
@@ -118,11 +122,7 @@ fn holds_folders(one: &Path, other: &Path) -> Result<bool> {
 /// True if a file is named as pictures are.
 fn is_picture_name(path: &Path) -> bool {
     let extension = path.extension().and_then(|extension| extension.to_str());
-    let extension = extension.map(str::to_ascii_lowercase);
-    matches!(
-        extension.as_deref(),
-        Some("jpg" | "jpeg" | "png" | "webp" | "gif" | "bmp")
-    )
+    !path.is_dir() && extension.is_some_and(is_picture_extension)
 }
 
 /// The names of the class folders, sorted.
@@ -138,6 +138,12 @@ fn class_names(dir: &Path, skipped: &mut Skipped) -> Result<Vec<String>> {
                     path.display()
                 ))
             })?;
+            if name.contains(['\n', '\r']) {
+                return Err(Error::invalid(format!(
+                    "the name of the class folder {name:?} in {} has a line break; rename it",
+                    dir.display()
+                )));
+            }
             names.insert(name.to_owned());
         } else if kind.is_symlink() && path.is_dir() {
             skipped.push((
@@ -145,7 +151,7 @@ fn class_names(dir: &Path, skipped: &mut Skipped) -> Result<Vec<String>> {
                 "a symbolic link to a folder is not followed".to_owned(),
             ));
         } else if is_picture_name(&path) {
-            skipped.push((path, "a picture outside of the class folders".to_owned()));
+            skipped.push((path, OUTSIDE.to_owned()));
         }
     }
     if names.is_empty() {
@@ -175,7 +181,8 @@ fn files(dir: &Path, class_names: &[String], skipped: &mut Skipped) -> Result<Ve
     let mut files = Vec::new();
     for (label, name) in class_names.iter().enumerate() {
         let class_dir = dir.join(name);
-        if !class_dir.is_dir() {
+        // A link was named by `class_names`.
+        if class_dir.is_symlink() || !class_dir.is_dir() {
             continue;
         }
         for path in entries(&class_dir)? {
@@ -368,13 +375,14 @@ mod tests {
             write_picture(&dir.path().join(split).join("a/1.png"), 1);
         }
         write_picture(&dir.path().join("train/loose.png"), 1);
+        write_picture(&dir.path().join("outside.PNG"), 1);
         let dataset = load(dir.path(), None, 0).unwrap();
         let skipped = |name: &str| {
             let mut paths = dataset.skipped.iter().map(|(path, _)| path);
             paths.any(|path| path.ends_with(name))
         };
-        assert!(skipped("validation") && skipped("train/loose.png"));
-        assert_eq!(dataset.skipped.len(), 2);
+        assert!(skipped("validation") && skipped("train/loose.png") && skipped("outside.PNG"));
+        assert_eq!(dataset.skipped.len(), 3);
         for name in ["test", "train"] {
             let other = tempfile::tempdir().unwrap();
             std::fs::rename(dir.path().join(name), other.path().join(name)).unwrap();
@@ -452,5 +460,16 @@ mod tests {
         assert_eq!(dataset.class_names, ["a"]);
         assert_eq!(dataset.train.len() + dataset.query.len(), 4);
         assert_eq!(dataset.skipped.len(), 3, "{:?}", dataset.skipped);
+        // A link in the place of a class of the test split.
+        let dir = tempfile::tempdir().unwrap();
+        for (at, name) in (0..).zip(["train/a/1", "train/b/1", "test/a/1", "elsewhere/1"]) {
+            write_picture(&dir.path().join(format!("{name}.png")), at);
+        }
+        std::os::unix::fs::symlink(dir.path().join("elsewhere"), dir.path().join("test/b"))
+            .unwrap();
+        let dataset = load(dir.path(), None, 0).unwrap();
+        assert_eq!(dataset.query.labels, [0]);
+        let is_link = |(path, _): &(PathBuf, String)| path.ends_with("test/b");
+        assert!(dataset.skipped.iter().any(is_link));
     }
 }

@@ -360,6 +360,19 @@ pub(crate) fn write_tensors(
     write_atomically(path, &bytes)
 }
 
+/// The first 12 hexadecimal digits of the SHA-256 of `text` and of tensors' bytes with their names, in the order of names.
+pub(crate) fn sealed_digest(text: &str, tensors: &[(String, Tensor)]) -> Result<String> {
+    let mut order: Vec<usize> = (0..tensors.len()).collect();
+    order.sort_unstable_by_key(|&at| &tensors[at].0);
+    let mut digest = Sha256::new();
+    digest.update(text);
+    for (name, tensor) in order.into_iter().map(|at| &tensors[at]) {
+        digest.update(name);
+        digest.update(bytes_of(tensor)?);
+    }
+    Ok(short_hex(&digest.finalize()))
+}
+
 /// Writes to a temporary file beside `path`, syncs it and renames it over `path`.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut temporary = path.as_os_str().to_owned();
@@ -432,6 +445,22 @@ impl TensorFile {
     /// The first 12 hexadecimal digits of the file's SHA-256.
     pub fn digest(&self) -> String {
         short_hex(&Sha256::digest(&self.bytes))
+    }
+
+    /// [`sealed_digest`] of `text` and this file's tensors.
+    pub fn sealed_digest(&self, text: &str) -> Result<String> {
+        let parsed = self.parse()?;
+        let mut digest = Sha256::new();
+        digest.update(text);
+        for name in self.names()? {
+            let view = parsed.tensor(&name);
+            digest.update(&name);
+            digest.update(
+                view.map_err(|error| self.corrupt(error.to_string()))?
+                    .data(),
+            );
+        }
+        Ok(short_hex(&digest.finalize()))
     }
 
     /// The names of its tensors, sorted.

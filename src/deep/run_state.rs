@@ -11,7 +11,7 @@ use tch::Tensor;
 
 use crate::centers::Codebook;
 use crate::deep::checkpoint::{
-    self, Checkpoint, ModelConfig, SelectionRecord, TensorFile, write_tensors,
+    self, Checkpoint, ModelConfig, SelectionRecord, TensorFile, sealed_digest, write_tensors,
 };
 use crate::deep::optimizer::Optimizer;
 use crate::deep::train::{Fit, TrainOptions, diverged};
@@ -48,6 +48,33 @@ struct Metadata {
     best: Option<Best>,
 }
 
+/// The metadata of the file: the state's as JSON, and the digest of that and of the tensors.
+#[derive(Serialize, Deserialize)]
+struct Sealed {
+    state: String,
+    digest: String,
+}
+
+/// A state file whose digest is right, with its metadata.
+fn open(path: &Path) -> Result<(TensorFile, Metadata)> {
+    let file = TensorFile::read(path)?;
+    let Sealed { state, digest } = file.metadata()?;
+    let damaged = |reason: String| {
+        Error::corrupt(
+            format!("state file {}", path.display()),
+            format!("{reason}; train anew without resume"),
+        )
+    };
+    let found = file.sealed_digest(&state)?;
+    if found != digest {
+        return Err(damaged(format!(
+            "expected the digest {digest}, found {found}"
+        )));
+    }
+    let metadata = serde_json::from_str(&state).map_err(|error| damaged(error.to_string()))?;
+    Ok((file, metadata))
+}
+
 impl RunState {
     /// The state of a fit that has not begun.
     pub fn new(fit: &Fit, data: &str, optimizer: Optimizer) -> Result<RunState> {
@@ -82,7 +109,7 @@ impl RunState {
 
     /// The hash centers in a state file.
     pub fn codebook(path: &Path) -> Result<Codebook> {
-        let (shape, entries) = TensorFile::read(path)?.values(CENTERS)?;
+        let (shape, entries) = open(path)?.0.values(CENTERS)?;
         Codebook::from_entries(shape.last().copied().unwrap_or(0), entries)
     }
 
@@ -114,8 +141,7 @@ impl RunState {
         if !path.exists() {
             return Ok(0);
         }
-        let file = TensorFile::read(path)?;
-        let metadata: Metadata = file.metadata()?;
+        let (file, metadata) = open(path)?;
         same_run(&metadata.config, &model.config, path)?;
         if metadata.data != self.data {
             return Err(Error::invalid(format!(
@@ -191,7 +217,11 @@ impl RunState {
             optimizer_steps: self.optimizer.steps(),
             best: self.best.clone(),
         };
-        write_tensors(&self.path, &self.all_tensors(), &metadata)
+        let state = serde_json::to_string(&metadata)
+            .map_err(|error| Error::invalid(format!("the state of the run: {error}")))?;
+        let tensors = self.all_tensors();
+        let digest = sealed_digest(&state, &tensors)?;
+        write_tensors(&self.path, &tensors, &Sealed { state, digest })
     }
 }
 

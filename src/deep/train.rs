@@ -179,8 +179,9 @@ impl TrainOptions {
             }
         }
         if self.batch < 2 || self.batch > n_pictures {
+            let other = if self.batch < 2 { "larger" } else { "smaller" };
             return refuse(format!(
-                "a batch takes 2 to {n_pictures} pictures, as many as the train split has, got {}; choose a smaller batch",
+                "a batch takes 2 to {n_pictures} pictures, as many as the train split has, got {}; choose a {other} batch",
                 self.batch
             ));
         }
@@ -205,19 +206,27 @@ impl TrainOptions {
             );
         }
         check_out(&self.out)?;
+        if let Some(log) = &self.log
+            && log.extension().is_some_and(|extension| extension == "svg")
+        {
+            return refuse(format!(
+                "{}: the log is lines of JSON, and its curves go beside it with .svg; name it .jsonl",
+                log.display()
+            ));
+        }
         self.optimizer.check()?;
         self.selection.check()?;
         self.check_given(dataset)?;
         if dataset.train.label_sets().is_some()
             && (self.trains_classifier() || !self.method.takes_label_sets())
         {
-            let text = format!(
-                "{} is defined for one class an example, the data set has several; use orthohash, csq or hashnet",
-                match self.trains_classifier() {
-                    true => "shc",
-                    false => self.method.name(),
-                }
-            );
+            let text = match self.trains_classifier() && self.method.takes_label_sets() {
+                true => "the classifier of shc's centers takes one class an example, the data set has several; use class-means or other centers".to_owned(),
+                false => format!(
+                    "{} is defined for one class an example, the data set has several; use orthohash, csq or hashnet",
+                    self.method.name()
+                ),
+            };
             return Err(ErrorKind::Unsupported(text).into());
         }
         check_classes(dataset, &self.method)
@@ -310,6 +319,25 @@ impl TrainOptions {
         Ok(())
     }
 
+    /// The hash centers of a run over `n_classes` classes, where they do not follow from the data: those given, or drawn
+    /// by the seed. None where the method has no centers, or makes them by the stages of SHC.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the method's kind of codebook has no centers of so many bits.
+    pub fn fixed_centers(&self, n_classes: usize) -> Result<Option<Codebook>> {
+        if self.given.centers.is_some() {
+            return Ok(self.given.centers.clone());
+        }
+        let bits = self.code_len.bits();
+        match self.method.for_bits(bits).centers() {
+            Some(kind) if self.stages().is_none() => {
+                let mut rng = device::rng(self.seed, Stream::Centers);
+                Codebook::new(kind, n_classes, bits, &mut rng).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
     /// The settings of SHC's first stages, where the run has them.
     fn stages(&self) -> Option<&shc::Config> {
         match &self.method {
@@ -336,7 +364,17 @@ fn check_out(path: &Path) -> Result<()> {
                 false => "device or a pipe",
             }
         ))),
-        _ => Ok(()),
+        Ok(_) => Ok(()),
+        Err(_) => match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
+                Err(Error::invalid(format!(
+                    "{}: expected a folder to write the model {} in, found none; make it first",
+                    folder.display(),
+                    path.display()
+                )))
+            }
+            _ => Ok(()),
+        },
     }
 }
 
@@ -475,7 +513,7 @@ pub fn train(
     };
     if run.steps_per_epoch == 0 {
         return Err(Error::invalid(format!(
-            "a batch of {} pictures is more than the {} that are left beside the validation split",
+            "a batch of {} pictures is more than the {} that are left beside the validation split; choose a smaller batch",
             options.batch,
             run.rows.len()
         )));
@@ -571,13 +609,9 @@ fn codebook(
         return Ok(Some((Some(RunState::codebook(&state)?), None)));
     }
     let mut classifier = None;
-    let codebook = match (
-        &options.given.centers,
-        options.stages(),
-        options.method.centers(),
-    ) {
-        (Some(codebook), _, _) => codebook.clone(),
-        (None, Some(config), _) => {
+    let codebook = match (options.fixed_centers(n_classes)?, options.stages()) {
+        (Some(codebook), _) => codebook,
+        (None, Some(config)) => {
             // What stage 2 would refuse is refused before hours of stage 1.
             let settings = config.centers_of(n_classes, bits);
             settings.check()?;
@@ -601,12 +635,7 @@ fn codebook(
             };
             stages::centers(&similarity, config, options)?
         }
-        (None, None, Some(kind)) => {
-            let kind = crate::centers::fitting(kind, bits);
-            let mut rng = device::rng(options.seed, Stream::Centers);
-            Codebook::new(kind, n_classes, bits, &mut rng)?
-        }
-        (None, None, None) => return Ok(Some((None, None))),
+        (None, None) => return Ok(Some((None, None))),
     };
     stages::save_codebook(&codebook, &options.out)?;
     Ok(Some((Some(codebook), classifier)))
@@ -895,7 +924,7 @@ fn describe(dataset: &Dataset, options: &TrainOptions, input: InputSpec) -> Resu
         format: MODEL_FORMAT,
         library: env!("CARGO_PKG_VERSION").to_owned(),
         model_id: String::new(),
-        method: options.method.clone(),
+        method: options.method.for_bits(options.code_len.bits()),
         code_len_bits: options.code_len.bits(),
         backbone: options.backbone,
         backbone_weights: None,

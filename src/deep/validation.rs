@@ -236,6 +236,11 @@ impl Validation {
         if !selection.is_on() {
             return Ok(None);
         }
+        if selection.paper_protocol && (dataset.query.is_empty() || dataset.database.is_empty()) {
+            return Err(Error::invalid(
+                "the paper protocol takes test queries and a database, got none; give the test split some",
+            ));
+        }
         let all = |set: &ExampleSet| (0..set.labels.len() as i64).collect();
         let every_other = |first| held_back.iter().copied().skip(first).step_by(2).collect();
         let pictures = |set, rows| Pictures::new(set, rows, input, device);
@@ -259,11 +264,6 @@ impl Validation {
                 ),
             ),
         };
-        if query.rows.is_empty() || database.as_ref().is_some_and(|set| set.rows.is_empty()) {
-            return Err(Error::invalid(
-                "validation takes at least one query and one other picture, got none; give the test split some",
-            ));
-        }
         let what = match selection.by {
             SelectBy::Map => "mAP@all",
             SelectBy::Loss => "loss",

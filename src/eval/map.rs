@@ -41,21 +41,19 @@ impl Order {
 }
 
 /// The average precision at R of one query under one tie order.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct AveragePrecision {
-    /// Over the relevant items among the first R; none where the expectation has no closed form.
+    /// Over the relevant items among the first R: none where there is none, or the expectation has no closed form.
     pub(super) relevant_in_top_r: Option<f64>,
-    /// Over the relevant items there are, at most R.
-    pub(super) min_relevant_r: f64,
+    /// Over the relevant items there are, at most R: none where there is none.
+    pub(super) min_relevant_r: Option<f64>,
 }
 
 impl AveragePrecision {
-    /// With this denominator, which the protocol's check has found to be there.
-    pub(super) fn over(&self, denominator: Denominator) -> f64 {
+    /// With this denominator: none for an empty query.
+    pub(super) fn over(&self, denominator: Denominator) -> Option<f64> {
         match denominator {
-            Denominator::RelevantInTopR => self
-                .relevant_in_top_r
-                .expect("Protocol::check refuses an expectation without a closed form"),
+            Denominator::RelevantInTopR => self.relevant_in_top_r,
             Denominator::MinRelevantR => self.min_relevant_r,
         }
     }
@@ -112,30 +110,30 @@ impl Ranker {
         (m > 0).then(|| sum / m as f64)
     }
 
-    /// The average precision at R of one query under each tie order (one figure in expectation mode):
-    /// none where nothing relevant is among the first R (in expectation mode: in the database).
-    pub(super) fn average_precisions(&self, scratch: &Scratch) -> Vec<Option<AveragePrecision>> {
+    /// The average precision at R of one query under each tie order (one figure in expectation mode).
+    pub(super) fn average_precisions(&self, scratch: &Scratch) -> Vec<AveragePrecision> {
         let m = scratch.n_relevant();
         let m_at_most_r = m.min(self.r as u64) as f64;
         match &self.ties {
             TieRule::Expected => {
                 let sum = expected_sum(&scratch.all, &scratch.relevant, self.r, &self.harmonic);
-                vec![(m > 0).then(|| AveragePrecision {
-                    relevant_in_top_r: self.is_at_all().then(|| sum / m_at_most_r),
-                    min_relevant_r: sum / m_at_most_r,
-                })]
+                let precision = (m > 0).then(|| sum / m_at_most_r);
+                vec![AveragePrecision {
+                    relevant_in_top_r: precision.filter(|_| self.is_at_all()),
+                    min_relevant_r: precision,
+                }]
             }
-            TieRule::Orders(orders) if m == 0 => vec![None; orders.len()],
+            TieRule::Orders(orders) if m == 0 => vec![AveragePrecision::default(); orders.len()],
             TieRule::Orders(orders) => {
                 let top = TopR::new(scratch, self.r);
                 orders
                     .iter()
                     .map(|order| {
                         let (sum, n_relevant) = precision_sum(&top.ranking(order));
-                        (n_relevant > 0).then(|| AveragePrecision {
-                            relevant_in_top_r: Some(sum / n_relevant as f64),
-                            min_relevant_r: sum / m_at_most_r,
-                        })
+                        AveragePrecision {
+                            relevant_in_top_r: (n_relevant > 0).then(|| sum / n_relevant as f64),
+                            min_relevant_r: Some(sum / m_at_most_r),
+                        }
                     })
                     .collect()
             }

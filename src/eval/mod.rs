@@ -57,8 +57,8 @@ pub struct Report {
     pub n_database: usize,
     /// Bits of a code.
     pub bits: usize,
-    /// Queries with nothing relevant among the first R, in at least one order; in the expectation over ties, in the
-    /// database.
+    /// Queries with nothing relevant, as [`EmptyQueries`] has it for the protocol's denominator: in the database, or
+    /// among the first R in at least one order.
     pub n_empty_queries: usize,
     /// mAP@R of each class of queries, by label. A query of several classes counts in each.
     pub per_class: Vec<ClassReport>,
@@ -212,12 +212,11 @@ impl<'a> Evaluation<'a> {
     /// depend on the number of threads.
     ///
     /// # Errors
-    /// `InvalidArgument` if the protocol contradicts itself, if labels are of two kinds, or if it leaves
-    /// out the query and the two sets are not one set of at least two codes.
+    /// `InvalidArgument` if the protocol contradicts itself, or if it leaves out the query and the two sets are not one set of at least two codes.
     pub fn run(&self, protocol: &Protocol) -> Result<Report> {
         let bits = self.database.code_len().bits();
         protocol.check(bits)?;
-        let relevance = Relevance::new(self.query_labels, self.database_labels)?;
+        let relevance = Relevance::new(self.query_labels, self.database_labels);
         if protocol.leave_one_out {
             self.check_is_one_set()?;
         }
@@ -282,14 +281,15 @@ const QUERIES_IN_CHUNK: usize = 32;
 
 /// Sums over queries.
 struct Sums {
-    /// One a tie order: the sums of average precisions with either denominator, and how many queries are in
-    /// them.
+    /// One a tie order.
     map: Vec<OrderSums>,
-    /// The sum of expected average precisions over the whole database, and how many queries are in it.
-    expected: (f64, usize),
+    /// False where the expectation has no closed form for [`Denominator::RelevantInTopR`].
+    has_both: bool,
+    /// Expected average precisions over the whole database.
+    expected: Mean,
     n_empty: usize,
-    /// By label: queries, sum of average precisions over queries and orders, and how many are in it.
-    classes: BTreeMap<u32, (usize, f64, usize)>,
+    /// By label: queries, and average precisions over queries and orders.
+    classes: BTreeMap<u32, (usize, Mean)>,
     curves: curves::CurveSums,
     graded: GradedSums,
     /// Pairs at each distance.
@@ -298,17 +298,46 @@ struct Sums {
     ap_per_query: Vec<f64>,
 }
 
-#[derive(Clone, Default)]
-struct OrderSums {
-    relevant_in_top_r: Option<f64>,
-    min_relevant_r: f64,
+/// A sum and how many are in it.
+#[derive(Clone, Copy, Default)]
+struct Mean {
+    sum: f64,
     n: usize,
 }
 
+impl Mean {
+    /// Nothing, where an empty query is left out, or a 0 for it.
+    fn add(&mut self, value: Option<f64>, skip: bool) {
+        self.sum += value.unwrap_or(0.0);
+        self.n += usize::from(value.is_some() || !skip);
+    }
+
+    fn merge(&mut self, other: Mean) {
+        self.sum += other.sum;
+        self.n += other.n;
+    }
+
+    /// 0 of none.
+    fn value(self) -> f64 {
+        if self.n == 0 {
+            0.0
+        } else {
+            self.sum / self.n as f64
+        }
+    }
+}
+
+/// Average precisions with either denominator.
+#[derive(Clone, Copy, Default)]
+struct OrderSums {
+    relevant_in_top_r: Mean,
+    min_relevant_r: Mean,
+}
+
 impl OrderSums {
-    fn over(&self, denominator: Denominator) -> f64 {
+    fn over(&self, denominator: Denominator) -> Mean {
         match denominator {
-            Denominator::RelevantInTopR => self.relevant_in_top_r.unwrap_or(0.0),
+            Denominator::RelevantInTopR => self.relevant_in_top_r,
             Denominator::MinRelevantR => self.min_relevant_r,
         }
     }
@@ -320,14 +349,10 @@ impl Sums {
             Ties::Permutations { n_orders, .. } => n_orders,
             Ties::Expected | Ties::DatabaseOrder | Ties::ClassOrder => 1,
         };
-        let has_both = protocol.ties != Ties::Expected || ranker.is_at_all();
-        let zero = OrderSums {
-            relevant_in_top_r: has_both.then_some(0.0),
-            ..OrderSums::default()
-        };
         Sums {
-            map: vec![zero; n_orders],
-            expected: (0.0, 0),
+            map: vec![OrderSums::default(); n_orders],
+            has_both: protocol.ties != Ties::Expected || ranker.is_at_all(),
+            expected: Mean::default(),
             n_empty: 0,
             classes: BTreeMap::new(),
             curves: curves::CurveSums::new(bits, protocol.ks.len()),
@@ -347,38 +372,25 @@ impl Sums {
         protocol: &Protocol,
     ) {
         let skip = protocol.empty_queries == EmptyQueries::Skip;
-        let (mut ap_sum, mut ap_n, mut empty) = (0.0, 0, false);
+        let (mut of_query, mut empty) = (Mean::default(), false);
         let precisions = ranker.average_precisions(scratch);
         let n_orders = precisions.len() as f64;
         for (sums, precision) in self.map.iter_mut().zip(precisions) {
+            let in_top_r = precision.relevant_in_top_r;
+            sums.relevant_in_top_r.add(in_top_r, skip);
+            sums.min_relevant_r.add(precision.min_relevant_r, skip);
+            let precision = precision.over(ranker.denominator());
+            of_query.add(precision, skip);
             empty |= precision.is_none();
-            if let Some(precision) = precision {
-                if let (Some(sum), Some(part)) =
-                    (&mut sums.relevant_in_top_r, precision.relevant_in_top_r)
-                {
-                    *sum += part;
-                }
-                sums.min_relevant_r += precision.min_relevant_r;
-                ap_sum += precision.over(ranker.denominator());
-            }
-            if precision.is_some() || !skip {
-                sums.n += 1;
-                ap_n += 1;
-            }
         }
-        self.ap_per_query.push(ap_sum / n_orders);
+        self.ap_per_query.push(of_query.sum / n_orders);
         self.n_empty += usize::from(empty);
         for &label in labels {
             let class = self.classes.entry(label).or_default();
             class.0 += 1;
-            class.1 += ap_sum;
-            class.2 += ap_n;
+            class.1.merge(of_query);
         }
-        let expected = ranker.expected_at_all(scratch);
-        if expected.is_some() || !skip {
-            self.expected.0 += expected.unwrap_or(0.0);
-            self.expected.1 += 1;
-        }
+        self.expected.add(ranker.expected_at_all(scratch), skip);
         let (all, relevant) = (&scratch.all, &scratch.relevant);
         self.curves.add(all, relevant, &protocol.ks);
         for (sums, counts) in [(&mut self.all, all), (&mut self.relevant, relevant)] {
@@ -398,20 +410,15 @@ impl Sums {
 
     fn merge(&mut self, other: &Sums) {
         for (to, from) in self.map.iter_mut().zip(&other.map) {
-            if let (Some(to), Some(from)) = (&mut to.relevant_in_top_r, from.relevant_in_top_r) {
-                *to += from;
-            }
-            to.min_relevant_r += from.min_relevant_r;
-            to.n += from.n;
+            to.relevant_in_top_r.merge(from.relevant_in_top_r);
+            to.min_relevant_r.merge(from.min_relevant_r);
         }
-        self.expected.0 += other.expected.0;
-        self.expected.1 += other.expected.1;
+        self.expected.merge(other.expected);
         self.n_empty += other.n_empty;
         for (&label, from) in &other.classes {
             let to = self.classes.entry(label).or_default();
             to.0 += from.0;
-            to.1 += from.1;
-            to.2 += from.2;
+            to.1.merge(from.1);
         }
         self.curves.merge(&other.curves);
         self.graded.merge(&other.graded);
@@ -426,23 +433,16 @@ impl Sums {
 
     fn report(self, sets: &Evaluation<'_>, protocol: &Protocol) -> Result<Report> {
         let n_queries = sets.query.n_codes();
-        let mean = |sum: f64, n: usize| if n == 0 { 0.0 } else { sum / n as f64 };
-        let map_per_order: Vec<f64> = self
-            .map
-            .iter()
-            .map(|sums| mean(sums.over(protocol.denominator), sums.n))
-            .collect();
-        let n_orders = map_per_order.len() as f64;
-        let over_orders = |f: &dyn Fn(&OrderSums) -> f64| -> f64 {
+        let per_order = |denominator| {
             self.map
                 .iter()
-                .map(|sums| mean(f(sums), sums.n))
-                .sum::<f64>()
-                / n_orders
+                .map(move |sums| sums.over(denominator).value())
         };
+        let map_per_order: Vec<f64> = per_order(protocol.denominator).collect();
+        let n_orders = map_per_order.len() as f64;
+        let over_orders = |denominator| per_order(denominator).sum::<f64>() / n_orders;
         let map = map_per_order.iter().sum::<f64>() / n_orders;
         let squares: f64 = map_per_order.iter().map(|m| (m - map).powi(2)).sum();
-        let has_both = self.map.iter().all(|sums| sums.relevant_in_top_r.is_some());
         let hierarchical = self.graded.hierarchical(n_queries);
         let at_k = protocol.ks.iter().zip(self.curves.at_k(n_queries));
         let at_k = at_k.zip(self.graded.at_k(n_queries));
@@ -452,11 +452,12 @@ impl Sums {
             map,
             map_std: (n_orders > 1.0).then(|| (squares / (n_orders - 1.0)).sqrt()),
             map_by_denominator: MapByDenominator {
-                relevant_in_top_r: has_both
-                    .then(|| over_orders(&|sums| sums.over(Denominator::RelevantInTopR))),
-                min_relevant_r: over_orders(&|sums| sums.min_relevant_r),
+                relevant_in_top_r: self
+                    .has_both
+                    .then(|| over_orders(Denominator::RelevantInTopR)),
+                min_relevant_r: over_orders(Denominator::MinRelevantR),
             },
-            map_all_expected: mean(self.expected.0, self.expected.1),
+            map_all_expected: self.expected.value(),
             map_per_order,
             protocol: protocol.clone(),
             n_queries,
@@ -466,10 +467,10 @@ impl Sums {
             per_class: self
                 .classes
                 .iter()
-                .map(|(&label, &(n_queries, sum, n))| ClassReport {
+                .map(|(&label, &(n_queries, precisions))| ClassReport {
                     label,
                     n_queries,
-                    map: mean(sum, n),
+                    map: precisions.value(),
                 })
                 .collect(),
             at_k: at_k

@@ -84,7 +84,8 @@ pub enum Ties {
     ClassOrder,
 }
 
-/// What becomes of a query with nothing relevant among the first R; in the expectation over ties, in the database.
+/// What becomes of an empty query: one with nothing relevant among the first R, where those are the denominator, or
+/// in the database, where [`Denominator::MinRelevantR`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EmptyQueries {

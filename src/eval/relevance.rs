@@ -1,51 +1,41 @@
 //! Who is relevant to whom: items that share a class.
 
-use crate::error::{Error, Result};
-use crate::labels::{LabelSets, Labels};
+use crate::labels::Labels;
 
 /// Who is relevant to a query.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Relevance<'a> {
-    SameClass {
-        query: &'a [u32],
-        database: &'a [u32],
-    },
-    SharedClass {
-        query: &'a LabelSets,
-        database: &'a LabelSets,
-    },
+pub(super) struct Relevance<'a> {
+    query: Labels<'a>,
+    database: Labels<'a>,
 }
 
 impl<'a> Relevance<'a> {
-    pub(super) fn new(query: Labels<'a>, database: Labels<'a>) -> Result<Relevance<'a>> {
-        match (query, database) {
-            (Labels::Classes(query), Labels::Classes(database)) => {
-                Ok(Relevance::SameClass { query, database })
-            }
-            (Labels::Sets(query), Labels::Sets(database)) => {
-                Ok(Relevance::SharedClass { query, database })
-            }
-            _ => Err(Error::invalid(
-                "queries and database need labels of one kind, got one class an item and sets of classes",
-            )),
-        }
+    pub(super) fn new(query: Labels<'a>, database: Labels<'a>) -> Relevance<'a> {
+        Relevance { query, database }
     }
 
     /// Writes 1 for each item of the database that is relevant to query `row`, else 0.
     pub(super) fn flags(&self, row: usize, out: &mut [u8]) {
-        match *self {
-            Relevance::SameClass { query, database } => {
+        let items = out.iter_mut().enumerate();
+        match (self.query, self.database) {
+            (Labels::Classes(query), Labels::Classes(database)) => {
                 let class = query[row];
                 for (flag, &item) in out.iter_mut().zip(database) {
                     *flag = u8::from(item == class);
                 }
             }
-            Relevance::SharedClass { query, database } => {
+            (Labels::Sets(query), Labels::Sets(database)) => {
                 let classes = query.words_of(row);
-                for (item, flag) in out.iter_mut().enumerate() {
+                for (item, flag) in items {
                     let of_item = database.words_of(item);
                     *flag = u8::from(classes.iter().zip(of_item).any(|(a, b)| a & b != 0));
                 }
+            }
+            (Labels::Classes(query), Labels::Sets(database)) => {
+                items.for_each(|(item, flag)| *flag = u8::from(database.has(item, query[row])));
+            }
+            (Labels::Sets(query), Labels::Classes(database)) => {
+                items.for_each(|(item, flag)| *flag = u8::from(query.has(row, database[item])));
             }
         }
     }
@@ -54,6 +44,7 @@ impl<'a> Relevance<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::labels::LabelSets;
 
     #[test]
     fn sets_share_a_class_or_do_not() {
@@ -73,13 +64,23 @@ mod tests {
         }
         assert_eq!(query.of(0), [3, 69]);
         assert_eq!((query.len(), database.len()), (2, 4));
-        let relevance = Relevance::new((&query).into(), (&database).into()).unwrap();
+        let relevance = Relevance::new((&query).into(), (&database).into());
         let mut flags = [9; 4];
         relevance.flags(0, &mut flags);
         assert_eq!(flags, [1, 1, 0, 0]);
         relevance.flags(1, &mut flags);
         assert_eq!(flags, [0; 4]);
-        assert!(Relevance::new((&[1u32]).into(), (&database).into()).is_err());
         assert!(LabelSets::new(0).is_err());
+        // One class is a set of one, and may be a class that the sets do not know.
+        let alone = [3, 129, 64, 4_000_000_000];
+        Relevance::new((&query).into(), (&alone).into()).flags(0, &mut flags);
+        assert_eq!(flags, [1, 0, 0, 0]);
+        for (row, expected) in [[1, 0, 0, 0], [0, 1, 1, 0], [0; 4], [0; 4]]
+            .iter()
+            .enumerate()
+        {
+            Relevance::new((&alone).into(), (&database).into()).flags(row, &mut flags);
+            assert_eq!(flags, *expected);
+        }
     }
 }

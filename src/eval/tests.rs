@@ -152,6 +152,35 @@ fn permutations_approach_the_expectation_and_show_their_spread() {
 }
 
 #[test]
+fn left_out_queries_are_those_that_the_denominator_has_nothing_for() {
+    // One of three tied items is relevant, nothing to a query of class 7.
+    let (query, database) = (at_distances(&[0, 0]), at_distances(&[1, 1, 1]));
+    let run = |denominator, ties| {
+        let mut rule = protocol(Cutoff::At(1), denominator, ties);
+        rule.empty_queries = EmptyQueries::Skip;
+        evaluate(&query, &[1, 7], &database, &[0, 1, 0], &rule).unwrap()
+    };
+    let sampled = Ties::Permutations {
+        n_orders: 3000,
+        seed: 4,
+    };
+    let expected = run(Denominator::MinRelevantR, Ties::Expected);
+    assert_near(expected.map, 1.0 / 3.0);
+    let found = run(Denominator::MinRelevantR, sampled);
+    assert!((found.map - 1.0 / 3.0).abs() < 0.03, "{}", found.map);
+    assert_eq!((found.n_empty_queries, expected.n_empty_queries), (1, 1));
+    assert_near(found.per_class[0].map, found.map);
+    // What has nothing in the first R is left out of the one, not of the other.
+    let literature = run(LITERATURE, sampled);
+    assert_eq!(literature.n_empty_queries, 2);
+    let by = literature.map_by_denominator;
+    assert_eq!(by.min_relevant_r, found.map);
+    // An order in which nothing is found has no query left, and 0.
+    assert_near(by.relevant_in_top_r.unwrap(), found.map);
+    assert_near(literature.per_class[0].map, 1.0);
+}
+
+#[test]
 fn nothing_relevant() {
     for cutoff in [Cutoff::All, Cutoff::At(1)] {
         let mut rule = Protocol::new(cutoff);

@@ -24,6 +24,17 @@ use crate::error::{EncodeError, EncodeStage};
 pub use resize::{Filter, Resize, resize_to_shape, to_shape};
 use webp::webp_extra_bytes;
 
+/// Extensions of files that are taken for pictures. TIFF is not read; its files are listed so that they are counted and
+/// refused by name rather than overlooked.
+pub const PICTURE_EXTENSIONS: [&str; 9] = [
+    "jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "jfif",
+];
+
+/// True if `extension`, without its dot and in any case, is one of [`PICTURE_EXTENSIONS`].
+pub fn is_picture_extension(extension: &str) -> bool {
+    PICTURE_EXTENSIONS.contains(&extension.to_ascii_lowercase().as_str())
+}
+
 /// What a picture may cost. A picture above any limit is refused with the limit in the message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {

@@ -36,6 +36,19 @@ pub fn load(name: &str, shape: Option<PictureShape>, seed: u64) -> Result<Datase
     Ok(dataset)
 }
 
+/// A data set that `encoder` reads. Vectors are no pictures, even of the length of the network's features: they may be
+/// another network's.
+pub fn load_for(encoder: &TorchEncoder, name: &str, seed: u64) -> Result<Dataset> {
+    let dataset = load(name, encoder.picture_shape(), seed)?;
+    if let (Some(_), Some(found)) = (encoder.picture_shape(), dataset.query.n_features()) {
+        bail!(
+            "the model {} reads pictures, {name} has vectors of {found} numbers; give it the pictures",
+            encoder.config().model_id
+        );
+    }
+    Ok(dataset)
+}
+
 /// The method that the command line names, with its settings.
 fn method(args: &Args) -> Result<MethodConfig> {
     let mut method = MethodConfig::from_name(&args.method)?;
@@ -123,7 +136,7 @@ fn set_method(method: &mut MethodConfig, args: &Args) -> Result<()> {
             config.classification_weight = args
                 .classification_weight
                 .unwrap_or(config.classification_weight);
-            config.similarity_weight = args.similarity_weight.unwrap_or(config.similarity_weight);
+            config.similarity_weight = args.similarity_weight.or(config.similarity_weight);
             config.kl_weight = args.kl_weight.unwrap_or(config.kl_weight);
         }
         _ => {}
@@ -186,13 +199,7 @@ fn set_given(options: &mut TrainOptions, args: &Args, class_names: &[String]) ->
         }
         Some("shc" | CLASS_MEANS) | None => {}
         Some(name) if name.ends_with(".npy") => {
-            let centers = Codebook::read_npy(name)?;
-            if centers.n_classes() > 1 && centers.min_distance() == 0 {
-                output::note(format!(
-                    "{name}: two classes have the same center, codes will not tell them apart"
-                ));
-            }
-            options.given.centers = Some(centers);
+            options.given.centers = Some(Codebook::read_npy(name)?);
         }
         Some(name) => {
             name.parse::<CentersKind>().with_context(|| {
@@ -200,9 +207,12 @@ fn set_given(options: &mut TrainOptions, args: &Args, class_names: &[String]) ->
                     "expected shc, {CLASS_MEANS}, a .npy file or a kind of codebook, got {name:?}"
                 )
             })?;
+            if is_shc {
+                bail!("the method shc takes shc, {CLASS_MEANS} or a .npy file, got {name}");
+            }
             if options.method.centers().is_none() {
                 bail!(
-                    "the method {} takes no {name} centers",
+                    "the method {} takes no {name} centers; orthohash, csq and dpn do",
                     options.method.name()
                 );
             }
@@ -214,17 +224,20 @@ fn set_given(options: &mut TrainOptions, args: &Args, class_names: &[String]) ->
         );
     }
     let stages = is_shc || options.semantic_centers.is_some();
+    let (shc, semantic) = (
+        "the method shc and --centers shc",
+        "the method shc, --centers shc and --centers class-means",
+    );
     let of_stages = [
-        ("variant", args.variant.is_some()),
-        ("classifier-epochs", args.classifier_epochs.is_some()),
-        ("min-distance", args.min_distance.is_some()),
-        ("warm-start", args.warm_start),
-        ("no-refine", args.no_refine),
+        ("variant", args.variant.is_some(), semantic),
+        ("classifier-epochs", args.classifier_epochs.is_some(), shc),
+        ("min-distance", args.min_distance.is_some(), semantic),
+        ("warm-start", args.warm_start, shc),
+        ("no-refine", args.no_refine, semantic),
     ];
-    if let (Some((name, _)), false) = (of_stages.iter().find(|(_, given)| *given), stages) {
-        bail!(
-            "--{name} is of the method shc, --centers shc and --centers class-means, got none of them"
-        );
+    if let (Some((name, _, whose)), false) = (of_stages.iter().find(|(_, given, _)| *given), stages)
+    {
+        bail!("--{name} is of {whose}, got none of them");
     }
     Ok(())
 }
@@ -259,12 +272,11 @@ fn train_options(dataset: &Dataset, args: &Args, seed: u64) -> Result<TrainOptio
         options.backbone_lr_scale = 0.1;
     }
     options.epochs = args.epochs.unwrap_or(options.epochs);
-    // A recipe is for thousands of pictures; of a small collection a batch is a quarter.
-    let n_train = dataset.train.len();
-    options.batch = args.batch.unwrap_or(match options.batch > n_train {
-        true => (n_train / 4).max(2),
-        false => options.batch,
-    });
+    let held_back = args.validation_share.unwrap_or(0.0).clamp(0.0, 1.0);
+    let n_train = (dataset.train.len() as f64 * (1.0 - held_back)) as usize;
+    options.batch = args
+        .batch
+        .unwrap_or_else(|| batch_of(n_train).min(options.batch));
     options.lr = args.lr.unwrap_or(options.lr);
     options.backbone_lr_scale = args.backbone_lr_scale.unwrap_or(options.backbone_lr_scale);
     options.weight_decay = args.weight_decay.unwrap_or(options.weight_decay);
@@ -293,9 +305,29 @@ fn train_options(dataset: &Dataset, args: &Args, seed: u64) -> Result<TrainOptio
     Ok(options)
 }
 
+/// Pictures a step for so many train pictures: a recipe is for thousands, and of fewer takes too few steps. A sixteenth,
+/// rounded down to a power of two, but 16 at least; a quarter of less than 64.
+fn batch_of(n_train: usize) -> usize {
+    let sixteenth = (n_train / 16).max(1);
+    let power = 1 << sixteenth.ilog2();
+    power.max(16).min(n_train / 4).max(2)
+}
+
 /// Trains as the command line says.
 pub fn train(dataset: &Dataset, args: &Args, seed: u64) -> Result<TrainSummary> {
     let options = train_options(dataset, args, seed)?;
+    // What is wrong with them otherwise, the training says.
+    if let Ok(Some(centers)) = options.fixed_centers(dataset.class_names.len())
+        && centers.n_classes() > 1
+        && centers.min_distance() == 0
+    {
+        output::note(format!(
+            "two of {} classes have the same center, codes of {} bits will not tell them apart; \
+             --centers max-hd or more bits may",
+            centers.n_classes(),
+            centers.bits()
+        ));
+    }
     if options.freeze {
         let bar = output::progress(0, "features");
         let mut first = None;
@@ -425,6 +457,25 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+
+    #[test]
+    fn small_collections_have_enough_steps() {
+        for (n_train, expected) in [
+            (2, 2),
+            (8, 2),
+            (30, 7),
+            (63, 15),
+            (64, 16),
+            (255, 16),
+            (400, 16),
+            (600, 32),
+            (3068, 128),
+            (4096, 256),
+        ] {
+            assert_eq!(batch_of(n_train), expected, "{n_train}");
+        }
+        assert!(batch_of(50_000) >= 256);
+    }
 
     #[derive(Parser)]
     struct Line {

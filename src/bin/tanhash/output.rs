@@ -59,8 +59,8 @@ pub fn one_line(error: &anyhow::Error) -> String {
         if text.contains(&cause) {
             continue;
         }
-        // What only names the file of a cause that names it too.
-        if cause.contains(&text) {
+        // What only names the file of a cause that names it too, as `FILE: ..` or `corrupt FILE: ..`.
+        if format!(" {cause}").contains(&format!(" {text}:")) {
             text = cause;
             continue;
         }

@@ -72,13 +72,25 @@ pub fn rules(report: &Report) -> String {
         EmptyQueries::CountAsZero => "count as 0",
         EmptyQueries::Skip => "are left out",
     };
+    let nothing = match (protocol.cutoff, protocol.denominator) {
+        (Cutoff::At(r), Denominator::RelevantInTopR) => {
+            let orders = matches!(protocol.ties, Ties::Permutations { n_orders: 2.., .. });
+            let when = if orders {
+                ", in one order or more,"
+            } else {
+                ""
+            };
+            format!("with nothing relevant among the first {r}{when}")
+        }
+        _ => "with nothing relevant in the database".to_owned(),
+    };
     let set = match protocol.leave_one_out {
         true => "; queries and database are one set, each item left out of its own ranking",
         false => "",
     };
     format!(
-        "{}: {} queries, {} items searched; average precision over {denominator}; ties {ties}; {} queries without a \
-         relevant item {empty}{set}",
+        "{}: {} queries, {} items searched; average precision over {denominator}; ties {ties}; {} queries \
+         {nothing} {empty}{set}",
         report.metric(),
         report.n_queries,
         report.n_database,

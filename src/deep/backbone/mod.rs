@@ -28,7 +28,7 @@ pub use resnet9::ResNet9;
 
 use crate::data::{ExampleSet, PictureShape};
 use crate::deep::augment::Normalization;
-use crate::deep::checkpoint::{InputSpec, PictureInput, TensorFile};
+use crate::deep::checkpoint::{InputSpec, ModelConfig, PictureInput, TensorFile};
 use crate::deep::weights::{Group, Weights};
 use crate::error::{Error, Result};
 use crate::media::{Filter, Resize};
@@ -342,7 +342,14 @@ pub(crate) fn load_weights(
         false => CLASSIFIERS.contains(&name) || name.ends_with(".num_batches_tracked"),
     };
     if let Some((missing, _)) = tensors.iter().find(|(name, _)| !names.contains(name)) {
-        let looks_like = match looks_like(&names) {
+        let own = match is_model {
+            true => file
+                .metadata::<ModelConfig>()
+                .ok()
+                .map(|model| model.backbone),
+            false => None,
+        };
+        let looks_like = match own.or_else(|| looks_like(&names)) {
             Some(other) if other != kind => {
                 format!(
                     "; these look like weights of {other}: use --backbone {other}, or other weights"

@@ -29,8 +29,7 @@ pub struct Config {
     /// Weight of Q. The authors' code has 0.05 with ResNet-50 (this default), 0.001 or 0.0001 with
     /// AlexNet.
     pub quantization_weight: f64,
-    /// The codebook. The paper has Hadamard centers, fair coins past 2K classes or where K is no power
-    /// of two.
+    /// The codebook. Hadamard centers become balanced ones where K is no power of two.
     pub centers: CentersKind,
 }
 

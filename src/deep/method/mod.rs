@@ -266,6 +266,15 @@ impl MethodConfig {
         }
     }
 
+    /// The method as it is with codes of `bits` bits: CSQ has balanced centers where there are no Hadamard ones.
+    pub(crate) fn for_bits(&self, bits: usize) -> MethodConfig {
+        let mut method = self.clone();
+        if let MethodConfig::Csq(config) = &mut method {
+            config.centers = crate::centers::fitting(config.centers, bits);
+        }
+        method
+    }
+
     /// True for a method that pulls towards centers.
     pub fn has_centers(&self) -> bool {
         self.centers().is_some() || matches!(self, MethodConfig::Shc(_))

@@ -53,8 +53,9 @@ const TERM_BY_TERM: Option<i64> = Some(2);
 pub struct Config {
     /// Weight of the classification term; 0 leaves it out. Ours.
     pub classification_weight: f64,
-    /// Weight of the similarity term. Ours.
-    pub similarity_weight: f64,
+    /// Weight of the similarity term. Ours. `None` is 30 with distances; 3 without, where this term has less to say
+    /// than the classification, and at 30 drowns it.
+    pub similarity_weight: Option<f64>,
     /// Weight of the KL term. Ours.
     pub kl_weight: f64,
     /// gamma, above 0.
@@ -71,7 +72,7 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             classification_weight: 1.0,
-            similarity_weight: 30.0,
+            similarity_weight: None,
             kl_weight: 0.001,
             gamma: 0.1,
             rho: 2.0,
@@ -84,6 +85,7 @@ impl Default for Config {
 /// SHREWD with its distances and its classification layer.
 pub struct Shrewd {
     config: Config,
+    similarity_weight: f64,
     bits: i64,
     n_classes: i64,
     /// n x n, of classes or of train pictures.
@@ -106,9 +108,11 @@ impl Shrewd {
         device: tch::Device,
         rng: &mut ChaCha8Rng,
     ) -> Result<Shrewd> {
+        let default = if distances.is_some() { 30.0 } else { 3.0 };
+        let similarity_weight = config.similarity_weight.unwrap_or(default);
         for (name, value, positive) in [
             ("classification weight", config.classification_weight, false),
-            ("similarity weight", config.similarity_weight, false),
+            ("similarity weight", similarity_weight, false),
             ("KL weight", config.kl_weight, false),
             ("gamma", config.gamma, true),
             ("rho", config.rho, false),
@@ -165,6 +169,7 @@ impl Shrewd {
         }
         Ok(Shrewd {
             config,
+            similarity_weight,
             bits,
             n_classes,
             distances,
@@ -275,7 +280,7 @@ impl Method for Shrewd {
             terms = terms.with("classification", self.config.classification_weight, &loss)?;
         }
         let similarity = self.similarity(&outputs, targets)?;
-        terms = terms.with("similarity", self.config.similarity_weight, &similarity)?;
+        terms = terms.with("similarity", self.similarity_weight, &similarity)?;
         if self.config.kl_weight > 0.0 {
             let draws = self.draws(logits.size()[0], at, logits.device())?;
             let kl = empirical_kl(&outputs, &draws)?;
@@ -301,5 +306,32 @@ impl Method for Shrewd {
 
     fn weights(&self) -> Option<&Weights> {
         Some(&self.weights)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+
+    use super::*;
+
+    #[test]
+    fn the_weight_of_the_similarities_follows_what_they_say() {
+        let weight = |given, distances: Option<&ClassDistances>| {
+            let config = Config {
+                similarity_weight: given,
+                ..Config::default()
+            };
+            let mut rng = ChaCha8Rng::seed_from_u64(0);
+            let shrewd = Shrewd::new(config, 3, 16, distances, tch::Device::Cpu, &mut rng);
+            shrewd.unwrap().similarity_weight
+        };
+        let tree = vec![0.0, 0.5, 1.0, 0.5, 0.0, 1.0, 1.0, 1.0, 0.0];
+        let tree = ClassDistances::new(3, tree).unwrap();
+        assert_eq!((weight(None, None), weight(None, Some(&tree))), (3.0, 30.0));
+        assert_eq!(
+            (weight(Some(7.0), None), weight(Some(7.0), Some(&tree))),
+            (7.0, 7.0)
+        );
     }
 }

@@ -43,8 +43,8 @@ pub fn run(args: Args, common: Common) -> Result<()> {
     use crate::{learning, output};
 
     let device = args.device.parse::<Device>()?;
-    let shape = TorchEncoder::open(&args.model, device)?.picture_shape();
-    let dataset = learning::load(&args.data, shape, common.seed)?;
+    let encoder = TorchEncoder::open(&args.model, device)?;
+    let dataset = learning::load_for(&encoder, &args.data, common.seed)?;
     let model_id = adapt(&args.model, &dataset.database, &args.out, device)?;
     if common.json {
         return output::json(&serde_json::json!({

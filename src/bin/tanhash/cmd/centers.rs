@@ -37,9 +37,9 @@ pub struct Args {
     /// How they are made: shc, max-hd, bernoulli, hadamard or balanced
     #[arg(long, default_value = "shc")]
     method: String,
-    /// Which description of SHC: paper or released
-    #[arg(long, default_value = "paper")]
-    variant: Variant,
+    /// Which description of SHC: paper, if not given, or released
+    #[arg(long)]
+    variant: Option<Variant>,
     /// Bits in which two centers differ at least, for shc; the Gilbert-Varshamov distance if not given
     #[arg(long)]
     min_distance: Option<usize>,
@@ -93,7 +93,7 @@ pub fn run(args: Args, common: Common) -> Result<()> {
         )?;
         let defaults = SemanticOptions::default();
         let options = SemanticOptions {
-            variant: args.variant,
+            variant: args.variant.unwrap_or(defaults.variant),
             min_distance: args.min_distance,
             restarts: args.restarts.unwrap_or(defaults.restarts),
             refine: !args.no_refine,
@@ -108,8 +108,14 @@ pub fn run(args: Args, common: Common) -> Result<()> {
                 args.method
             )
         })?;
-        if args.min_distance.is_some() || args.restarts.is_some() || args.no_refine {
-            bail!("expected the method shc with its options, got {kind}");
+        let of_shc = [
+            ("variant", args.variant.is_some()),
+            ("min-distance", args.min_distance.is_some()),
+            ("restarts", args.restarts.is_some()),
+            ("no-refine", args.no_refine),
+        ];
+        if let Some((name, _)) = of_shc.iter().find(|(_, given)| *given) {
+            bail!("--{name} is of the method shc, got {kind}");
         }
         (
             Codebook::seeded(kind, n_classes, args.bits, common.seed)?,
@@ -127,7 +133,7 @@ pub fn run(args: Args, common: Common) -> Result<()> {
     if common.json {
         return output::json(&json!({
             "method": args.method,
-            "variant": semantic.is_some().then(|| args.variant.to_string()),
+            "variant": semantic.is_some().then(|| args.variant.unwrap_or_default().to_string()),
             "seed": common.seed,
             "n_classes": n_classes,
             "bits": args.bits,

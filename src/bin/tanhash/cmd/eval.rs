@@ -305,7 +305,7 @@ mod pictures {
             .data
             .as_deref()
             .context("expected --data beside --model")?;
-        let dataset = learning::load(data, encoder.picture_shape(), common.seed)?;
+        let dataset = learning::load_for(&encoder, data, common.seed)?;
         let config = encoder.config();
         if config.dataset == dataset.name && config.protocol != dataset.protocol {
             output::note(format!(

@@ -5,8 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, bail};
+use tanhash::media::{PICTURE_EXTENSIONS, is_picture_extension};
 
-use super::{Entry, PICTURES, Record, Skip, is_picture, read_picture, words};
+use super::{Entry, Record, Skip, read_picture, words};
 use crate::output;
 
 /// Every picture below a folder, by path. Symbolic links to folders are not followed, so a loop cannot trap
@@ -34,7 +35,7 @@ pub fn walk(dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
             };
             let path = entry.path();
             let extension = path.extension().and_then(|extension| extension.to_str());
-            let is_listed = extension.is_some_and(is_picture);
+            let is_listed = extension.is_some_and(is_picture_extension);
             match entry.file_type() {
                 Ok(kind) if kind.is_dir() => folders.push(path),
                 _ if is_listed => paths.push(path),
@@ -47,7 +48,7 @@ pub fn walk(dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
         bail!(
             "{}: expected pictures ({}), found none",
             dir.display(),
-            PICTURES.join(", ")
+            PICTURE_EXTENSIONS.join(", ")
         );
     }
     paths.sort();

@@ -111,16 +111,6 @@ impl Skip {
     }
 }
 
-/// Extensions of what is taken for a picture. TIFF is not read; its files are listed so that they are counted
-/// and refused by name rather than overlooked.
-const PICTURES: [&str; 9] = [
-    "jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "jfif",
-];
-
-fn is_picture(extension: &str) -> bool {
-    PICTURES.contains(&extension.to_ascii_lowercase().as_str())
-}
-
 /// A part of the input with a reader of its own.
 enum Source {
     Folder(PathBuf, Vec<PathBuf>),

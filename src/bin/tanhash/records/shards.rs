@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 
 use anyhow::{Context, Result};
-use tanhash::media::Limits;
+use tanhash::media::{Limits, is_picture_extension};
 
-use super::{Body, Entry, Record, Skip, columns, is_picture};
+use super::{Body, Entry, Record, Skip, columns};
 use crate::output;
 use crate::schema::SchemaFile;
 
@@ -114,7 +114,7 @@ fn read(
             }
             let (max_bytes, size) = (Limits::default().max_bytes as u64, member.size());
             if size > max_bytes {
-                if is_picture(&extension) {
+                if is_picture_extension(&extension) {
                     let reason = format!("expected at most {max_bytes} bytes, got {size}");
                     record.body = Body::Unreadable(reason);
                 }
@@ -126,7 +126,7 @@ fn read(
                 anyhow::bail!("{path}: expected {size} bytes, found {}", bytes.len());
             }
             match extension.as_str() {
-                _ if is_picture(&extension) => record.body = columns::picture(bytes),
+                _ if is_picture_extension(&extension) => record.body = columns::picture(bytes),
                 "txt" => record.text = String::from_utf8_lossy(&bytes).trim().to_owned(),
                 "cls" => record.label = String::from_utf8_lossy(&bytes).trim().to_owned(),
                 "json" => match serde_json::from_slice(&bytes) {
