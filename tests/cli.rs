@@ -781,6 +781,30 @@ fn eval_measures_files_of_codes() {
         "--database-logits",
         "expected a .npy file",
     );
+    // Logits are those of the database codes: bits 0, 1, 0 and 1, and all 16, are set in its rows.
+    let mut logits: Vec<f32> = vec![-0.5; 4 * 16];
+    for set in [16, 32, 33].into_iter().chain(48..64) {
+        logits[set] = 2.0;
+    }
+    let write = |name: &str, logits: &[f32]| {
+        let path = dir.path().join(name);
+        npy(&path, 16, logits);
+        text(&path).to_owned()
+    };
+    let right = write("right.npy", &logits);
+    let of_logits = call(codes(&["--json"]), &["--database-logits", &right]);
+    let found = &json_lines(&succeed(&refs(&of_logits)))[0];
+    let squared = (45.0 * 0.25 + 19.0) / 64.0;
+    near(&found["quantization"]["squared"], squared);
+    logits[33] = -2.0;
+    let of_logits = call(
+        codes(&[]),
+        &["--database-logits", &write("wrong.npy", &logits)],
+    );
+    refuse(
+        &refs(&of_logits),
+        "row 2: expected logits above 0 where the code has a 1, got -2 and 1 at bit 1",
+    );
     // Two codes alike, the relevant one second: 1/2 in this order, 1 in the other.
     let (tie, tie_labels) = (at("tie.bin", &[0, 0, 0, 0]), at("tie.txt", b"0\n1\n"));
     for (option, expected) in [(None, 0.75), (Some("--database-order"), 0.5)] {

@@ -236,6 +236,20 @@ fn from_codes(query_codes: &Path, args: &Args, protocol: &Protocol) -> Result<Me
             logits.len() / dim
         );
         report.quantization = Some(quantization_error(len, &logits).with_context(about)?);
+        for (row, logits) in logits.chunks_exact(dim).enumerate() {
+            let code = database.0.get(row);
+            let other =
+                |(bit, &logit): (usize, &f32)| logit != 0.0 && code.bit(bit) != (logit > 0.0);
+            if let Some(bit) = logits.iter().enumerate().position(other) {
+                bail!(
+                    "{}: row {row}: expected logits above 0 where the code has a 1, got {} and {} at bit {bit}; give those of \
+                     the database codes",
+                    about(),
+                    logits[bit],
+                    u8::from(code.bit(bit))
+                );
+            }
+        }
     }
     let files = [
         ("query codes", Some(query_codes)),
