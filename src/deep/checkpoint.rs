@@ -362,13 +362,22 @@ pub(crate) fn write_tensors(
 
 /// The first 12 hexadecimal digits of the SHA-256 of `text` and of tensors' bytes with their names, in the order of names.
 pub(crate) fn sealed_digest(text: &str, tensors: &[(String, Tensor)]) -> Result<String> {
-    let mut order: Vec<usize> = (0..tensors.len()).collect();
-    order.sort_unstable_by_key(|&at| &tensors[at].0);
+    let mut sorted: Vec<&(String, Tensor)> = tensors.iter().collect();
+    sorted.sort_unstable_by_key(|(name, _)| name);
+    let bytes = |(name, tensor): &'_ (String, Tensor)| Ok((name.clone(), bytes_of(tensor)?));
+    digest_of(text, sorted.into_iter().map(bytes))
+}
+
+fn digest_of<B: AsRef<[u8]>>(
+    text: &str,
+    tensors: impl Iterator<Item = Result<(String, B)>>,
+) -> Result<String> {
     let mut digest = Sha256::new();
     digest.update(text);
-    for (name, tensor) in order.into_iter().map(|at| &tensors[at]) {
+    for tensor in tensors {
+        let (name, bytes) = tensor?;
         digest.update(name);
-        digest.update(bytes_of(tensor)?);
+        digest.update(bytes);
     }
     Ok(short_hex(&digest.finalize()))
 }
@@ -450,17 +459,11 @@ impl TensorFile {
     /// [`sealed_digest`] of `text` and this file's tensors.
     pub fn sealed_digest(&self, text: &str) -> Result<String> {
         let parsed = self.parse()?;
-        let mut digest = Sha256::new();
-        digest.update(text);
-        for name in self.names()? {
-            let view = parsed.tensor(&name);
-            digest.update(&name);
-            digest.update(
-                view.map_err(|error| self.corrupt(error.to_string()))?
-                    .data(),
-            );
-        }
-        Ok(short_hex(&digest.finalize()))
+        let bytes = |name: String| match parsed.tensor(&name) {
+            Ok(view) => Ok((name, view.data())),
+            Err(error) => Err(self.corrupt(error.to_string())),
+        };
+        digest_of(text, self.names()?.into_iter().map(bytes))
     }
 
     /// The names of its tensors, sorted.

@@ -212,7 +212,8 @@ impl<'a> Evaluation<'a> {
     /// depend on the number of threads.
     ///
     /// # Errors
-    /// `InvalidArgument` if the protocol contradicts itself, or if it leaves out the query and the two sets are not one set of at least two codes.
+    /// `InvalidArgument` if the protocol contradicts itself, or if it leaves out the query and the two sets are not one
+    /// set of at least two codes.
     pub fn run(&self, protocol: &Protocol) -> Result<Report> {
         let bits = self.database.code_len().bits();
         protocol.check(bits)?;

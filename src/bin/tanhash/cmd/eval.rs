@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use tanhash::CodeLen;
 use tanhash::eval::{
-    ClassSimilarities, Cutoff, Denominator, EmptyQueries, Evaluation, Hierarchy, Protocol, Report,
-    Ties, quantization_error,
+    ClassSimilarities, Cutoff, Denominator, EmptyQueries, Evaluation, Hierarchy, Protocol,
+    QuantizationError, Report, Ties, quantization_error,
 };
 use tanhash::npy::read_vectors;
+use tanhash::{CodeLen, Codes};
 
 use crate::arrays::{LabelFile, read_codes};
 use crate::cmd::Common;
@@ -171,6 +171,35 @@ fn similarities(path: &Path, class_names: &[String]) -> Result<ClassSimilarities
         .similarities())
 }
 
+/// What binarizing these logits to these codes lost.
+fn quantization_of(path: &Path, codes: &Codes) -> Result<QuantizationError> {
+    let about = || path.display().to_string();
+    let (logits, dim) = read_vectors(path)?;
+    let len = codes.code_len();
+    ensure!(
+        dim == len.bits() && logits.len() / dim == codes.n_codes(),
+        "{}: expected {} rows of {} logits, got {} rows of {dim}",
+        about(),
+        codes.n_codes(),
+        len.bits(),
+        logits.len() / dim
+    );
+    for (row, logits) in logits.chunks_exact(dim).enumerate() {
+        let code = codes.get(row);
+        let other = |(bit, &logit): (usize, &f32)| logit != 0.0 && code.bit(bit) != (logit > 0.0);
+        if let Some(bit) = logits.iter().enumerate().position(other) {
+            bail!(
+                "{}: row {row}: expected logits above 0 where the code has a 1, got {} and {} at bit {bit}; give those of \
+                 the database codes",
+                about(),
+                logits[bit],
+                u8::from(code.bit(bit))
+            );
+        }
+    }
+    quantization_error(len, &logits).with_context(about)
+}
+
 /// Codes and labels from files.
 fn from_codes(query_codes: &Path, args: &Args, protocol: &Protocol) -> Result<Measured> {
     let (Some(bits), Some(query_labels)) = (args.bits, &args.query_labels) else {
@@ -224,33 +253,13 @@ fn from_codes(query_codes: &Path, args: &Args, protocol: &Protocol) -> Result<Me
     if let Some(similarities) = &similarities {
         evaluation = evaluation.similarities(similarities)?;
     }
+    // Found wrong before the codes are compared rather than after.
+    let quantization = match &args.database_logits {
+        Some(path) => Some(quantization_of(path, &database.0)?),
+        None => None,
+    };
     let mut report = evaluation.run(protocol)?;
-    if let Some(path) = &args.database_logits {
-        let about = || path.display().to_string();
-        let (logits, dim) = read_vectors(path)?;
-        ensure!(
-            dim == bits && logits.len() / dim == database.0.n_codes(),
-            "{}: expected {} rows of {bits} logits, got {} rows of {dim}",
-            about(),
-            database.0.n_codes(),
-            logits.len() / dim
-        );
-        report.quantization = Some(quantization_error(len, &logits).with_context(about)?);
-        for (row, logits) in logits.chunks_exact(dim).enumerate() {
-            let code = database.0.get(row);
-            let other =
-                |(bit, &logit): (usize, &f32)| logit != 0.0 && code.bit(bit) != (logit > 0.0);
-            if let Some(bit) = logits.iter().enumerate().position(other) {
-                bail!(
-                    "{}: row {row}: expected logits above 0 where the code has a 1, got {} and {} at bit {bit}; give those of \
-                     the database codes",
-                    about(),
-                    logits[bit],
-                    u8::from(code.bit(bit))
-                );
-            }
-        }
-    }
+    report.quantization = quantization;
     let files = [
         ("query codes", Some(query_codes)),
         ("query labels", args.query_labels.as_deref()),
