@@ -81,12 +81,15 @@ pub struct Codebook {
     entries: Vec<f32>,
 }
 
+/// Entries of a codebook: a gigabyte.
+const ENTRIES_MAX: usize = 1 << 28;
+
 impl Codebook {
     /// A codebook of `n_classes` centers of `bits` bits, from the random numbers of `rng`.
     ///
     /// # Errors
-    /// `InvalidArgument` without classes or bits, or for a Hadamard codebook whose length is not a
-    /// power of two.
+    /// `InvalidArgument` without classes or bits, with more than 2^28 entries, or for a Hadamard codebook whose length
+    /// is not a power of two.
     pub fn new(
         kind: CentersKind,
         n_classes: usize,
@@ -96,6 +99,11 @@ impl Codebook {
         if n_classes == 0 || bits == 0 {
             return Err(Error::invalid(format!(
                 "a codebook has at least one class and one bit, got {n_classes} and {bits}"
+            )));
+        }
+        if n_classes.checked_mul(bits).is_none_or(|n| n > ENTRIES_MAX) {
+            return Err(Error::invalid(format!(
+                "a codebook has at most {ENTRIES_MAX} entries, got {n_classes} classes of {bits} bits"
             )));
         }
         let rows = match kind {
@@ -359,6 +367,10 @@ mod tests {
             &mut ChaCha8Rng::seed_from_u64(0),
         );
         assert!(odd.is_err());
+        for (n_classes, bits) in [(0, 16), (16, 0), (1 << 40, 16), (usize::MAX, 64)] {
+            let made = Codebook::seeded(CentersKind::Bernoulli, n_classes, bits, 0);
+            assert!(made.is_err(), "{n_classes} {bits}");
+        }
     }
 
     #[test]
