@@ -58,6 +58,8 @@
 
 pub mod error;
 
+mod files;
+
 pub mod code;
 pub mod labels;
 pub mod media;

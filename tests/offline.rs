@@ -853,6 +853,25 @@ fn a_trained_model_rehashes_to_the_codes_that_it_encodes() {
             .collect()
     };
     let (old_codes, new_codes) = (encoded(&first, 4), encoded(&second, 6));
+    // Where nothing can be encoded the files of before stay, and nothing is left beside them.
+    let (unreadable, codes) = (at("unreadable"), at("codes.bin"));
+    fs::create_dir(&unreadable).unwrap();
+    fs::write(unreadable.join("a.png"), "no picture").unwrap();
+    let now = || {
+        let n_files = fs::read_dir(dir.path()).unwrap().count();
+        (fs::read(&codes).unwrap(), n_files)
+    };
+    let before = now();
+    let args = [
+        "encode",
+        "--model",
+        text(&second),
+        "--input",
+        text(&unreadable),
+    ];
+    let out = ["--out", text(&codes)];
+    fail(&[&args[..], &out].concat(), "none of 1 could be encoded");
+    assert_eq!(now(), before);
     let of_codes = |codes: &BTreeMap<String, String>| {
         let codes: std::collections::BTreeSet<_> = codes.values().cloned().collect();
         codes.len()

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 /// Modules from the ground up. A module imports lower floors only, and none of its own floor; the five of
 /// the search floor are one unit and may import each other.
-const FLOORS: [&[&str]; 8] = [
+const FLOORS: [&[&str]; 9] = [
     &["error"],
+    &["files"],
     &["code", "labels", "media", "npy", "random"],
     &["centers", "data", "hamming"],
     &["topk"],
@@ -21,8 +22,9 @@ const FLOORS: [&[&str]; 8] = [
 const SEARCH: &[&str] = &["engine", "finds", "plan", "scan", "cluster", "mih"];
 
 /// Training and search meet in the program only, so `deep` imports less than its floor would allow.
-const DEEP_MAY_IMPORT: [&str; 10] = [
-    "error", "code", "labels", "media", "npy", "random", "centers", "data", "encode", "eval",
+const DEEP_MAY_IMPORT: [&str; 11] = [
+    "error", "files", "code", "labels", "media", "npy", "random", "centers", "data", "encode",
+    "eval",
 ];
 
 /// A foreign crate, and the folders that may name it.

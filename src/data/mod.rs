@@ -160,9 +160,14 @@ impl FromStr for DatasetSpec {
             "folder" => DatasetKind::Folder(needed()?),
             "features" => DatasetKind::Features(FeatureFiles::parse(place.unwrap_or_default())?),
             _ => {
+                let folder = if Path::new(text).is_dir() {
+                    format!("; for class folders write folder:{text}")
+                } else {
+                    String::new()
+                };
                 return Err(Error::invalid(format!(
                     "expected a data set fashion-mnist[:DIR], cifar10:DIR, cifar100:DIR, folder:DIR or \
-                     features:F.npy,labels:L.npy, got {text:?}"
+                     features:F.npy,labels:L.npy, got {text:?}{folder}"
                 )));
             }
         };

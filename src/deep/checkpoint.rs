@@ -8,8 +8,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -26,6 +25,7 @@ use crate::deep::device::floats;
 use crate::deep::method::MethodConfig;
 use crate::deep::network::DeepHashNet;
 use crate::error::{Error, ErrorKind, Result};
+use crate::files::write_whole;
 use crate::media::Resize;
 
 /// The metadata's version. One that is not this is refused.
@@ -357,7 +357,7 @@ pub(crate) fn write_tensors(
     let metadata = HashMap::from([(METADATA_KEY.to_owned(), metadata)]);
     let bytes =
         safetensors::serialize(views, Some(metadata)).map_err(|error| failed(error.to_string()))?;
-    write_atomically(path, &bytes)
+    write_whole(path, &bytes)
 }
 
 /// The first 12 hexadecimal digits of the SHA-256 of `text` and of tensors' bytes with their names, in the order of names.
@@ -380,32 +380,6 @@ fn digest_of<B: AsRef<[u8]>>(
         digest.update(bytes);
     }
     Ok(short_hex(&digest.finalize()))
-}
-
-/// Writes to a temporary file beside `path`, syncs it and renames it over `path`.
-pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".tmp-{}", std::process::id()));
-    let temporary = PathBuf::from(temporary);
-    let written = File::create(&temporary)
-        .and_then(|mut file| {
-            file.write_all(bytes)?;
-            file.sync_all()
-        })
-        .and_then(|()| fs::rename(&temporary, path));
-    if let Err(error) = written {
-        // The first error is the one to report; a leftover of the temporary file is harmless.
-        let _ = fs::remove_file(&temporary);
-        return Err(Error::io(path, error));
-    }
-    // Not every file system can sync a folder. The file itself is safe; only its name could be lost.
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
-    if let Ok(folder) = File::open(folder.unwrap_or(Path::new("."))) {
-        let _ = folder.sync_all();
-    }
-    Ok(())
 }
 
 /// A safetensors file in memory.

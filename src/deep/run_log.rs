@@ -7,11 +7,11 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::deep::checkpoint::write_atomically;
 use crate::deep::curves;
 use crate::deep::method::LossTerms;
 use crate::deep::train::TrainOptions;
 use crate::error::{Error, Result};
+use crate::files::write_whole;
 
 /// One logged step. Times and rates are of this process, from its first step on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -95,7 +95,7 @@ impl Log {
             })
             .flat_map(|line| [line, "\n"])
             .collect();
-        write_atomically(&path, kept.as_bytes())?;
+        write_whole(&path, kept.as_bytes())?;
         let file = OpenOptions::new()
             .append(true)
             .open(&path)
@@ -126,7 +126,7 @@ impl Log {
             .lines()
             .filter_map(|line| serde_json::from_str(line).ok())
             .collect();
-        write_atomically(
+        write_whole(
             &path.with_extension("svg"),
             curves::svg(&entries).as_bytes(),
         )

@@ -11,7 +11,6 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::centers::semantic::semantic_centers;
 use crate::centers::{ClassMeans, ClassSimilarity, Codebook};
-use crate::deep::checkpoint::write_atomically;
 use crate::deep::device::{Stream, floats};
 use crate::deep::hash_head::HeadKind;
 use crate::deep::method::classifier::Classifier;
@@ -20,6 +19,7 @@ use crate::deep::network::DeepHashNet;
 use crate::deep::run_log::Log;
 use crate::deep::train::{Fit, Run, TrainOptions};
 use crate::error::{Error, Result};
+use crate::files::write_whole;
 use crate::npy;
 
 /// Pictures that the classifier sees at once when it is asked.
@@ -38,7 +38,7 @@ pub(crate) fn classifier_state(out: &Path) -> PathBuf {
 
 /// Writes the centers beside the model.
 pub(crate) fn save_codebook(codebook: &Codebook, out: &Path) -> Result<()> {
-    write_atomically(&beside(out, ".centers.npy"), &codebook.to_npy())
+    write_whole(&beside(out, ".centers.npy"), &codebook.to_npy())
 }
 
 /// Stage 1: S and the classifier, or `None` if the run was stopped before.
@@ -121,7 +121,7 @@ pub(crate) fn class_means(run: &Run<'_>) -> Result<ClassSimilarity> {
 /// Writes S beside the model.
 fn save_similarity(similarity: &ClassSimilarity, out: &Path) -> Result<()> {
     let bytes = npy::float_bytes(similarity.n_classes(), similarity.entries());
-    write_atomically(&beside(out, ".similarity.npy"), &bytes)
+    write_whole(&beside(out, ".similarity.npy"), &bytes)
 }
 
 /// Stage 2.

@@ -6,7 +6,6 @@
 //! the sign of column j of `(x - mean) W R`. Leaves out the supervised variant (CCA-ITQ).
 
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 
 use nalgebra::DMatrix;
@@ -16,6 +15,7 @@ use sha2::{Digest, Sha256};
 use super::{EncodeError, Encoder, Payload, products, sign_codes};
 use crate::code::{CodeLen, HashCode};
 use crate::error::{Error, ErrorKind, Result};
+use crate::files::write_whole;
 use crate::random;
 
 const MAX_DIM: usize = 1 << 16;
@@ -286,16 +286,7 @@ impl Itq {
     /// # Errors
     /// `Io`.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        let path = path.as_ref();
-        let mut temporary = path.to_owned().into_os_string();
-        temporary.push(".part");
-        let write = || {
-            let mut file = fs::File::create(&temporary)?;
-            file.write_all(&self.to_bytes())?;
-            file.sync_all()?;
-            fs::rename(&temporary, path)
-        };
-        write().map_err(|error| Error::io(path, error))
+        write_whole(path.as_ref(), &self.to_bytes())
     }
 
     /// Opens a file.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::{NpyHeader, NpyType};
 use crate::error::{Error, Result};
+use crate::files::write_whole;
 
 /// A float32 array of known shape that is written row after row, and goes on where a killed run stopped.
 ///
@@ -130,7 +131,6 @@ impl NpyWriter {
 /// # Errors
 /// `Io`.
 pub fn write_integers(path: impl AsRef<Path>, values: &[i64], dtype: NpyType) -> Result<()> {
-    let path = path.as_ref();
     let mut bytes = NpyHeader::new(dtype, vec![values.len()]).to_bytes();
     for &value in values {
         let outside = || Error::invalid(format!("{value} is no {}", dtype.descr()));
@@ -145,7 +145,7 @@ pub fn write_integers(path: impl AsRef<Path>, values: &[i64], dtype: NpyType) ->
             }
         }
     }
-    fs::write(path, bytes).map_err(|error| Error::io(path, error))
+    write_whole(path.as_ref(), &bytes)
 }
 
 /// The bytes of a `.npy` file with a float64 matrix of `columns` columns, row-major.

@@ -5,12 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::files::write_whole;
 
 /// The name of the list.
 pub const CHECKSUMS_FILE: &str = "SHA256SUMS";
@@ -35,19 +36,7 @@ pub fn write_checksums(dir: impl AsRef<Path>) -> Result<usize> {
         }
         text.push_str(&format!("{}  {name}\n", sha256_of(&dir.join(name))?));
     }
-    // Renamed into place, so that a list is whole or absent.
-    let (path, part) = (
-        dir.join(CHECKSUMS_FILE),
-        dir.join(format!("{CHECKSUMS_FILE}.part")),
-    );
-    let write = || {
-        let mut file = File::create(&part)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&part, &path)?;
-        File::open(dir)?.sync_all()
-    };
-    write().map_err(|error| Error::io(&path, error))?;
+    write_whole(&dir.join(CHECKSUMS_FILE), text.as_bytes())?;
     Ok(names.len())
 }
 

@@ -52,11 +52,7 @@ pub fn succeed_json(args: &[&str]) -> Value {
 pub fn fail(args: &[&str], expected: &str) -> Value {
     let (value, code, stderr) = run(args);
     assert_eq!(code, 1, "{args:?}: {stderr}");
-    let line = stderr.lines().last().unwrap_or_default();
-    assert!(
-        line.contains(expected),
-        "{args:?}: expected {expected:?} in {stderr}"
-    );
+    assert_says(args, stderr.lines().last().unwrap_or_default(), expected);
     value
 }
 
@@ -67,13 +63,23 @@ pub fn refuse(args: &[&str], expected: &str) {
     assert_eq!(output.status.code(), Some(1), "{args:?}: {stderr}");
     assert!(output.stdout.is_empty(), "{args:?}");
     assert_eq!(stderr.lines().count(), 1, "{args:?}: {stderr}");
+    assert_says(args, &stderr, expected);
+}
+
+/// The program's name, then what is wrong, and that at once.
+fn assert_says(args: &[&str], line: &str, expected: &str) {
     assert!(
-        stderr.contains(expected),
-        "{args:?}: expected {expected:?} in {stderr}"
+        line.contains(expected),
+        "{args:?}: expected {expected:?} in {line}"
+    );
+    let message = line.strip_prefix("tanhash: ").unwrap_or_default();
+    assert!(
+        message.starts_with(|first: char| !":. ".contains(first)),
+        "{args:?}: {line}"
     );
     assert!(
-        !stderr.contains("panicked") && !stderr.contains("internal error"),
-        "{args:?}: {stderr}"
+        !line.contains("panicked") && !line.contains("internal error"),
+        "{args:?}: {line}"
     );
 }
 

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -23,6 +24,7 @@ use tantivy::schema::{
 use tantivy::{DocAddress, Searcher, TantivyDocument};
 
 use crate::schema::{SchemaFile, date_text};
+use crate::whole_file::{self, WholeFile};
 
 const MANIFEST: &str = "tanhash.json";
 
@@ -206,11 +208,7 @@ impl Layout {
             more_codes: more.collect(),
             schema: self.schema.clone(),
         };
-        // Renamed into place: a killed run leaves the whole of it or nothing.
-        let (path, part) = (dir.join(MANIFEST), dir.join(format!("{MANIFEST}.part")));
-        fs::write(&part, serde_json::to_vec_pretty(&manifest)?)
-            .and_then(|()| fs::rename(&part, &path))
-            .with_context(|| path.display().to_string())
+        whole_file::write(&dir.join(MANIFEST), &serde_json::to_vec_pretty(&manifest)?)
     }
 
     /// The source of codes of a field.
@@ -264,11 +262,11 @@ fn copy_model(from: &Path, to: &Path, replace: bool) -> Result<()> {
             );
         }
     }
-    let mut temporary = to.as_os_str().to_owned();
-    temporary.push(".part");
-    fs::copy(from, &temporary)
-        .and_then(|_| fs::rename(&temporary, to))
-        .with_context(about)
+    let mut copy = WholeFile::create(to)?;
+    fs::File::open(from)
+        .and_then(|mut model| io::copy(&mut model, &mut copy))
+        .with_context(about)?;
+    copy.finish()
 }
 
 /// The fields of the program's schema.

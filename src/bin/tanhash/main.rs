@@ -15,6 +15,7 @@ mod plot;
 mod records;
 mod report;
 mod schema;
+mod whole_file;
 
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};

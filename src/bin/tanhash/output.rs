@@ -56,16 +56,17 @@ pub fn one_line(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
         let cause = cause.to_string().replace('\n', " ");
-        if text.contains(&cause) {
-            continue;
-        }
-        // What only names the file of a cause that names it too, as `FILE: ..` or `corrupt FILE: ..`.
-        if format!(" {cause}").contains(&format!(" {text}:")) {
+        if text.is_empty() {
             text = cause;
+        } else if text.contains(&cause) {
             continue;
+        } else if format!(" {cause}").contains(&format!(" {text}:")) {
+            // What only names the file of a cause that names it too, as `FILE: ..` or `corrupt FILE: ..`.
+            text = cause;
+        } else {
+            text.push_str(": ");
+            text.push_str(&cause);
         }
-        text.push_str(": ");
-        text.push_str(&cause);
     }
     text
 }
@@ -79,4 +80,35 @@ pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
             .and_then(serde_json::Error::io_error_kind);
         io.or(json) == Some(io::ErrorKind::BrokenPipe)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(causes: &[&'static str]) -> String {
+        let mut causes = causes.iter().rev();
+        let last = anyhow::Error::msg(*causes.next().unwrap());
+        one_line(&causes.fold(last, |error, cause| error.context(*cause)))
+    }
+
+    #[test]
+    fn an_error_is_one_line_that_says_everything_once() {
+        assert_eq!(line(&["bits is 17"]), "bits is 17");
+        assert_eq!(line(&["two\nlines"]), "two lines");
+        assert_eq!(line(&["a.npy", "is empty"]), "a.npy: is empty");
+        assert_eq!(
+            line(&["reading a.npy: no such file", "no such file"]),
+            "reading a.npy: no such file"
+        );
+        assert_eq!(line(&["a.npy", "a.npy: is empty"]), "a.npy: is empty");
+        assert_eq!(
+            line(&["a.npy", "corrupt a.npy: is empty"]),
+            "corrupt a.npy: is empty"
+        );
+        assert_eq!(
+            line(&["row 3", "a.npy", "is empty"]),
+            "row 3: a.npy: is empty"
+        );
+    }
 }

@@ -8,6 +8,7 @@ use tanhash::eval::{Cutoff, Denominator, EmptyQueries, Report, Ties};
 
 use crate::page::{document, escape};
 use crate::plot::{Axis, BLUE, GREEN, Line, RED, bars, columns, heat_map, lines};
+use crate::whole_file;
 
 /// Classes whose bars fit on a page; of more, the worst and the best are shown.
 const BARS_MAX: usize = 120;
@@ -15,12 +16,11 @@ const BARS_MAX: usize = 120;
 /// Writes `report.json` and `report.html` into a directory, which is made if it is not there. `examples` is
 /// markup.
 pub fn write(dir: &Path, report: &Report, class_names: &[String], examples: &str) -> Result<()> {
-    let about = || dir.display().to_string();
-    fs::create_dir_all(dir).with_context(about)?;
+    fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
     let json = serde_json::to_vec_pretty(report)?;
-    fs::write(dir.join("report.json"), json).with_context(about)?;
+    whole_file::write(&dir.join("report.json"), &json)?;
     let html = html(report, class_names, examples);
-    fs::write(dir.join("report.html"), html).with_context(about)
+    whole_file::write(&dir.join("report.html"), html.as_bytes())
 }
 
 fn html(report: &Report, class_names: &[String], examples: &str) -> String {

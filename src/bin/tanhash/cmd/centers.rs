@@ -13,6 +13,7 @@ use tanhash::npy::read_matrix;
 
 use crate::cmd::Common;
 use crate::output;
+use crate::whole_file;
 
 /// Make hash centers, one target code a class, and print how good they are
 #[derive(clap::Args)]
@@ -123,7 +124,7 @@ pub fn run(args: Args, common: Common) -> Result<()> {
         )
     };
     if let Some(out) = &args.out {
-        std::fs::write(out, codebook.to_npy()).with_context(|| out.display().to_string())?;
+        whole_file::write(out, &codebook.to_npy())?;
     }
     let seconds = started.elapsed().as_secs_f64();
     let loss = similarity

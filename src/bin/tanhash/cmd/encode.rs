@@ -1,7 +1,6 @@
 //! `tanhash encode`: pictures, or the vectors of a matrix, become a file of packed codes.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,6 +16,7 @@ use crate::cmd::Common;
 use crate::output;
 use crate::records::{Body, Entry, Records};
 use crate::schema::SchemaFile;
+use crate::whole_file::{self, WholeFile};
 
 /// Turn pictures or vectors into a file of packed codes
 #[derive(clap::Args)]
@@ -69,11 +69,8 @@ pub fn run(args: Args, common: Common) -> Result<()> {
     let mut rows_path = args.out.clone().into_os_string();
     rows_path.push(".jsonl");
     let rows_path = PathBuf::from(rows_path);
-    let create = |path: &PathBuf| File::create(path).with_context(|| path.display().to_string());
-    let (mut codes_out, mut rows_out) = (
-        BufWriter::new(create(&args.out)?),
-        BufWriter::new(create(&rows_path)?),
-    );
+    let mut codes_out = WholeFile::create(&args.out)?;
+    let mut rows_out = WholeFile::create(&rows_path)?;
     let bar = output::progress(records.expected.unwrap_or(0), "encoding");
     let (mut n_codes, mut failed) = (0usize, 0usize);
     let mut batch: Vec<(String, Payload)> = Vec::new();
@@ -125,12 +122,12 @@ pub fn run(args: Args, common: Common) -> Result<()> {
         }
     }
     flush(&mut batch, &mut n_codes, &mut failed)?;
-    codes_out.flush()?;
-    rows_out.flush()?;
     bar.finish_and_clear();
     if n_codes == 0 {
         bail!("expected pictures, none of {failed} could be encoded");
     }
+    codes_out.finish()?;
+    rows_out.finish()?;
     let seconds = started.elapsed().as_secs_f64();
     if common.json {
         return output::json(&json!({
@@ -220,7 +217,7 @@ fn encode_vectors(args: &Args, common: Common) -> Result<()> {
             codes.push(&code.with_context(|| format!("{}: row {row}", about()))?)?;
         }
     }
-    std::fs::write(&args.out, codes.to_packed()).with_context(|| args.out.display().to_string())?;
+    whole_file::write(&args.out, &codes.to_packed())?;
     let (n_codes, seconds) = (codes.n_codes(), started.elapsed().as_secs_f64());
     if common.json {
         return output::json(&json!({

@@ -54,7 +54,7 @@ pub fn run(args: Args, common: Common) -> Result<()> {
     use tanhash::deep::{BackboneKind, Device, FeatureExtractor, device};
     use tanhash::npy::{NpyType, write_integers};
 
-    use crate::{learning, output};
+    use crate::{learning, output, whole_file};
 
     if let Some(n_threads) = args.threads {
         device::set_threads(n_threads)?;
@@ -99,10 +99,7 @@ pub fn run(args: Args, common: Common) -> Result<()> {
         about["picture_side"] = side.into();
     }
     let about = about.to_string();
-    let write = |name: &str, text: String| {
-        let path = out.join(name);
-        std::fs::write(&path, text).with_context(|| path.display().to_string())
-    };
+    let write = |name: &str, text: String| whole_file::write(&out.join(name), text.as_bytes());
     let about_path = out.join("about.json");
     match std::fs::read_to_string(&about_path) {
         Ok(found) if found != about => bail!(
