@@ -1094,6 +1094,20 @@ fn centers_are_made_and_judged() {
         &["centers", "--bits", "16"],
         "--similarity FILE, --hierarchy FILE or --classes N",
     );
+    let random = [
+        "centers",
+        "--method",
+        "max-hd",
+        "--classes",
+        "4",
+        "--bits",
+        "16",
+    ];
+    succeed(&random);
+    refuse(
+        &[&random[..], &["--variant", "paper"]].concat(),
+        "--variant is of the method shc, got max-hd",
+    );
 
     // The same two groups as a tree: a half within a group, nothing across. So the same centers.
     let tree = dir.path().join("tree.txt");

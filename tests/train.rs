@@ -792,6 +792,13 @@ fn options_that_do_not_fit_are_refused() {
         o.weights = Some("weights.safetensors".into());
     });
     assert!(text.contains("leave out the weights"), "{text}");
+    // A model says whose weights it has, where the names of its tensors do not.
+    let (_dir, model) = trained();
+    let text = refused(&|o| {
+        o.backbone = BackboneKind::ResNet18Cifar;
+        o.weights = Some(model.clone());
+    });
+    assert!(text.contains("use --backbone conv-small"), "{text}");
     assert!(refused(&|o| o.lr = f64::NAN).contains("lr"));
     assert!(refused(&|o| o.epochs = 0).contains("epochs"));
     // A loss that is no longer finite stops the run with a reason.

@@ -392,6 +392,14 @@ mod tests {
                 "{error}"
             );
         }
+        // Names are lines of text files.
+        #[cfg(unix)]
+        {
+            let dir = tempfile::tempdir().unwrap();
+            write_picture(&dir.path().join("two\nlines/1.png"), 1);
+            let error = load(dir.path(), None, 0).unwrap_err().to_string();
+            assert!(error.contains("has a line break; rename it"), "{error}");
+        }
         // A class of trains.
         let dir = tempfile::tempdir().unwrap();
         for class in ["train", "ship"] {
