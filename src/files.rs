@@ -1,4 +1,4 @@
-//! Files that are whole or absent: written beside their place and renamed into it. Not here: arrays that grow
+//! Files that are whole or absent: written beside their place and renamed into it; and files of text. Not here: arrays that grow
 //! row by row and are resumed ([`npy`](crate::npy)), and tantivy's own files.
 
 use std::fs::{self, File};
@@ -6,6 +6,17 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+
+/// The text of a file, without the byte order mark that some editors begin it with.
+///
+/// # Errors
+/// `Io`; `Corrupt` if it is not UTF-8.
+pub(crate) fn read_text(path: &Path) -> Result<String> {
+    let bytes = fs::read(path).map_err(|error| Error::io(path, error))?;
+    let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&bytes);
+    String::from_utf8(bytes.to_vec())
+        .map_err(|_| Error::corrupt(path.display().to_string(), "expected UTF-8 text"))
+}
 
 /// Writes to a temporary file beside `path`, syncs it and renames it over `path`. A reader sees the old file
 /// or the new one. A killed process may leave the temporary file, `<path>.<process>.part`.

@@ -845,6 +845,20 @@ fn the_program_reads_kept_features_and_leaves_queries_out() {
     assert!(!success && stderr.contains("found others"), "{stderr}");
     std::fs::rename(&to, &from).unwrap();
     assert!(run(&features).0);
+    // What lies there without the description may be anybody's, and stays.
+    std::fs::remove_file(dir.path().join("kept/about.json")).unwrap();
+    std::fs::write(dir.path().join("kept/labels.npy"), "mine").unwrap();
+    let (success, _, stderr) = run(&features);
+    assert!(
+        !success && stderr.contains("without the about.json"),
+        "{stderr}"
+    );
+    assert_eq!(
+        std::fs::read(dir.path().join("kept/labels.npy")).unwrap(),
+        b"mine"
+    );
+    std::fs::remove_dir_all(&kept).unwrap();
+    assert!(run(&features).0);
 
     let tree = at("tree.txt");
     std::fs::write(&tree, "colour\n- warm\n-- red\n-- green\n- blue\n").unwrap();
@@ -901,6 +915,36 @@ fn the_program_reads_kept_features_and_leaves_queries_out() {
         stderr.contains("two of 3 classes have the same center"),
         "{stderr}"
     );
+
+    // Of options that do nothing here one is told, and files that are read stay.
+    let labels = at("kept/labels.npy");
+    for (more, expected) in [
+        (
+            ["--augment", "flip"],
+            "--augment: the features of a backbone",
+        ),
+        (
+            ["--backbone-lr-scale", "0.5"],
+            "--backbone-lr-scale: the features",
+        ),
+        (["--log", &other], "--log: expected another name"),
+        (["--log", &weights], "this file is read"),
+    ] {
+        let (success, _, stderr) = run(&[&csq[..], &more].concat());
+        assert!(!success && stderr.contains(expected), "{stderr}");
+    }
+    let of_vectors = format!("features:{kept}");
+    let what = ["train", "--data", &of_vectors, "--bits", "16"];
+    for (more, expected) in [
+        (&["--out", &labels][..], "this file is read"),
+        (
+            &["--out", &other, "--augment", "flip"],
+            "--augment: features of a file",
+        ),
+    ] {
+        let (success, _, stderr) = run(&[&what[..], more].concat());
+        assert!(!success && stderr.contains(expected), "{stderr}");
+    }
 
     let eval = ["eval", "--model", &model, "--data", &data, "--json"];
     let with = |cache: &str| report(&[&eval[..], &["--feature-cache", cache]].concat());

@@ -828,7 +828,10 @@ fn eval_measures_files_of_codes() {
         near(&json_lines(&succeed(&args))[0]["map"], expected);
     }
     refuse(&refs(&codes(&["--r", "0"])), "R is");
-    refuse(&refs(&codes(&["--orders", "0"])), "at least 1 permutation");
+    refuse(
+        &refs(&codes(&["--orders", "0"])),
+        "ties take 1 to 10000 permutations, got 0",
+    );
     refuse(
         &refs(&codes(&["--leave-one-out"])),
         "two sets, of 1 and 4 codes",

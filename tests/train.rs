@@ -10,6 +10,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use tanhash::centers::{CentersKind, ClassDistances, ClassSimilarity, Codebook};
 use tanhash::data::{Dataset, ExampleSet, PictureShape, Source};
 use tanhash::deep::checkpoint::state_path;
+use tanhash::deep::method::shc::{Config as ShcConfig, SimilarityFrom};
 use tanhash::deep::{
     BackboneKind, Device, EncoderOptions, MethodConfig, Recipe, Schedule, SelectBy, Selection,
     TorchEncoder, TrainOptions, TrainProgress, TrainSummary, adapt, train,
@@ -571,6 +572,8 @@ fn a_model_names_the_centers_that_it_was_trained_with() {
             panic!("a model of CSQ");
         };
         assert_eq!(config.centers, expected);
+        let named = model.config().centers.clone().unwrap();
+        assert_eq!(named, expected.to_string());
         let written = Codebook::read_npy(dir.path().join("model.centers.npy")).unwrap();
         let expected = options.fixed_centers(data.class_names.len()).unwrap();
         assert_eq!(
@@ -578,6 +581,28 @@ fn a_model_names_the_centers_that_it_was_trained_with() {
             expected.as_ref().map(Codebook::entries)
         );
     }
+    // Others than those of the method's own codebook; and what a run leaves is its own.
+    let named = |options: &TrainOptions| {
+        train(&data, options, &mut |_| {}).unwrap();
+        let is_there = |ending| dir.path().join(format!("model.{ending}.npy")).is_file();
+        let there = (is_there("centers"), is_there("similarity"));
+        (encoder(&options.out).config().centers.clone(), there)
+    };
+    let mut others = options.clone();
+    others.semantic_centers = Some(ShcConfig {
+        similarity_from: SimilarityFrom::ClassMeans,
+        ..ShcConfig::default()
+    });
+    assert_eq!(named(&others), (Some("class-means".into()), (true, true)));
+    others.semantic_centers = None;
+    others.given.centers = options.fixed_centers(3).unwrap();
+    let (centers, there) = named(&others);
+    assert!(centers.unwrap().starts_with("given, ") && there == (true, false));
+    assert_eq!(
+        named(&on_vectors("greedyhash", &others.out)),
+        (None, (false, false))
+    );
+
     options.code_len = CodeLen::new(24).unwrap();
     for name in ["orthohash", "dpn"] {
         options.method = MethodConfig::from_name(name).unwrap();
@@ -747,7 +772,26 @@ fn a_model_adapts_to_another_database() {
     let darker = ExampleSet::from_pixels(shape, pixels, bright.labels.clone());
     let darker = Arc::new(darker.unwrap());
     let out = dir.path().join("adapted");
-    let model_id = adapt(&path, &darker, &out, Device::Cpu).unwrap();
+    let of_set = |set: &Arc<ExampleSet>| Dataset {
+        database: set.clone(),
+        ..dataset()
+    };
+    let model_id = adapt(&path, &of_set(&darker), &out, Device::Cpu).unwrap();
+    let model = encoder(&out);
+    let adapted = model.config().adapted.as_ref().unwrap();
+    assert_eq!(
+        (adapted.dataset.as_str(), adapted.n_examples),
+        ("stripes", 200)
+    );
+    assert!(encoder(&path).config().adapted.is_none());
+    // Of pictures that are all the same nothing can be measured, and the file stays.
+    let grey = ExampleSet::from_pixels(shape, vec![9; 3 * SIDE * SIDE], vec![0; 3]);
+    let grey = of_set(&Arc::new(grey.unwrap()));
+    let error = adapt(&path, &grey, &out, Device::Cpu)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("expected logits that differ"), "{error}");
+    assert_eq!(model_id, encoder(&out).model_id());
     assert_ne!(model_id, encoder(&path).model_id());
     assert_eq!(model_id, encoder(&out).model_id());
     let imbalance = |path: &Path| {
@@ -764,7 +808,7 @@ fn a_model_adapts_to_another_database() {
     let mut options = short("csq", &dir.path().join("csq"));
     options.epochs = 1;
     run(&options);
-    let error = adapt(&options.out, &darker, &out, Device::Cpu).unwrap_err();
+    let error = adapt(&options.out, &of_set(&darker), &out, Device::Cpu).unwrap_err();
     assert!(
         error.to_string().contains("orthohash models have"),
         "{error}"
@@ -799,7 +843,15 @@ fn options_that_do_not_fit_are_refused() {
         o.weights = Some(model.clone());
     });
     assert!(text.contains("use --backbone conv-small"), "{text}");
+    // A model file whose weights are not those it names is no better as weights than as a model.
+    rewrite(&model, |tensors| tensors[0].3[2] ^= 1);
+    let text = refused(&|o| o.weights = Some(model.clone()));
+    assert!(
+        text.contains("expected weights of the model orthohash-32-"),
+        "{text}"
+    );
     assert!(refused(&|o| o.lr = f64::NAN).contains("lr"));
+    assert!(refused(&|o| o.lr = 0.0).contains("above 0"));
     assert!(refused(&|o| o.epochs = 0).contains("epochs"));
     // A loss that is no longer finite stops the run with a reason.
     let text = refused(&|o| (o.lr, o.epochs) = (1e30, 3));

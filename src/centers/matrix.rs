@@ -81,9 +81,15 @@ impl ClassDistances {
     ///
     /// # Errors
     /// `InvalidArgument` unless there are n x n finite entries, none negative, symmetric to within
-    /// 0.00001 and 0 on the diagonal, and not all of them are 0.
-    pub fn new(n: usize, entries: Vec<f32>) -> Result<ClassDistances> {
+    /// 0.00001 and, as nearly, 0 on the diagonal, and not all of them are 0.
+    pub fn new(n: usize, mut entries: Vec<f32>) -> Result<ClassDistances> {
         check_square("a distance matrix", n, &entries)?;
+        for a in 0..n {
+            let own = &mut entries[a * n + a];
+            if f64::from(own.abs()) <= TOLERANCE {
+                *own = 0.0;
+            }
+        }
         let mut farthest = 0f32;
         for a in 0..n {
             for b in 0..=a {
@@ -112,15 +118,8 @@ impl ClassDistances {
     /// As [`ClassDistances::new`].
     pub fn from_similarity(similarity: &ClassSimilarity) -> Result<ClassDistances> {
         let n = similarity.n_classes;
-        let mut entries: Vec<f32> = similarity
-            .symmetrized()
-            .into_iter()
-            .map(|s| (1.0 - s).max(0.0) as f32)
-            .collect();
-        for a in 0..n {
-            entries[a * n + a] = 0.0;
-        }
-        ClassDistances::new(n, entries)
+        let entries = similarity.symmetrized().into_iter();
+        ClassDistances::new(n, entries.map(|s| (1.0 - s).max(0.0) as f32).collect())
     }
 
     /// The number of classes, or of examples.

@@ -64,7 +64,17 @@ pub(super) fn load(kind: Kind, dir: &Path, shape: Option<PictureShape>) -> Resul
     else {
         if dir.join("train").is_dir() && dir.join("test").is_dir() {
             // Pictures of 32 pixels are kept as they are, whatever a network reads.
-            return folder::load(dir, shape.filter(|shape| shape.side <= SHAPE.side));
+            let pool = folder::load(dir, shape.filter(|shape| shape.side <= SHAPE.side))?;
+            let expected = kind.class_names.split_whitespace().count();
+            if pool.class_names.len() != expected {
+                return Err(Error::invalid(format!(
+                    "expected the class folders of {expected} classes under {}, found {}; for other pictures write folder:{}",
+                    dir.display(),
+                    pool.class_names.len(),
+                    dir.display()
+                )));
+            }
+            return Ok(pool);
         }
         return Err(Error::invalid(format!(
             "expected {first} (official binary files) or class folders in train/ and test/ under {}, found neither",
@@ -143,6 +153,24 @@ mod tests {
             bytes.extend_from_slice(&[value; PLANE]);
         }
         bytes
+    }
+
+    #[test]
+    fn class_folders_are_those_of_the_data_set() {
+        let dir = tempfile::tempdir().unwrap();
+        for class in 0..9 {
+            for split in ["train", "test"] {
+                let folder = dir.path().join(split).join(class.to_string());
+                std::fs::create_dir_all(&folder).unwrap();
+                let picture = image::RgbImage::from_pixel(4, 4, image::Rgb([class; 3]));
+                picture.save(folder.join("0.png")).unwrap();
+            }
+        }
+        let error = load(CIFAR10, dir.path()).unwrap_err().to_string();
+        assert!(
+            error.contains("class folders of 10 classes") && error.contains("found 9"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! allowed), `splits` n integers that are sums of flags: 1 train, 2 database, 4 query. Without splits a
 //! seed decides, as for a folder of pictures. Labels of n x C numbers 0 and 1 give each row any number of classes.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +12,7 @@ use super::Pool;
 use super::examples::{Source, first_labels};
 use super::split::{DATABASE, QUERY, TRAIN};
 use crate::error::{Error, Result};
+use crate::files::read_text;
 use crate::labels::LabelSets;
 use crate::npy::NpyFile;
 
@@ -142,13 +144,24 @@ pub(super) fn load(files: &FeatureFiles) -> Result<Pool> {
 }
 
 fn class_names(path: &Path) -> Result<Vec<String>> {
-    let text = std::fs::read_to_string(path).map_err(|error| Error::io(path, error))?;
+    let text = read_text(path)?;
     let names: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();
+    let corrupt = |reason: String| Error::corrupt(path.display().to_string(), reason);
     if names.is_empty() {
-        return Err(Error::corrupt(
-            path.display().to_string(),
-            "expected one class name a line, found none",
-        ));
+        return Err(corrupt("expected one class name a line, found none".into()));
+    }
+    let mut lines = HashMap::new();
+    for (number, name) in (1..).zip(&names) {
+        if name.is_empty() {
+            return Err(corrupt(format!(
+                "line {number}: expected a class name, found none"
+            )));
+        }
+        if let Some(first) = lines.insert(name, number) {
+            return Err(corrupt(format!(
+                "line {number}: expected another name for each class, found {name:?} of line {first} again"
+            )));
+        }
     }
     Ok(names)
 }
@@ -322,8 +335,10 @@ mod tests {
             dataset.to_string().starts_with("class \"dog\" has 0"),
             "{dataset}"
         );
-        std::fs::write(at.join("classes.txt"), "ant\nbee\ncow\n").unwrap();
+        // As some editors write it: with a byte order mark.
+        std::fs::write(at.join("classes.txt"), "\u{feff}ant\r\nbee\r\ncow\r\n").unwrap();
         let dataset = load_text(text.clone()).unwrap();
+        assert_eq!(dataset.class_names, ["ant", "bee", "cow"]);
         assert_eq!((dataset.train.len(), dataset.query.len()), (3, 3));
         assert!(dataset.protocol.contains("seed 3"));
         assert_eq!(dataset.query.rows(), load_text(text).unwrap().query.rows());
@@ -351,6 +366,10 @@ mod tests {
         integers(at, "labels.npy", &[0, 1, 0]);
         std::fs::write(at.join("classes.txt"), "only").unwrap();
         check("expected labels from 0 to 0, row 1 has 1");
+        std::fs::write(at.join("classes.txt"), "one\n\ntwo").unwrap();
+        check("line 2: expected a class name, found none");
+        std::fs::write(at.join("classes.txt"), "one\ntwo\none").unwrap();
+        check("line 3: expected another name for each class, found \"one\" of line 1 again");
         std::fs::remove_file(at.join("classes.txt")).unwrap();
         integers(at, "splits.npy", &[3, 3, 8]);
         check("row 2 has 8");

@@ -10,22 +10,24 @@ use std::sync::Arc;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use crate::data::ExampleSet;
+use crate::data::Dataset;
 use crate::deep::augment::{Augment, Batches};
-use crate::deep::checkpoint::Checkpoint;
+use crate::deep::checkpoint::{AdaptationRecord, Checkpoint};
 use crate::deep::device::Device;
 use crate::error::Result;
 
 /// Pictures that the network sees at once.
 const BATCH_PICTURES: usize = 256;
 
-/// Reads the model file `model`, measures its head's normalization on `set`, writes the model to `out` and
-/// returns its new id. `model` and `out` may be the same file.
+/// Reads the model file `model`, measures its head's normalization on the database split of `dataset`, writes the
+/// model to `out` and returns its new id. `model` and `out` may be the same file.
 ///
 /// # Errors
 /// Those of reading a model; `Unsupported` for a head without normalization (all methods but OrthoHash);
-/// `InvalidArgument` for fewer than two pictures; `Io` where `out` cannot be written; `Torch`.
-pub fn adapt(model: &Path, set: &Arc<ExampleSet>, out: &Path, device: Device) -> Result<String> {
+/// `InvalidArgument` for fewer than two examples, for values that are too large, and where a logit is the same for all
+/// of them; `Io` where `out` cannot be written; `Torch`. `out` is written last.
+pub fn adapt(model: &Path, dataset: &Dataset, out: &Path, device: Device) -> Result<String> {
+    let set = &dataset.database;
     let device = device.resolve()?;
     let mut checkpoint = Checkpoint::load(model, device)?;
     let input = checkpoint.config.input.clone();
@@ -36,7 +38,12 @@ pub fn adapt(model: &Path, set: &Arc<ExampleSet>, out: &Path, device: Device) ->
     let mut pictures = rows
         .chunks(BATCH_PICTURES)
         .map(|rows| batches.batch(rows, &mut unused));
-    checkpoint.network.adapt(&mut pictures)?;
+    let n_examples = checkpoint.network.adapt(&mut pictures)?;
+    checkpoint.config.adapted = Some(AdaptationRecord {
+        dataset: dataset.name.clone(),
+        protocol: dataset.protocol.clone(),
+        n_examples,
+    });
     checkpoint.save(out)?;
     Ok(checkpoint.config.model_id)
 }

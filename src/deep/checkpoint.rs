@@ -37,6 +37,9 @@ pub const FILE_BYTES_MAX: u64 = 4 << 30;
 /// The largest safetensors header that is read, in bytes.
 const HEADER_BYTES_MAX: u64 = 16 << 20;
 
+/// The longest feature vector that a model reads.
+const FEATURES_MAX: usize = 1 << 20;
+
 /// The one metadata key. A single key also keeps the file's bytes reproducible: safetensors writes
 /// metadata in the order of a hash map.
 const METADATA_KEY: &str = "tanhash";
@@ -76,8 +79,26 @@ pub struct ModelConfig {
     /// How these weights were chosen among the epochs; `None` for the last.
     #[serde(default)]
     pub selection: Option<SelectionRecord>,
+    /// The hash centers, where the method has any: the codebook's kind, `shc` or `class-means`, or `given` with the digest of
+    /// those. Models before this field have the kind in `method` alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub centers: Option<String>,
+    /// Where the normalization of the head was measured anew; `None` where it was trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapted: Option<AdaptationRecord>,
     /// All options of the run, for the record.
     pub training: serde_json::Value,
+}
+
+/// What [`adapt`](crate::deep::adapt()) measured a head's normalization on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdaptationRecord {
+    /// The data set, as it was named; its database split was measured.
+    pub dataset: String,
+    /// How the data set was split.
+    pub protocol: String,
+    /// Examples.
+    pub n_examples: usize,
 }
 
 /// Why a model holds the weights of this epoch.
@@ -118,8 +139,12 @@ impl ModelConfig {
         self.code_len().map_err(|error| error.to_string())?;
         match &self.input {
             InputSpec::Pictures(input) => input.check(),
-            InputSpec::Features { features: 0 } => Err("expected features, found none".into()),
-            InputSpec::Features { .. } => Ok(()),
+            InputSpec::Features { features } => match (1..=FEATURES_MAX).contains(features) {
+                true => Ok(()),
+                false => Err(format!(
+                    "expected 1 to {FEATURES_MAX} features, found {features}"
+                )),
+            },
         }
     }
 }

@@ -11,6 +11,7 @@
 use rand_chacha::ChaCha8Rng;
 use tch::{Kind, Tensor};
 
+use crate::deep::device::floats;
 use crate::deep::weights::{Group, Init, Weights};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -184,13 +185,24 @@ impl HashHead {
         };
         let mean = sum.f_div_scalar(n_rows as f64)?;
         let spread = squares.f_sub(&mean.f_mul(&sum)?)?.f_clamp_min(0.0)?;
-        norm.running_mean
-            .f_copy_(&origin.f_add(&mean)?.f_to_kind(Kind::Float)?)?;
-        norm.running_var.f_copy_(
-            &spread
-                .f_div_scalar((n_rows - 1) as f64)?
-                .f_to_kind(Kind::Float)?,
-        )?;
+        let variance = spread
+            .f_div_scalar((n_rows - 1) as f64)?
+            .f_to_kind(Kind::Float)?;
+        let mean = origin.f_add(&mean)?.f_to_kind(Kind::Float)?;
+        for (bit, (mean, variance)) in floats(&mean)?
+            .into_iter()
+            .zip(floats(&variance)?)
+            .enumerate()
+        {
+            if !mean.is_finite() || !variance.is_finite() || variance <= 0.0 {
+                return Err(Error::invalid(format!(
+                    "expected logits that differ, and a finite mean and variance, got {mean} and {variance} at bit {bit} over \
+                     {n_rows} examples; look for constant or huge values among them"
+                )));
+            }
+        }
+        norm.running_mean.f_copy_(&mean)?;
+        norm.running_var.f_copy_(&variance)?;
         let _ = norm.weight.f_fill_(1.0)?;
         let _ = norm.bias.f_fill_(0.0)?;
         Ok(n_rows as usize)

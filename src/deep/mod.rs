@@ -54,7 +54,9 @@ pub use crate::centers::{self, CentersKind, Codebook};
 pub use adapt::adapt;
 pub use augment::{Augment, Normalization};
 pub use backbone::BackboneKind;
-pub use checkpoint::{Checkpoint, InputSpec, ModelConfig, PictureInput, SelectionRecord};
+pub use checkpoint::{
+    AdaptationRecord, Checkpoint, InputSpec, ModelConfig, PictureInput, SelectionRecord,
+};
 pub use device::Device;
 pub use encoder::{EncoderOptions, TorchEncoder};
 pub use features::FeatureExtractor;

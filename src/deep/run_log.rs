@@ -32,6 +32,7 @@ pub struct TrainProgress {
     #[serde(flatten)]
     pub terms: BTreeMap<String, f64>,
     /// The share of the batch that the method itself tells right, where it can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<f64>,
     /// The validation figure, at the end of an epoch that has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -17,7 +17,7 @@ use crate::deep::method::classifier::Classifier;
 use crate::deep::method::shc::{self, SimilarityBuilder};
 use crate::deep::network::DeepHashNet;
 use crate::deep::run_log::Log;
-use crate::deep::train::{Fit, Run, TrainOptions};
+use crate::deep::train::{Fit, Run, TrainOptions, remove_if_there};
 use crate::error::{Error, Result};
 use crate::files::write_whole;
 use crate::npy;
@@ -34,6 +34,12 @@ fn beside(out: &Path, ending: &str) -> PathBuf {
 /// The file that holds the state of stage 1 of the run that writes the model `out`.
 pub(crate) fn classifier_state(out: &Path) -> PathBuf {
     beside(out, ".classifier.state")
+}
+
+/// Removes the similarity and the centers of a run before, which are not those of the model to be.
+pub(crate) fn remove_outcomes(out: &Path) -> Result<()> {
+    remove_if_there(&beside(out, ".similarity.npy"))?;
+    remove_if_there(&beside(out, ".centers.npy"))
 }
 
 /// Writes the centers beside the model.
@@ -84,13 +90,11 @@ pub(crate) fn similarity(
         builder.add(&logits, &classes)?;
     }
     let similarity = builder.finish()?;
-    save_similarity(&similarity, &options.out)?;
     Ok(Some((similarity, fit.model.network)))
 }
 
 /// In the place of stage 1: S by the class means of the features that the run begins with.
 pub(crate) fn class_means(run: &Run<'_>) -> Result<ClassSimilarity> {
-    let options = run.options;
     let network = run.checkpoint(run.n_classes, HeadKind::LINEAR)?.network;
     let _no_grad = tch::no_grad_guard();
     let mut means: Option<ClassMeans> = None;
@@ -113,13 +117,11 @@ pub(crate) fn class_means(run: &Run<'_>) -> Result<ClassSimilarity> {
         }
     }
     let means = means.ok_or_else(|| Error::invalid("expected train pictures, got none"))?;
-    let similarity = means.similarity()?;
-    save_similarity(&similarity, &options.out)?;
-    Ok(similarity)
+    means.similarity()
 }
 
 /// Writes S beside the model.
-fn save_similarity(similarity: &ClassSimilarity, out: &Path) -> Result<()> {
+pub(crate) fn save_similarity(similarity: &ClassSimilarity, out: &Path) -> Result<()> {
     let bytes = npy::float_bytes(similarity.n_classes(), similarity.entries());
     write_whole(&beside(out, ".similarity.npy"), &bytes)
 }

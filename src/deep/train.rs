@@ -167,7 +167,11 @@ impl TrainOptions {
         }
     }
 
-    fn check(&self, dataset: &Dataset) -> Result<()> {
+    /// `Ok` if a run over `dataset` can begin: what [`train`] does first.
+    ///
+    /// # Errors
+    /// `InvalidArgument` and `Unsupported`, as [`train`].
+    pub fn check(&self, dataset: &Dataset) -> Result<()> {
         let n_pictures = dataset.train.labels.len();
         let refuse = |text: String| Err(Error::invalid(text));
         for (name, count) in [
@@ -193,6 +197,11 @@ impl TrainOptions {
             if !value.is_finite() || value < 0.0 {
                 return refuse(format!("{name} is a number from 0, got {value}"));
             }
+        }
+        if self.lr == 0.0 {
+            return refuse(
+                "lr: expected a number above 0, at which something is learned, got 0".into(),
+            );
         }
         self.augment.check()?;
         if self.freeze && self.weights.is_none() {
@@ -338,6 +347,41 @@ impl TrainOptions {
         }
     }
 
+    /// What the model's description calls the hash centers.
+    fn centers_name(&self) -> Result<Option<String>> {
+        if let Some(centers) = &self.given.centers {
+            let digest =
+                serde_json::to_value(centers).map_err(|error| Error::invalid(error.to_string()))?;
+            return Ok(Some(format!(
+                "given, {}",
+                digest.as_str().unwrap_or_default()
+            )));
+        }
+        Ok(match self.stages() {
+            Some(stages) if stages.similarity_from == SimilarityFrom::ClassMeans => {
+                Some("class-means".to_owned())
+            }
+            Some(_) => Some("shc".to_owned()),
+            None => {
+                let kind = self.method.for_bits(self.code_len.bits()).centers();
+                kind.map(|kind| kind.to_string())
+            }
+        })
+    }
+
+    /// Whether there is the state of a run to go on from, of any of its stages.
+    pub fn can_resume(&self) -> bool {
+        state_path(&self.out).is_file() || stages::classifier_state(&self.out).is_file()
+    }
+
+    /// What happens to pictures: nothing where features are read instead of them, or computed once.
+    fn augment(&self) -> Augment {
+        match self.freeze || self.backbone == BackboneKind::Identity {
+            true => Augment::NONE,
+            false => self.augment,
+        }
+    }
+
     /// The settings of SHC's first stages, where the run has them.
     fn stages(&self) -> Option<&shc::Config> {
         match &self.method {
@@ -473,11 +517,11 @@ pub fn train(
     // A frozen backbone is run once; from here on the data set is of its features.
     let features;
     let (dataset, input, augment) = match options.freeze {
-        false => (dataset, input, options.augment),
+        false => (dataset, input, options.augment()),
         true => {
             features = frozen_features(dataset, options, &mut |_, _| {})?;
             let input = BackboneKind::Identity.input(&features.train, None)?;
-            (&features, input, Augment::NONE)
+            (&features, input, options.augment())
         }
     };
     let labels: Vec<i64> = dataset
@@ -518,7 +562,7 @@ pub fn train(
             run.rows.len()
         )));
     }
-    if !options.resume {
+    if !(options.resume && options.can_resume()) {
         // Files of another run must not be what a later resume finds.
         for path in [
             state_path(&options.out),
@@ -526,6 +570,7 @@ pub fn train(
         ] {
             remove_if_there(&path)?;
         }
+        stages::remove_outcomes(&options.out)?;
     }
 
     // Stages 1 and 2, where the method has them: what the codes are pulled towards.
@@ -633,6 +678,7 @@ fn codebook(
                     }
                 }
             };
+            stages::save_similarity(&similarity, &options.out)?;
             stages::centers(&similarity, config, options)?
         }
         (None, None) => return Ok(Some((None, None))),
@@ -870,7 +916,7 @@ impl Run<'_> {
     }
 }
 
-fn remove_if_there(path: &Path) -> Result<()> {
+pub(crate) fn remove_if_there(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path, error)),
         _ => Ok(()),
@@ -918,7 +964,9 @@ fn frozen_features(
 
 /// The description of the model to be.
 fn describe(dataset: &Dataset, options: &TrainOptions, input: InputSpec) -> Result<ModelConfig> {
-    let training = serde_json::to_value(options)
+    let mut of_run = options.clone();
+    of_run.augment = options.augment();
+    let training = serde_json::to_value(of_run)
         .map_err(|error| Error::invalid(format!("options: {error}")))?;
     Ok(ModelConfig {
         format: MODEL_FORMAT,
@@ -935,6 +983,8 @@ fn describe(dataset: &Dataset, options: &TrainOptions, input: InputSpec) -> Resu
         seed: options.seed,
         epochs_done: 0,
         selection: None,
+        centers: options.centers_name()?,
+        adapted: None,
         training,
     })
 }

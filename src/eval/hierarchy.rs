@@ -10,6 +10,7 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::eval::ClassSimilarities;
+use crate::files::read_text;
 
 /// A rooted tree whose nodes have names, each name once.
 #[derive(Clone, Debug)]
@@ -60,10 +61,7 @@ impl Hierarchy {
     /// `Io`, or `InvalidArgument` as [`Hierarchy::parse`] gives it, with the path in front.
     pub fn read(path: impl AsRef<Path>) -> Result<Hierarchy> {
         let path = path.as_ref();
-        let bytes = std::fs::read(path).map_err(|error| Error::io(path, error))?;
-        let text = String::from_utf8(bytes)
-            .map_err(|_| Error::invalid(format!("{}: expected UTF-8 text", path.display())))?;
-        Hierarchy::parse(&text)
+        Hierarchy::parse(&read_text(path)?)
             .map_err(|error| Error::invalid(format!("{}: {error}", path.display())))
     }
 

@@ -289,6 +289,7 @@ fn what_cannot_be_measured_is_refused() {
     assert!(run(&one, &[1], &[0], &all).contains("got 2 codes and 1 labels"));
     let long = Codes::from_packed(CodeLen::new(64).unwrap(), &[0; 8]).unwrap();
     assert!(run(&long, &[1], &[0, 1], &all).contains("64 bits"));
+    let orders = |n_orders| Ties::Permutations { n_orders, seed: 0 };
     let wrong = [
         protocol(Cutoff::At(5), LITERATURE, Ties::Expected),
         Protocol::new(Cutoff::At(0)),
@@ -300,14 +301,8 @@ fn what_cannot_be_measured_is_refused() {
             ks: vec![0],
             ..all.clone()
         },
-        protocol(
-            Cutoff::All,
-            LITERATURE,
-            Ties::Permutations {
-                n_orders: 0,
-                seed: 0,
-            },
-        ),
+        protocol(Cutoff::All, LITERATURE, orders(0)),
+        protocol(Cutoff::All, LITERATURE, orders(10_001)),
     ];
     for rule in wrong {
         run(&one, &[1], &[0, 1], &rule);

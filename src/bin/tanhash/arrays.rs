@@ -8,6 +8,8 @@ use tanhash::eval::{LabelSets, Labels};
 use tanhash::npy::NpyFile;
 use tanhash::{CodeLen, Codes};
 
+use crate::files;
+
 /// The labels of a set, owned.
 pub enum LabelFile {
     Classes(Vec<u32>),
@@ -24,7 +26,7 @@ impl LabelFile {
             return LabelFile::from_array(&file.header().shape, file.integers()?)
                 .with_context(about);
         }
-        let text = fs::read_to_string(path).with_context(about)?;
+        let text = files::read_text(path)?;
         LabelFile::from_text(&text).with_context(about)
     }
 

@@ -23,8 +23,8 @@ use tantivy::schema::{
 };
 use tantivy::{DocAddress, Searcher, TantivyDocument};
 
+use crate::files::{self, WholeFile};
 use crate::schema::{SchemaFile, date_text};
-use crate::whole_file::{self, WholeFile};
 
 const MANIFEST: &str = "tanhash.json";
 
@@ -208,7 +208,7 @@ impl Layout {
             more_codes: more.collect(),
             schema: self.schema.clone(),
         };
-        whole_file::write(&dir.join(MANIFEST), &serde_json::to_vec_pretty(&manifest)?)
+        files::write(&dir.join(MANIFEST), &serde_json::to_vec_pretty(&manifest)?)
     }
 
     /// The source of codes of a field.

@@ -1,12 +1,11 @@
 //! Training and evaluation as several commands need them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use tanhash::centers::{CentersKind, ClassDistances, Codebook};
 use tanhash::code::binarize;
-use tanhash::data::{self, Dataset, DatasetSpec, ExampleSet, PictureShape};
-use tanhash::deep::checkpoint::state_path;
+use tanhash::data::{self, Dataset, DatasetKind, DatasetSpec, ExampleSet, PictureShape};
 use tanhash::deep::method::shc;
 use tanhash::deep::{
     Augment, BackboneKind, Device, MethodConfig, Recipe, TorchEncoder, TrainOptions, TrainProgress,
@@ -34,6 +33,18 @@ pub fn load(name: &str, shape: Option<PictureShape>, seed: u64) -> Result<Datase
         ));
     }
     Ok(dataset)
+}
+
+/// The files of a data set of vectors. Those of pictures lie in folders, where nobody writes a result.
+pub fn data_files(name: &str) -> Result<Vec<PathBuf>> {
+    Ok(match name.parse::<DatasetSpec>()?.kind {
+        DatasetKind::Features(files) => [files.features, files.labels]
+            .into_iter()
+            .chain(files.splits)
+            .chain(files.classes)
+            .collect(),
+        _ => Vec::new(),
+    })
 }
 
 /// A data set that `encoder` reads. Vectors are no pictures, even of the length of the network's features: they may be
@@ -264,6 +275,25 @@ fn train_options(dataset: &Dataset, args: &Args, seed: u64) -> Result<TrainOptio
     options.feature_cache = args.feature_cache.clone();
     options.backbone_mode.half = args.half;
     options.backbone_mode.running_statistics = args.running_statistics;
+    // Options of what is not there.
+    let no_backbone = options.backbone == BackboneKind::Identity;
+    if no_backbone || options.freeze {
+        let why = match no_backbone {
+            true => "features of a file are read as they are",
+            false => "the features of a backbone that is left as it is are computed once",
+        };
+        for (name, given) in [
+            (
+                "augment",
+                args.augment.as_ref().is_some_and(|name| name != "none"),
+            ),
+            ("backbone-lr-scale", args.backbone_lr_scale.is_some()),
+        ] {
+            if given {
+                bail!("--{name}: {why}; leave it out");
+            }
+        }
+    }
     if let Some(name) = &args.augment {
         options.augment = Augment::from_name(name)?;
     }
@@ -274,9 +304,10 @@ fn train_options(dataset: &Dataset, args: &Args, seed: u64) -> Result<TrainOptio
     options.epochs = args.epochs.unwrap_or(options.epochs);
     let held_back = args.validation_share.unwrap_or(0.0).clamp(0.0, 1.0);
     let n_train = (dataset.train.len() as f64 * (1.0 - held_back)) as usize;
-    options.batch = args
-        .batch
-        .unwrap_or_else(|| batch_of(n_train).min(options.batch));
+    options.batch = args.batch.unwrap_or(match recipe {
+        Recipe::Default => batch_of(n_train).min(options.batch),
+        _ => options.batch,
+    });
     options.lr = args.lr.unwrap_or(options.lr);
     options.backbone_lr_scale = args.backbone_lr_scale.unwrap_or(options.backbone_lr_scale);
     options.weight_decay = args.weight_decay.unwrap_or(options.weight_decay);
@@ -316,6 +347,7 @@ fn batch_of(n_train: usize) -> usize {
 /// Trains as the command line says.
 pub fn train(dataset: &Dataset, args: &Args, seed: u64) -> Result<TrainSummary> {
     let options = train_options(dataset, args, seed)?;
+    options.check(dataset)?;
     // What is wrong with them otherwise, the training says.
     if let Ok(Some(centers)) = options.fixed_centers(dataset.class_names.len())
         && centers.n_classes() > 1
@@ -345,7 +377,7 @@ pub fn train(dataset: &Dataset, args: &Args, seed: u64) -> Result<TrainSummary> 
         })?;
         bar.finish_and_clear();
     }
-    if options.resume && !state_path(&options.out).is_file() {
+    if options.resume && !options.can_resume() {
         output::note(format!(
             "no run to resume beside {}, training from the beginning",
             options.out.display()
@@ -434,6 +466,17 @@ pub fn notes(encoder: &TorchEncoder, dataset: &Dataset) -> Vec<(String, String)>
         ("model", config.model_id.clone()),
         ("backbone", config.backbone.to_string()),
         ("training seed", config.seed.to_string()),
+        ("centers", config.centers.clone().unwrap_or_default()),
+        (
+            "adapted",
+            match &config.adapted {
+                Some(adapted) => format!(
+                    "to {} examples of {} ({})",
+                    adapted.n_examples, adapted.dataset, adapted.protocol
+                ),
+                None => String::new(),
+            },
+        ),
         (
             "checkpoint",
             match &config.selection {
@@ -445,7 +488,11 @@ pub fn notes(encoder: &TorchEncoder, dataset: &Dataset) -> Vec<(String, String)>
             },
         ),
     ];
-    notes.map(|(name, value)| (name.to_owned(), value)).into()
+    notes
+        .into_iter()
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
 }
 
 pub use crate::report::headline;
@@ -534,6 +581,8 @@ mod tests {
     fn a_small_collection_has_small_batches() {
         assert_eq!(options("--method csq").unwrap().batch, 10);
         assert_eq!(options("--method csq --batch 30").unwrap().batch, 30);
+        // A paper's batch is the paper's.
+        assert_eq!(options("--method shc --recipe paper").unwrap().batch, 64);
     }
 
     #[test]
@@ -558,6 +607,10 @@ mod tests {
             ("--method csq --validate-every 2", "--validation-share"),
             ("--method shc --classifier-epochs 0", "at least 1, got 0"),
             ("--method csq --kl-weight 1", "no option --kl-weight"),
+            (
+                "--method csq --weights w --freeze --augment flip",
+                "leave it out",
+            ),
             (
                 "--method csq --no-refine",
                 "--no-refine is of the method shc",

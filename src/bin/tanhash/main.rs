@@ -7,6 +7,7 @@ mod arrays;
 mod catalog;
 mod cli;
 mod cmd;
+mod files;
 #[cfg(feature = "torch")]
 mod learning;
 mod output;
@@ -15,7 +16,6 @@ mod plot;
 mod records;
 mod report;
 mod schema;
-mod whole_file;
 
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};

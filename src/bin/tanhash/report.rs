@@ -6,9 +6,9 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use tanhash::eval::{Cutoff, Denominator, EmptyQueries, Report, Ties};
 
+use crate::files;
 use crate::page::{document, escape};
 use crate::plot::{Axis, BLUE, GREEN, Line, RED, bars, columns, heat_map, lines};
-use crate::whole_file;
 
 /// Classes whose bars fit on a page; of more, the worst and the best are shown.
 const BARS_MAX: usize = 120;
@@ -18,9 +18,9 @@ const BARS_MAX: usize = 120;
 pub fn write(dir: &Path, report: &Report, class_names: &[String], examples: &str) -> Result<()> {
     fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
     let json = serde_json::to_vec_pretty(report)?;
-    whole_file::write(&dir.join("report.json"), &json)?;
+    files::write(&dir.join("report.json"), &json)?;
     let html = html(report, class_names, examples);
-    whole_file::write(&dir.join("report.html"), html.as_bytes())
+    files::write(&dir.join("report.html"), html.as_bytes())
 }
 
 fn html(report: &Report, class_names: &[String], examples: &str) -> String {

@@ -4,7 +4,6 @@
 //! The program's fields `key`, `label`, `text` and `meta` are always there. A column that a field takes does
 //! not go to `meta` as well.
 
-use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -18,6 +17,7 @@ use tantivy::time::OffsetDateTime;
 use tantivy::time::format_description::well_known::Rfc3339;
 use tantivy::{DateTime, TantivyDocument};
 
+use crate::files;
 use crate::records::{Columns, Record};
 
 /// `--schema F`.
@@ -109,7 +109,7 @@ impl SchemaFile {
     /// Reads `schema.json` or `schema.toml`.
     pub fn open(path: &Path) -> Result<SchemaFile> {
         let about = || path.display().to_string();
-        let text = fs::read_to_string(path).with_context(about)?;
+        let text = files::read_text(path)?;
         let is_toml = path
             .extension()
             .is_some_and(|extension| extension == "toml");

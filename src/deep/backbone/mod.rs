@@ -28,7 +28,7 @@ pub use resnet9::ResNet9;
 
 use crate::data::{ExampleSet, PictureShape};
 use crate::deep::augment::Normalization;
-use crate::deep::checkpoint::{InputSpec, ModelConfig, PictureInput, TensorFile};
+use crate::deep::checkpoint::{Checkpoint, InputSpec, PictureInput, TensorFile};
 use crate::deep::weights::{Group, Weights};
 use crate::error::{Error, Result};
 use crate::media::{Filter, Resize};
@@ -341,14 +341,12 @@ pub(crate) fn load_weights(
         true => !name.starts_with(PREFIX),
         false => CLASSIFIERS.contains(&name) || name.ends_with(".num_batches_tracked"),
     };
+    // A model file is checked as one, digest and all; of bare tensors with a model's names only these are known.
+    let own = match is_model && file.metadata::<serde_json::Value>().is_ok() {
+        true => Some(Checkpoint::load(path, tch::Device::Cpu)?.config.backbone),
+        false => None,
+    };
     if let Some((missing, _)) = tensors.iter().find(|(name, _)| !names.contains(name)) {
-        let own = match is_model {
-            true => file
-                .metadata::<ModelConfig>()
-                .ok()
-                .map(|model| model.backbone),
-            false => None,
-        };
         let looks_like = match own.or_else(|| looks_like(&names)) {
             Some(other) if other != kind => {
                 format!(

@@ -148,6 +148,11 @@ impl OrthoHash {
         ] {
             super::check_setting("orthohash", name, value)?;
         }
+        if scale == 0.0 {
+            return Err(Error::invalid(
+                "the scale of orthohash is above 0, or nothing is learned; use sqrt-bits",
+            ));
+        }
         let (n_classes, bits) = (codebook.n_classes() as i64, codebook.bits() as i64);
         let unit_centers = Tensor::f_from_slice(codebook.entries())?
             .f_view([n_classes, bits])?

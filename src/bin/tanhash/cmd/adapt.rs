@@ -40,12 +40,18 @@ pub fn run(args: Args, _common: Common) -> Result<()> {
 pub fn run(args: Args, common: Common) -> Result<()> {
     use tanhash::deep::{Device, TorchEncoder, adapt};
 
-    use crate::{learning, output};
+    use crate::{files, learning, output};
 
+    files::keep_inputs(
+        &[&args.out],
+        learning::data_files(&args.data)?
+            .iter()
+            .map(PathBuf::as_path),
+    )?;
     let device = args.device.parse::<Device>()?;
     let encoder = TorchEncoder::open(&args.model, device)?;
     let dataset = learning::load_for(&encoder, &args.data, common.seed)?;
-    let model_id = adapt(&args.model, &dataset.database, &args.out, device)?;
+    let model_id = adapt(&args.model, &dataset, &args.out, device)?;
     if common.json {
         return output::json(&serde_json::json!({
             "out": args.out,

@@ -12,8 +12,8 @@ use tanhash::eval::{ClassHierarchy, Hierarchy};
 use tanhash::npy::read_matrix;
 
 use crate::cmd::Common;
+use crate::files;
 use crate::output;
-use crate::whole_file;
 
 /// Make hash centers, one target code a class, and print how good they are
 #[derive(clap::Args)]
@@ -56,6 +56,10 @@ pub struct Args {
 }
 
 pub fn run(args: Args, common: Common) -> Result<()> {
+    if let Some(out) = &args.out {
+        let inputs = [&args.similarity, &args.hierarchy, &args.class_names];
+        files::keep_inputs(&[out], inputs.into_iter().flatten().map(PathBuf::as_path))?;
+    }
     let similarity = match (&args.similarity, &args.hierarchy) {
         (Some(path), _) => Some(read_similarity(path)?),
         (None, Some(path)) => {
@@ -124,7 +128,7 @@ pub fn run(args: Args, common: Common) -> Result<()> {
         )
     };
     if let Some(out) = &args.out {
-        whole_file::write(out, &codebook.to_npy())?;
+        files::write(out, &codebook.to_npy())?;
     }
     let seconds = started.elapsed().as_secs_f64();
     let loss = similarity
@@ -176,7 +180,7 @@ fn similarity_of(classes: &ClassHierarchy) -> Result<ClassSimilarity> {
 
 /// A name a line, the first for label 0.
 pub fn read_names(path: &Path) -> Result<Vec<String>> {
-    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let text = files::read_text(path)?;
     Ok(text.lines().map(|line| line.trim().to_owned()).collect())
 }
 

@@ -13,10 +13,10 @@ use tanhash::{CodeLen, Codes, Payload};
 
 use crate::catalog::{open_itq, open_model};
 use crate::cmd::Common;
+use crate::files::{self, WholeFile};
 use crate::output;
 use crate::records::{Body, Entry, Records};
 use crate::schema::SchemaFile;
-use crate::whole_file::{self, WholeFile};
 
 /// Turn pictures or vectors into a file of packed codes
 #[derive(clap::Args)]
@@ -58,6 +58,12 @@ const BATCH: usize = 512;
 const BATCH_BYTES: usize = 64 << 20;
 
 pub fn run(args: Args, common: Common) -> Result<()> {
+    let mut rows_path = args.out.clone().into_os_string();
+    rows_path.push(".jsonl");
+    let rows_path = PathBuf::from(rows_path);
+    let encoder_files = [&args.model, &args.encoder_file, &args.fit];
+    let inputs = args.input.iter().chain(encoder_files.into_iter().flatten());
+    files::keep_inputs(&[&args.out, &rows_path], inputs.map(PathBuf::as_path))?;
     let is_matrix =
         matches!(&args.input[..], [file] if file.extension().is_some_and(|e| e == "npy"));
     let Some(model) = args.model.as_ref().filter(|_| !is_matrix) else {
@@ -66,9 +72,6 @@ pub fn run(args: Args, common: Common) -> Result<()> {
     let encoder = model_of(model, args.bits)?;
     let records = Records::open(&args.input, &SchemaFile::default(), 0)?;
     let started = Instant::now();
-    let mut rows_path = args.out.clone().into_os_string();
-    rows_path.push(".jsonl");
-    let rows_path = PathBuf::from(rows_path);
     let mut codes_out = WholeFile::create(&args.out)?;
     let mut rows_out = WholeFile::create(&rows_path)?;
     let bar = output::progress(records.expected.unwrap_or(0), "encoding");
@@ -217,7 +220,7 @@ fn encode_vectors(args: &Args, common: Common) -> Result<()> {
             codes.push(&code.with_context(|| format!("{}: row {row}", about()))?)?;
         }
     }
-    whole_file::write(&args.out, &codes.to_packed())?;
+    files::write(&args.out, &codes.to_packed())?;
     let (n_codes, seconds) = (codes.n_codes(), started.elapsed().as_secs_f64());
     if common.json {
         return output::json(&json!({

@@ -23,7 +23,7 @@ pub struct Args {
     #[arg(long, requires = "data", required_unless_present = "query_codes")]
     model: Option<PathBuf>,
     /// The data set, named as for training
-    #[arg(long, requires = "model")]
+    #[arg(long, requires = "model", conflicts_with = "query_codes")]
     data: Option<String>,
     /// Packed codes of the queries, bits / 8 bytes a row
     #[arg(long, conflicts_with = "model", requires_all = ["query_labels", "bits"])]
@@ -73,7 +73,7 @@ pub struct Args {
     #[arg(long)]
     leave_one_out: bool,
     /// Where `train --freeze` kept the features of the pictures
-    #[arg(long)]
+    #[arg(long, conflicts_with = "query_codes")]
     feature_cache: Option<PathBuf>,
     /// Write report.html and report.json into this directory
     #[arg(long)]
@@ -119,7 +119,12 @@ pub fn run(args: Args, common: Common) -> Result<()> {
             seed: common.seed,
         },
     };
-    if args.report.is_some() {
+    if let Some(dir) = &args.report {
+        ensure!(
+            dir.is_dir() || !dir.exists(),
+            "{}: expected the name of a folder for the page, found a file; choose another name",
+            dir.display()
+        );
         // Enough of them for a line.
         protocol.ks = vec![1, 2, 5, 10, 20, 50, 100, 200, 500, 1000];
     }
@@ -384,6 +389,14 @@ mod pictures {
         let mut report = evaluation.run(&protocol)?;
         report.quantization = Some(quantization);
         report.notes.extend(learning::notes(&encoder, &dataset));
+        if protocol.leave_one_out && !dataset.leave_one_out {
+            let split = format!(
+                "query = database = the {} queries of: {}",
+                dataset.query.len(),
+                dataset.protocol
+            );
+            report.notes.insert("split".to_owned(), split);
+        }
         report
             .notes
             .insert("seed".to_owned(), common.seed.to_string());

@@ -54,7 +54,7 @@ pub fn run(args: Args, common: Common) -> Result<()> {
     use tanhash::deep::{BackboneKind, Device, FeatureExtractor, device};
     use tanhash::npy::{NpyType, write_integers};
 
-    use crate::{learning, output, whole_file};
+    use crate::{files, learning, output};
 
     if let Some(n_threads) = args.threads {
         device::set_threads(n_threads)?;
@@ -99,16 +99,40 @@ pub fn run(args: Args, common: Common) -> Result<()> {
         about["picture_side"] = side.into();
     }
     let about = about.to_string();
-    let write = |name: &str, text: String| whole_file::write(&out.join(name), text.as_bytes());
+    let write = |name: &str, text: String| files::write(&out.join(name), text.as_bytes());
     let about_path = out.join("about.json");
-    match std::fs::read_to_string(&about_path) {
-        Ok(found) if found != about => bail!(
+    let found = match about_path.exists() {
+        true => Some(
+            std::fs::read_to_string(&about_path)
+                .with_context(|| about_path.display().to_string())?,
+        ),
+        false => None,
+    };
+    match found {
+        Some(found) if found != about => bail!(
             "expected features of these pictures by this network in {}, found others; choose another --out or remove it \
              (found {found}, expected {about})",
             out.display()
         ),
-        Ok(_) => (),
-        Err(_) => write("about.json", about)?,
+        Some(_) => (),
+        // What lies there without it may be anybody's.
+        None => {
+            let own = [
+                "features.npy",
+                "features.npy.part",
+                "labels.npy",
+                "splits.npy",
+                "classes.txt",
+            ];
+            if let Some(name) = own.iter().find(|name| out.join(name).exists()) {
+                bail!(
+                    "expected no {name} in {} without the about.json that says what it is, found one; choose another --out \
+                     or remove it",
+                    out.display()
+                );
+            }
+            write("about.json", about)?;
+        }
     }
     write_integers(out.join("labels.npy"), &labels, NpyType::I64)?;
     write_integers(out.join("splits.npy"), &flags, NpyType::U8)?;

@@ -10,7 +10,7 @@ use tanhash::encode::{Encoder, Itq};
 use tanhash::npy::read_vectors;
 
 use crate::cmd::Common;
-use crate::output;
+use crate::{files, output};
 
 /// Learn an encoder of float vectors, without labels
 #[derive(clap::Args)]
@@ -41,6 +41,7 @@ pub enum FitKind {
 pub fn run(args: Args, common: Common) -> Result<()> {
     let FitKind::Itq = args.encoder;
     let about = || args.vectors.display().to_string();
+    files::keep_inputs(&[&args.out], [args.vectors.as_path()])?;
     let (vectors, dim) = read_vectors(&args.vectors)?;
     let started = Instant::now();
     let len = CodeLen::new(args.bits)?;

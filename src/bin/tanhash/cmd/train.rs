@@ -2,9 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
-#[cfg(not(feature = "torch"))]
-use anyhow::bail;
+use anyhow::{Result, bail};
 
 use crate::cmd::Common;
 
@@ -172,13 +170,49 @@ pub fn run(args: Args, _common: Common) -> Result<()> {
     )
 }
 
+/// What a run writes is none of the files that it reads, nor are two of them one.
+#[cfg(feature = "torch")]
+fn keep_inputs(args: &Args) -> Result<()> {
+    let data = crate::learning::data_files(&args.data)?;
+    let centers = args.centers.as_ref().map(PathBuf::from);
+    let options = [
+        &args.weights,
+        &args.similarity,
+        &args.distances,
+        &args.hierarchy,
+    ];
+    let inputs = options.into_iter().flatten().chain(&centers).chain(&data);
+    let beside = |ending: &str| {
+        let mut name = args.out.clone().into_os_string();
+        name.push(ending);
+        PathBuf::from(name)
+    };
+    let own = [
+        "",
+        ".state",
+        ".classifier.state",
+        ".similarity.npy",
+        ".centers.npy",
+    ]
+    .map(beside);
+    if let Some(log) = args.log.as_ref().filter(|log| own.contains(log)) {
+        bail!(
+            "--log: expected another name than {}, which the run writes",
+            log.display()
+        );
+    }
+    let outputs: Vec<&std::path::Path> =
+        own.iter().chain(&args.log).map(PathBuf::as_path).collect();
+    crate::files::keep_inputs(&outputs, inputs.map(PathBuf::as_path))
+}
+
 #[cfg(feature = "torch")]
 pub fn run(args: Args, common: Common) -> Result<()> {
     use tanhash::deep::BackboneKind;
 
-    use crate::learning;
-    use crate::output;
+    use crate::{learning, output};
 
+    keep_inputs(&args)?;
     let backbone = args
         .backbone
         .as_deref()

@@ -69,6 +69,36 @@ impl Write for WholeFile {
     }
 }
 
+/// The text of a file, without the byte order mark that some editors begin it with.
+pub fn read_text(path: &Path) -> Result<String> {
+    let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    Ok(match text.strip_prefix('\u{feff}') {
+        Some(rest) => rest.to_owned(),
+        None => text,
+    })
+}
+
+/// Refuses an output in the place of a file that the command reads, which would be lost.
+pub fn keep_inputs<'a>(
+    outputs: &[&Path],
+    inputs: impl IntoIterator<Item = &'a Path>,
+) -> Result<()> {
+    for input in inputs {
+        // What does not exist is no input that could be lost.
+        let Ok(found) = fs::canonicalize(input) else {
+            continue;
+        };
+        let is_it = |output: &&&Path| fs::canonicalize(output).is_ok_and(|output| output == found);
+        if let Some(output) = outputs.iter().find(is_it) {
+            bail!(
+                "{}: expected another name for what is written, this file is read; choose one",
+                output.display()
+            );
+        }
+    }
+    Ok(())
+}
+
 /// Writes a whole file.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = WholeFile::create(path)?;
