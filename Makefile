@@ -37,7 +37,11 @@ EXAMPLES := axum_search hybrid_query offline_build
 
 TEST_PROFILE ?= dev
 # cargo tells doctests nothing of where libtorch is.
-LIBTORCH_LIBS = $(or $(LIBTORCH),$(CURDIR)/.libtorch)/lib
+ifeq ($(LIBTORCH_USE_PYTORCH),)
+LIBTORCH_LIBS = $(or $(LIBTORCH_LIB),$(LIBTORCH),$(CURDIR)/.libtorch)/lib
+else
+LIBTORCH_LIBS = $(shell $(if $(VIRTUAL_ENV),python,python3) -c 'import os, torch; print(os.path.join(os.path.dirname(torch.__file__), "lib"))')
+endif
 
 ## lint: formatting, clippy and documentation, over the feature sets
 lint: libtorch
@@ -66,8 +70,9 @@ RESULTS_OUT = $(or $(OUT),.data/results/out)
 export TANHASH FEATURES LITE0 CIFAR100 TREE FASHION CLOTHING AUTHORS RESNET50 RESNET34
 define run-results
 	$(if $(TANHASH),,$(MAKE) build)
-	LD_LIBRARY_PATH="$(LIBTORCH_LIBS):$$LD_LIBRARY_PATH" $(RESULTS_PYTHON) benches/results/run.py --tier $(1) --out $(RESULTS_OUT) $(RESULTS_ARGS)
-	$(if $(PAGE),$(RESULTS_PYTHON) benches/results/report.py $(RESULTS_OUT) $(PAGE))
+	$(RESULTS_PYTHON) benches/results/run.py --tier $(1) --out $(RESULTS_OUT) $(RESULTS_ARGS) || failed=1; \
+	$(if $(PAGE),$(RESULTS_PYTHON) benches/results/report.py $(RESULTS_OUT) $(PAGE) || failed=1;) \
+	exit $${failed:-0}
 endef
 
 ## results: the experiments of docs/RESULTS.md that run on a CPU, those that are not done; PAGE=FILE gets the tables
@@ -78,18 +83,21 @@ results:
 results-gpu:
 	$(call run-results,gpu)
 
-## gpu-check: correctness and throughput on a GPU; says so and passes where there is none. With a trained ResNet, MODEL, and a
+## gpu-check: correctness and throughput on a GPU; says so and passes where there is none, fails where there is one that
+## cannot be used. With a trained ResNet, MODEL, and a
 ## Python that has PyTorch and torchvision, TANHASH_BENCH_PYTHON, also PyTorch's throughput, in turns
 gpu-check: libtorch
 	$(CARGO) test --release --features cli,torch,cuda-tests --test cuda -- --nocapture
 	$(if $(MODEL),TANHASH_BENCH_MODEL="$(MODEL)" TANHASH_BENCH_HALF=1 $(CARGO) bench --bench ingest $(FULL) -- model)
 
-# A CPU libtorch of the version that `tch` binds to, in .libtorch, unless the caller has one: set
+# A libtorch of the version that `tch` binds to, in .libtorch, unless the caller has one: set
 # LIBTORCH=DIR or LIBTORCH_USE_PYTORCH=1. The wheel's CUDA half is left out of the folder on purpose:
-# torch-sys would link it, and the program opens it at run time where it is installed.
+# torch-sys would link it, and the program opens it at run time. What it needs besides is installed where
+# a driver is: GPU=1 and GPU= decide otherwise.
 TORCH_VERSION := 2.11.0
+GPU ?= $(wildcard /dev/nvidiactl)
 ifeq ($(LIBTORCH)$(LIBTORCH_USE_PYTORCH),)
-libtorch: .libtorch/build-version
+libtorch: .libtorch/build-version $(if $(GPU),.libtorch/cuda)
 else
 libtorch:
 endif
@@ -107,6 +115,10 @@ endif
 		ln -s $$site/nvidia/cu13/lib/$$file .libtorch/lib/$$file || exit 1; done && \
 	ln -s $$site/torch/include .libtorch/include
 	echo $(TORCH_VERSION) > $@
+
+.libtorch/cuda: .libtorch/build-version
+	.libtorch/venv/bin/pip install --quiet --disable-pip-version-check torch==$(TORCH_VERSION)
+	echo "with what libtorch_cuda.so needs" > $@
 
 ## weights: EfficientNet-Lite0's published weights, for `--backbone efficientnet-lite0`
 WEIGHTS := .data/weights/efficientnet-lite0.safetensors

@@ -1,5 +1,6 @@
-//! What needs a GPU: the same codes as on the CPU, and throughput. Run by `make gpu-check`. Where there is
-//! no GPU the same path runs on the CPU, and the output says that nothing of CUDA was checked.
+//! What needs a GPU: every method trains there, codes are those of the CPU, and throughput. Run by `make gpu-check`.
+//! Where there is no GPU the same path runs on the CPU, and the output says that nothing of CUDA was checked; a GPU that is
+//! there and cannot be used is an error.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,7 +8,9 @@ use std::time::Instant;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tanhash::data::{Dataset, ExampleSet, PictureShape};
-use tanhash::deep::{Device, MethodConfig, TorchEncoder, TrainOptions, train};
+use tanhash::deep::{
+    BackboneKind, Device, MethodConfig, TorchEncoder, TrainOptions, device, train,
+};
 use tanhash::{CodeLen, Codes};
 
 const SHAPE: PictureShape = PictureShape {
@@ -34,8 +37,8 @@ fn pictures(n: usize, seed: u64) -> Arc<ExampleSet> {
     Arc::new(ExampleSet::from_pixels(SHAPE, pixels, labels).unwrap())
 }
 
-fn dataset() -> Dataset {
-    let train = pictures(2_560, 1);
+fn dataset(n: usize) -> Dataset {
+    let train = pictures(n, 1);
     Dataset {
         name: "noise".to_owned(),
         protocol: "every split the same".to_owned(),
@@ -54,10 +57,70 @@ fn bits_that_differ(a: &Codes, b: &Codes) -> u64 {
         .sum()
 }
 
+/// The device of a run on [`Device::Auto`].
+fn check_device(name: &str) {
+    if let Some(reason) = device::unused_gpu() {
+        panic!("there is an NVIDIA driver, and no GPU can be used: {reason}");
+    }
+    if name == "cpu" {
+        println!("NO GPU WAS FOUND: this ran on the CPU twice, nothing of CUDA was checked");
+    }
+}
+
+fn check_bits(what: &str, a: &Codes, b: &Codes) {
+    let (differ, total) = (
+        bits_that_differ(a, b),
+        (a.n_codes() * a.code_len().bits()) as u64,
+    );
+    println!("{what}: {differ} of {total} bits differ");
+    assert!(
+        differ * 1000 <= total,
+        "{what}: {differ} of {total} bits differ, expected at most one in a thousand"
+    );
+}
+
+/// Each method, with float32 and with bfloat16, through a deep network whose logits are near 0 for many pictures, which
+/// is where rounding shows.
+#[test]
+fn every_method_trains_on_the_gpu_and_makes_the_codes_of_the_cpu() {
+    let dir = tempfile::tempdir().unwrap();
+    let dataset = dataset(320);
+    let set = pictures(256, 3);
+    for (name, half) in [
+        ("orthohash", false),
+        ("orthohash", true),
+        ("shc", false),
+        ("shrewd", false),
+        ("csq", false),
+        ("dpn", true),
+        ("greedyhash", false),
+        ("hashnet", false),
+    ] {
+        let method = MethodConfig::from_name(name).unwrap();
+        let out = dir.path().join(format!("{name}-{half}"));
+        let mut options = TrainOptions::new(method, CodeLen::new(64).unwrap(), &out);
+        options.backbone = BackboneKind::EfficientNetLite0;
+        (options.picture_side, options.backbone_mode.half) = (Some(64), half);
+        (options.epochs, options.batch, options.lr) = (1, 64, 1e-4);
+        let summary = train(&dataset, &options, &mut |_| {}).unwrap();
+        check_device(&summary.device);
+        assert!(summary.loss.unwrap().is_finite(), "{name}");
+        let [cpu, auto] = [Device::Cpu, Device::Auto].map(|device| {
+            let encoder = TorchEncoder::open(&out, device).unwrap();
+            encoder.encode_set(&set, &mut |_| {}).unwrap()
+        });
+        check_bits(
+            &format!("{name}, half {half}, {}", summary.device),
+            &cpu,
+            &auto,
+        );
+    }
+}
+
 #[test]
 fn the_gpu_trains_and_makes_the_codes_of_the_cpu() {
     let dir = tempfile::tempdir().unwrap();
-    let dataset = dataset();
+    let dataset = dataset(2_560);
     let method = MethodConfig::from_name("orthohash").unwrap();
     let mut options = TrainOptions::new(
         method,
@@ -89,14 +152,6 @@ fn the_gpu_trains_and_makes_the_codes_of_the_cpu() {
         "encoding on cpu: {cpu_rate:.0} pictures/s; on {}: {auto_rate:.0} pictures/s",
         summary.device
     );
-    let total = (PICTURES * 64) as u64;
-    let differ = bits_that_differ(&cpu, &auto);
-    println!("{differ} of {total} bits differ");
-    assert!(
-        differ * 1000 <= total,
-        "{differ} of {total} bits differ, expected at most one in a thousand"
-    );
-    if summary.device == "cpu" {
-        println!("NO GPU WAS FOUND: the above ran on the CPU twice, nothing of CUDA was checked");
-    }
+    check_bits("conv-small", &cpu, &auto);
+    check_device(&summary.device);
 }

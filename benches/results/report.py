@@ -12,12 +12,13 @@ import sys
 from pathlib import Path
 
 BITS = (16, 32, 64)
+NONE = "Not in this record"
 NAMES = {
     "orthohash": "OrthoHash", "orthohash, shc centers": "OrthoHash, centers of SHC",
     "orthohash, class means": "OrthoHash, centers of class means", "shc": "SHC", "shc, released": "SHC, as released",
     "shrewd": "SHREWD (unverified)", "csq": "CSQ", "dpn": "DPN", "greedyhash": "GreedyHash", "hashnet": "HashNet", "itq": "ITQ, untrained", "lsh": "sign-LSH, untrained",
 }  # fmt: skip
-# The published mAP@1000 of papers/benchmarks that use the same split, metric and relevance (x 100), by group and method.
+# The published mAP of papers and benchmarks on the same split (x 100), by group and method: mAP@1000 on 95/5, mAP@all on SHC's.
 PUBLISHED = {
     "cifar100-95-5": ("ResNet-50 fine-tuned", {"orthohash": (61.7, 68.8, 72.2), "csq": (62.9, 66.8, 62.9), "hashnet": (16.1, 26.9, 38.4)}),
     "cifar100-shc": ("ResNet-34 fine-tuned", {"orthohash": (38.1, 39.5, 40.6), "csq": (42.7, 48.8, 51.9), "shc": (48.4, 51.9, 52.6)}),
@@ -77,13 +78,17 @@ def where(record, group):
     """One line: when, with what, and one command of the group."""
     cells = record.of(group)
     if not cells:
-        return "Not in this record."
+        return f"{NONE}."
     named = {}
     for cell in cells:
         for name, version in cell["versions"].items():
             named.setdefault(name, set()).add(version)
     versions = ", ".join(f"{name} {' and '.join(sorted(found))}" for name, found in named.items())
-    machines = " and ".join(sorted({f"{cell['cpu']}, {cell['cores']} cores" for cell in cells}))
+    def machine(cell):
+        on_gpu = cell["figures"].get("device", "cpu") != "cpu"
+        return f"{cell.get('gpu') or 'a GPU'} beside {cell['cpu']}, {cell['cores']} cores" if on_gpu else f"{cell['cpu']}, {cell['cores']} cores"
+
+    machines = " and ".join(sorted({machine(cell) for cell in cells}))
     commits = ", ".join(sorted({cell["commit"][:7] + (" and changes" if cell["changed"] else "") for cell in cells}))
     programs = ", ".join(sorted({cell["program_sha256"] for cell in cells}))
     dates = sorted(cell["date"][:10] for cell in cells)
@@ -116,7 +121,7 @@ def split(group, figure, name):
     def tables(record):
         if not record.of(group):
             command = "results-gpu" if group.startswith("lite") else "results"
-            return f"Not in this record: `make {command}` runs it and puts it here.\n"
+            return f"{NONE}: `make {command}` runs it and puts it here.\n"
         whose, published = PUBLISHED[group]
         rows = []
         for method in record.methods(group):
@@ -133,7 +138,7 @@ def split(group, figure, name):
 def cifar10(group):
     def tables(record):
         if not record.of(group):
-            return "Not in this record: `make results CIFAR10_FEATURES=DIR` runs it and puts it here.\n"
+            return f"{NONE}: `make results CIFAR10_FEATURES=DIR` runs it and puts it here.\n"
         lengths = sorted({cell["bits"] for cell in record.of(group)})
         rows = [
             [NAMES[method], *(mean(record.values(group, "map_all", method=method, bits=bits)) for bits in lengths), CIFAR10[group].get(method, "–")]
@@ -182,7 +187,7 @@ def torch(record):
 
 def fashion(record):
     if not record.of("fashion"):
-        return "Not in this record: `make results FASHION=DIR` runs it and puts it here.\n"
+        return f"{NONE}: `make results FASHION=DIR` runs it and puts it here.\n"
     rows = []
     for cell in record.of("fashion"):
         of = cell["figures"]
@@ -254,7 +259,7 @@ def tuned_side(record):
 def lite_mahp(record):
     group = "lite-mahp"
     if not record.of(group):
-        return "Not in this record: `make results-gpu` runs it and puts it here.\n"
+        return f"{NONE}: `make results-gpu` runs it and puts it here.\n"
     rows = [
         [NAMES[method], mean(record.values(group, "mahp_250", method=method)), mean(record.values(group, "map_all", method=method))]
         for method in record.methods(group)
@@ -265,10 +270,10 @@ def lite_mahp(record):
 def gpu(record):
     groups = sorted({cell["group"] for cell in record.cells if cell["group"].startswith("gpu-")})
     if not groups:
-        return "Not run: `make results-gpu` runs them and puts them here.\n"
+        return f"{NONE}: `make results-gpu` runs them and puts them here.\n"
     out = []
     for group in groups:
-        figures = ("test_mahp_250", "mahp_250", "map_1000", "map_all")
+        figures = ("mahp_250", "map_1000", "map_all")
         figure = next(name for name in figures if record.values(group, name))
         lengths = sorted({cell["bits"] for cell in record.of(group)})
         rows = [
@@ -295,7 +300,16 @@ def fill(page, record):
     unknown = set(names) - set(TABLES)
     if unknown or not names:
         sys.exit(f"{page}: marks {sorted(unknown)} are no tables; there are {', '.join(TABLES)}")
-    Path(page).write_text(mark.sub(lambda found: f"{found[1]}\n{TABLES[found[2]](record)}\n{found[3]}", text))
+    Path(page).write_text(mark.sub(lambda found: anew(found, record), text))
+
+
+def anew(found, record):
+    """A table from the record, or as it is where the record has none of its cells."""
+    made = TABLES[found[2]](record)
+    if NONE in made:
+        print(f"{found[2]}: {NONE.lower()}. It stays as it is.", file=sys.stderr)
+        return found[0]
+    return f"{found[1]}\n{made}\n{found[3]}"
 
 
 if __name__ == "__main__":

@@ -522,6 +522,11 @@ def facts(places):
             versions[module] = importlib.metadata.version(module)
         except importlib.metadata.PackageNotFoundError:
             pass
+    try:
+        query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+        gpu = subprocess.run(query, capture_output=True, text=True).stdout.strip().replace("\n", "; ")
+    except FileNotFoundError:
+        gpu = ""
     return {
         "commit": git("rev-parse", "HEAD"),
         "changed": bool(git("status", "--porcelain", "--untracked-files=no")),
@@ -529,6 +534,7 @@ def facts(places):
         "versions": versions,
         "cpu": cpu,
         "cores": os.cpu_count(),
+        "gpu": gpu,
         "system": f"{platform.system()} {platform.machine()}",
     }
 

@@ -1,6 +1,6 @@
 //! Hash centers: one target code a class, fixed before training and never updated.
 //!
-//! A codebook is C rows of K entries, each -1 or +1. Three ways to make one that knows nothing of the
+//! A codebook is C rows of K entries, each -1 or +1. Four ways to make one that knows nothing of the
 //! classes, from the codebook ablation of OrthoHash (Hoe et al., NeurIPS 2021, supplement, Table 4 and
 //! Algorithm 3): random codes of K bits are nearly orthogonal, which is all that the cosine loss asks of
 //! them. [`semantic`] makes centers whose distances follow a similarity of the classes. Pure Rust: knows
@@ -224,7 +224,7 @@ fn bernoulli(n_classes: usize, bits: usize, rng: &mut impl Rng) -> Vec<Vec<f32>>
 }
 
 /// Greedy rejection: draw a code, keep it if its share of differing bits to every kept code is at least
-/// `share`; after 10,000 rejections in a row at one level lower `share` by 0.01. The published code
+/// `share`; after 10,000 rejections at one level lower `share` by 0.01. The published code
 /// starts at 0.61 and fails below 0.2; with more classes than codes that is unavoidable, so this one
 /// goes on down to 0, where everything is kept. The rows are shuffled in the end.
 fn max_hd(n_classes: usize, bits: usize, rng: &mut impl Rng) -> Vec<Vec<f32>> {

@@ -33,7 +33,7 @@
 //! [`Variant::Released`] is what the authors' program does instead, read from its source: 30 cycles; the
 //! terms of mu, alpha and beta are summed and divided by 10,000; `h_j h_j^T h_i` is `(h_j^T h_j) h_i`;
 //! alpha stays 0; a column is kept only if the smallest distance of the codebook stays at least `d`; the
-//! best of the cycles is the result.
+//! best of the cycles and of the start is the result.
 //!
 //! [`refine`](super::refine) follows in both, unless it is turned off; the figures of both are reported.
 

@@ -187,7 +187,7 @@ const CROP_MARGIN: f64 = 8.0 / 7.0;
 /// The narrowest part that is cut out, as width over height; the widest is its inverse.
 const ASPECT_MIN: f64 = 0.75;
 
-/// A train split, ready to be cut into batches.
+/// A split, ready to be cut into batches.
 pub(crate) struct Batches {
     set: Arc<ExampleSet>,
     input: InputSpec,

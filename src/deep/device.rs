@@ -39,8 +39,8 @@ impl Device {
         match self {
             Device::Cpu => Ok(tch::Device::Cpu),
             Device::Auto => Ok(match cuda_devices() {
-                Ok(n_devices) if n_devices > 0 => tch::Device::Cuda(0),
-                _ => tch::Device::Cpu,
+                Ok(_) => tch::Device::Cuda(0),
+                Err(_) => tch::Device::Cpu,
             }),
             Device::Cuda(device_idx) => {
                 let n_devices = cuda_devices().map_err(|reason| {
@@ -89,14 +89,28 @@ impl FromStr for Device {
     }
 }
 
-/// The number of CUDA devices, or why there is none. Opens the CUDA half of libtorch at the first call.
+/// Why [`Device::Auto`] is the CPU on a machine that has an NVIDIA driver; `None` where it is the GPU, there is no driver, or
+/// `CUDA_VISIBLE_DEVICES` hides all GPUs.
+pub fn unused_gpu() -> Option<String> {
+    let hidden =
+        std::env::var("CUDA_VISIBLE_DEVICES").is_ok_and(|gpus| gpus.is_empty() || gpus == "-1");
+    if hidden || !Path::new("/dev/nvidiactl").exists() {
+        return None;
+    }
+    cuda_devices().err()
+}
+
+/// The number of CUDA devices, at least 1, or why there is none. Opens the CUDA half of libtorch at the first call.
 fn cuda_devices() -> Result<usize, String> {
     static LOADED: OnceLock<Result<(), String>> = OnceLock::new();
     LOADED.get_or_init(load_cuda).clone()?;
     if !tch::Cuda::is_available() {
         return Err("libtorch has its CUDA half, but sees no usable GPU".into());
     }
-    Ok(usize::try_from(tch::Cuda::device_count()).unwrap_or(0))
+    match usize::try_from(tch::Cuda::device_count()) {
+        Ok(n_devices @ 1..) => Ok(n_devices),
+        _ => Err("libtorch has its CUDA half, but counts no GPU".into()),
+    }
 }
 
 #[cfg(target_os = "linux")]

@@ -423,7 +423,8 @@ fn to_device(tensor: &Tensor, device: tch::Device) -> Result<Tensor> {
     Ok(match device.is_cuda() {
         false => tensor.shallow_clone(),
         true => {
-            let locked = tensor.f_pin_memory(device)?;
+            // The public `pin_memory` warns on every call that its device is deprecated.
+            let locked = tensor.f_internal_pin_memory(device)?;
             locked.f_to_device_(device, tensor.f_kind()?, true, false)?
         }
     })

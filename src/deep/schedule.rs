@@ -26,7 +26,7 @@ pub enum Schedule {
     Cosine {
         /// Share of the run that rises, from 0 to 1.
         warmup: f64,
-        /// The last factor.
+        /// The factor that the end would have.
         floor: f64,
     },
 }

@@ -111,6 +111,7 @@ pub fn open_itq(path: &Path) -> Result<Itq> {
 /// Opens a trained model as an encoder.
 #[cfg(feature = "torch")]
 pub fn open_model(path: &Path) -> Result<Arc<dyn Encoder>> {
+    crate::learning::note_unused_gpu();
     let device = tanhash::deep::Device::Auto;
     let encoder = tanhash::deep::TorchEncoder::open(path, device)
         .with_context(|| path.display().to_string())?;

@@ -9,7 +9,7 @@ use tanhash::data::{self, Dataset, DatasetKind, DatasetSpec, ExampleSet, Picture
 use tanhash::deep::method::shc;
 use tanhash::deep::{
     Augment, BackboneKind, Device, MethodConfig, Recipe, TorchEncoder, TrainOptions, TrainProgress,
-    TrainSummary,
+    TrainSummary, device,
 };
 use tanhash::eval::{Hierarchy, Protocol, QuantizationError, Report, quantization_error};
 use tanhash::npy::read_matrix;
@@ -18,6 +18,15 @@ use tanhash::{CodeLen, Codes, Encoder};
 use crate::cmd::centers::{read_similarity, square};
 use crate::cmd::train::Args;
 use crate::output;
+
+/// Says why a GPU that the machine seems to have is not used.
+pub fn note_unused_gpu() {
+    if let Some(reason) = device::unused_gpu() {
+        output::note(format!(
+            "there is an NVIDIA driver, and no GPU can be used: {reason}; docs/guide/install-libtorch.md says what is needed"
+        ));
+    }
+}
 
 /// A data set for a network that reads pictures of this shape, or of the data set's own.
 pub fn load(name: &str, shape: Option<PictureShape>, seed: u64) -> Result<Dataset> {
@@ -50,6 +59,7 @@ pub fn data_files(name: &str) -> Result<Vec<PathBuf>> {
 /// A data set that `encoder` reads. Vectors are no pictures, even of the length of the network's features: they may be
 /// another network's.
 pub fn load_for(encoder: &TorchEncoder, name: &str, seed: u64) -> Result<Dataset> {
+    note_unused_gpu();
     let dataset = load(name, encoder.picture_shape(), seed)?;
     if let (Some(_), Some(found)) = (encoder.picture_shape(), dataset.query.n_features()) {
         bail!(
@@ -348,6 +358,9 @@ fn batch_of(n_train: usize) -> usize {
 pub fn train(dataset: &Dataset, args: &Args, seed: u64) -> Result<TrainSummary> {
     let options = train_options(dataset, args, seed)?;
     options.check(dataset)?;
+    if options.device == Device::Auto {
+        note_unused_gpu();
+    }
     // What is wrong with them otherwise, the training says.
     if let Ok(Some(centers)) = options.fixed_centers(dataset.class_names.len())
         && centers.n_classes() > 1

@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use tch::Tensor;
 
 use super::Backbone;
-use super::layers::{he, in_kind_of};
+use super::layers::{convolve, he, in_kind_of};
 use crate::deep::weights::{Group, Init, Weights};
 use crate::error::Result;
 
@@ -77,9 +77,8 @@ impl Backbone for AlexNet {
             self.convolutions.iter().zip(CONVOLUTIONS)
         {
             let (kernel, bias) = (in_kind_of(kernel, &xs)?, in_kind_of(bias, &xs)?);
-            xs = xs
-                .f_conv2d(&kernel, Some(bias), [stride; 2], [padding; 2], [1; 2], 1)?
-                .f_relu_()?;
+            let sizes = [stride, padding, 1];
+            xs = convolve(&xs, &kernel, Some(&bias), sizes, !train)?.f_relu_()?;
             if pool {
                 xs = xs.f_max_pool2d([3i64, 3], [2i64, 2], [0i64, 0], [1i64, 1], false)?;
             }

@@ -239,12 +239,14 @@ impl ConvNorm {
         } = self.spec;
         let kernel = in_kind_of(kernel, xs)?;
         let bias = bias.map(|bias| in_kind_of(bias, xs)).transpose()?;
+        // Nothing is learned through it: the codes of a CPU and a GPU are to be the same.
+        let exact = !kernel.requires_grad();
         let symmetric = |xs: &Tensor, kernel: &Tensor, padding: i64| {
-            xs.f_conv2d(kernel, bias, [stride; 2], [padding; 2], [1; 2], groups)
+            convolve(xs, kernel, bias.as_ref(), [stride, padding, groups], exact)
         };
         let (_, _, height, width) = xs.size4()?;
         let (before, after) = match self.spec.padding {
-            Padding::Both(padding) => return Ok(symmetric(xs, &kernel, padding)?),
+            Padding::Both(padding) => return symmetric(xs, &kernel, padding),
             Padding::Same => {
                 let missing = |length: i64| {
                     ((length + stride - 1) / stride * stride - stride + size - length).max(0)
@@ -257,17 +259,17 @@ impl ConvNorm {
             }
         };
         if before == after && before[0] == before[1] {
-            return Ok(symmetric(xs, &kernel, before[0])?);
+            return symmetric(xs, &kernel, before[0]);
         }
         // One more at the right and bottom, where torch knows none but the same at all sides: with a first row and
         // column of zeros in the kernel that is the same, and no copy of the pictures. CUDA has kernels of its own
         // for the usual sizes of depthwise convolutions only.
         if after == before.map(|n| n + 1) && after[0] == after[1] && !xs.device().is_cuda() {
             let kernel = kernel.f_constant_pad_nd([1, 0, 1, 0])?;
-            return Ok(symmetric(xs, &kernel, after[0])?);
+            return symmetric(xs, &kernel, after[0]);
         }
         let padded = xs.f_constant_pad_nd([before[0], after[0], before[1], after[1]])?;
-        Ok(symmetric(&padded, &kernel, 0)?)
+        symmetric(&padded, &kernel, 0)
     }
 
     /// Puts the normalization by running statistics into kernel and bias. From then on a pass that does
@@ -286,6 +288,39 @@ impl ConvNorm {
         let bias = self.beta.f_sub(&self.running_mean.f_mul(&scale)?)?;
         Ok((kernel, bias))
     }
+}
+
+/// A convolution with the same stride and padding on both axes. `exact` keeps float32 on a GPU as it is, where torch's
+/// default cuts the factors to the 10 bits of TF32: that turned 2 bits in 1,000 of a trained network's codes.
+pub(super) fn convolve(
+    xs: &Tensor,
+    kernel: &Tensor,
+    bias: Option<&Tensor>,
+    [stride, padding, groups]: [i64; 3],
+    exact: bool,
+) -> Result<Tensor> {
+    let (stride, padding, dilation) = ([stride; 2], [padding; 2], [1i64; 2]);
+    Ok(match exact {
+        false => xs.f_conv2d(kernel, bias, stride, padding, dilation, groups)?,
+        true => {
+            let (transposed, output_padding) = (false, [0i64; 2]);
+            let (benchmark, deterministic, cudnn, tf32) = (false, false, true, false);
+            xs.f_internal_convolution(
+                kernel,
+                bias,
+                stride,
+                padding,
+                dilation,
+                transposed,
+                output_padding,
+                groups,
+                benchmark,
+                deterministic,
+                cudnn,
+                tf32,
+            )?
+        }
+    })
 }
 
 /// A weight in the type of the activations: float32, or bfloat16 in mixed precision.

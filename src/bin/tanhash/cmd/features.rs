@@ -51,21 +51,20 @@ pub fn run(args: Args, common: Common) -> Result<()> {
     use serde_json::json;
     use tanhash::data::ExampleSet;
     use tanhash::data::split::{DATABASE, QUERY, TRAIN};
-    use tanhash::deep::{BackboneKind, Device, FeatureExtractor, device};
+    use tanhash::deep::{BackboneKind, Device, FeatureExtractor, device as libtorch};
     use tanhash::npy::{NpyType, write_integers};
 
     use crate::{files, learning, output};
 
     if let Some(n_threads) = args.threads {
-        device::set_threads(n_threads)?;
+        libtorch::set_threads(n_threads)?;
     }
     let kind: BackboneKind = args.backbone.parse()?;
-    let extractor = FeatureExtractor::open(
-        kind,
-        args.picture_side,
-        &args.weights,
-        args.device.parse::<Device>()?,
-    )?;
+    let device = args.device.parse::<Device>()?;
+    if device == Device::Auto {
+        learning::note_unused_gpu();
+    }
+    let extractor = FeatureExtractor::open(kind, args.picture_side, &args.weights, device)?;
     let shape = kind.picture_shape(args.picture_side)?;
     let dataset = learning::load(&args.data, shape, common.seed)?;
 
