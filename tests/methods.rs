@@ -9,6 +9,7 @@ use tanhash::centers::ClassDistances;
 use tanhash::centers::semantic::Variant;
 use tanhash::deep::hash_head::{HashHead, HeadKind};
 use tanhash::deep::method::central::Central;
+use tanhash::deep::method::classifier::Classifier;
 use tanhash::deep::method::dpn::{self, Dpn};
 use tanhash::deep::method::greedyhash::{self, GreedyHash};
 use tanhash::deep::method::hashnet::{self, HashNet};
@@ -384,6 +385,12 @@ struct ShrewdReference {
     distances: Vec<f32>,
     draws: Vec<f32>,
     cases: std::collections::BTreeMap<String, ShrewdCase>,
+    classification_weight: f64,
+    similarity_weight: f64,
+    layer: Vec<f32>,
+    bias: Vec<f32>,
+    layer_gradient: Vec<f32>,
+    bias_gradient: Vec<f32>,
 }
 
 #[derive(Deserialize)]
@@ -458,6 +465,40 @@ fn shrewd_matches_the_recorded_terms_and_gradients() {
     let leaf = logits();
     let draws = Tensor::from_slice(&reference.draws).view([reference.m, reference.bits]);
     check("kl", &empirical_kl(&leaf.sigmoid(), &draws).unwrap(), &leaf);
+
+    // All terms but the random one, with the classification layer.
+    let config = shrewd::Config {
+        classification_weight: reference.classification_weight,
+        similarity_weight: Some(reference.similarity_weight),
+        kl_weight: 0.0,
+        ..shrewd::Config::default()
+    };
+    let given = Some(&distances);
+    let method = Shrewd::new(config, n_classes, bits, given, Device::Cpu, &mut rng).unwrap();
+    let own = method.weights().unwrap().entries();
+    let [layer, bias] = [0, 1].map(|at| own[at].tensor.shallow_clone());
+    tch::no_grad(|| {
+        let values = Tensor::from_slice(&reference.layer).view([n_classes as i64, reference.bits]);
+        layer.shallow_clone().copy_(&values);
+        bias.shallow_clone()
+            .copy_(&Tensor::from_slice(&reference.bias));
+    });
+    let leaf = logits();
+    let terms = method.loss(&leaf, &labels, START).unwrap();
+    assert_eq!(terms.terms().len(), 2);
+    check("total", &terms.total().unwrap(), &leaf);
+    check_close(
+        "layer",
+        &values(&layer.grad()),
+        &reference.layer_gradient,
+        1e-5,
+    );
+    check_close(
+        "bias",
+        &values(&bias.grad()),
+        &reference.bias_gradient,
+        1e-5,
+    );
 }
 
 #[test]
@@ -484,6 +525,13 @@ fn shrewd_stays_finite_where_outputs_are_equal() {
 #[derive(Deserialize)]
 struct ShcReference {
     similarity: ShcSimilarity,
+    classifier: std::collections::BTreeMap<String, ClassifierCase>,
+}
+
+#[derive(Deserialize)]
+struct ClassifierCase {
+    value: f32,
+    gradient: Vec<f32>,
 }
 
 #[derive(Deserialize)]
@@ -525,6 +573,56 @@ fn shc_similarities_match_the_recorded_ones() {
     builder.add(&logits.narrow(0, 0, 2), &[0, 1]).unwrap();
     let error = builder.finish().unwrap_err().to_string();
     assert!(error.contains("class 2 has no train picture"), "{error}");
+}
+
+/// Cross entropy, and the released program's, of probabilities taken for logits.
+#[test]
+fn shc_classifiers_match_the_recorded_losses_and_gradients() {
+    let reference: ShcReference = fixture("shc");
+    let recorded = reference.similarity;
+    for variant in [Variant::Paper, Variant::Released] {
+        let case = &reference.classifier[&variant.to_string()];
+        let logits = Tensor::from_slice(&recorded.logits)
+            .view([recorded.n, -1])
+            .set_requires_grad(true);
+        let classifier = Classifier::new(recorded.classes, variant);
+        let terms = classifier.loss(&logits, &Tensor::from_slice(&recorded.labels), START);
+        let total = terms.unwrap().total().unwrap();
+        total.backward();
+        let name = variant.to_string();
+        check_close(
+            &name,
+            &[f32::try_from(&total).unwrap()],
+            &[case.value],
+            1e-5,
+        );
+        check_close(&name, &values(&logits.grad()), &case.gradient, 1e-5);
+    }
+}
+
+/// Where the centers of an example's classes cancel out a coin decides, the same for every example.
+#[test]
+fn centers_that_cancel_out_leave_a_coin() {
+    let (bits, x) = (64, Kind::Float);
+    let row = |sign: f32| (0..bits).map(move |bit| if bit % 3 == 0 { sign } else { -sign });
+    let codebook = Codebook::from_entries(bits, row(1.0).chain(row(-1.0)).collect()).unwrap();
+    let central = Central::new("csq", 0.0, &codebook, Device::Cpu).unwrap();
+    let logits = Tensor::zeros([2, bits as i64], (x, Device::Cpu)).set_requires_grad(true);
+    let both = Tensor::ones([2, 2], (x, Device::Cpu));
+    let terms = central.loss(&logits, &both, START).unwrap();
+    terms.total().unwrap().backward();
+    // At 0 the gradient is (1/2 - t) 2 / (N K), t the bit of the target.
+    let found = values(&logits.grad());
+    let expected = 1.0 / (2 * bits) as f32;
+    assert!(
+        found
+            .iter()
+            .all(|value| (value.abs() - expected).abs() < 1e-7),
+        "{found:?}"
+    );
+    let (first, second) = found.split_at(bits);
+    assert_eq!(first, second);
+    assert!(first.iter().any(|&value| value > 0.0) && first.iter().any(|&value| value < 0.0));
 }
 
 #[test]

@@ -350,11 +350,14 @@ pub(crate) fn short_hex(digest: &[u8]) -> String {
 
 /// The values of a float32 tensor, row-major, little endian.
 fn bytes_of(tensor: &Tensor) -> Result<Vec<u8>> {
-    let values = floats(tensor)?;
-    Ok(values
-        .iter()
-        .flat_map(|value| value.to_le_bytes())
-        .collect())
+    let mut values = floats(tensor)?;
+    // A state is written after every epoch: as one block where the machine has the file's order of bytes.
+    if cfg!(target_endian = "big") {
+        for value in &mut values {
+            *value = f32::from_bits(value.to_bits().swap_bytes());
+        }
+    }
+    Ok(bytemuck::cast_slice(&values).to_vec())
 }
 
 /// Writes float32 tensors and `metadata` to `path`, atomically.
