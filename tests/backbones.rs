@@ -994,4 +994,20 @@ fn the_program_reads_kept_features_and_leaves_queries_out() {
         let expected = tanhash::code::binarize(encoder.code_len(), logits).unwrap();
         assert_eq!(codes.get(row), expected);
     }
+
+    // Classes that nothing asks for are named; leaving out is in the split that is told.
+    std::fs::rename(at("data/test/blue"), at("blue")).unwrap();
+    let plain = ["eval", "--model", &model, "--data", &pictures, "--json"];
+    let (_, stderr) = report(&plain);
+    assert!(
+        stderr.contains("no query is of 1 of the 3 classes: blue"),
+        "{stderr}"
+    );
+    let (left_out, _) = report(&[&plain[..], &["--leave-one-out"]].concat());
+    assert_eq!(left_out["n_database"], 6);
+    let split = left_out["notes"]["split"].as_str().unwrap();
+    assert!(
+        split.starts_with("query = database = 6 queries, each left out"),
+        "{split}"
+    );
 }

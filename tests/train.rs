@@ -831,6 +831,8 @@ fn options_that_do_not_fit_are_refused() {
     assert!(refused(&|o| o.threads = Some(1_000_000)).contains("got 1000000"));
     assert!(refused(&|o| o.out = dir.path().to_owned()).contains("found a folder"));
     assert!(refused(&|o| o.out = "/dev/null".into()).contains("found a device"));
+    let text = refused(&|o| o.log = Some(dir.path().to_owned()));
+    assert!(text.contains("name of a log, found a folder"), "{text}");
     let text = refused(&|o| {
         o.backbone = BackboneKind::Identity;
         o.weights = Some("weights.safetensors".into());

@@ -214,7 +214,7 @@ impl TrainOptions {
                 "features have no backbone to load weights into; leave out the weights".into(),
             );
         }
-        check_out(&self.out)?;
+        check_out(&self.out, "model file")?;
         if let Some(log) = &self.log
             && log.extension().is_some_and(|extension| extension == "svg")
         {
@@ -222,6 +222,9 @@ impl TrainOptions {
                 "{}: the log is lines of JSON, and its curves go beside it with .svg; name it .jsonl",
                 log.display()
             ));
+        }
+        if let Some(log) = &self.log {
+            check_out(log, "log")?;
         }
         self.optimizer.check()?;
         self.selection.check()?;
@@ -397,11 +400,11 @@ impl TrainOptions {
     }
 }
 
-/// `Ok` if a model can be written there: what is no plain file would be replaced by one.
-fn check_out(path: &Path) -> Result<()> {
+/// `Ok` if a file can be written there: what is no plain file would be replaced by one.
+fn check_out(path: &Path, what: &str) -> Result<()> {
     match fs::metadata(path) {
         Ok(found) if !found.is_file() => Err(Error::invalid(format!(
-            "{}: expected the name of a model file, found a {}; choose another name",
+            "{}: expected the name of a {what}, found a {}; choose another name",
             path.display(),
             match found.is_dir() {
                 true => "folder",
@@ -412,7 +415,7 @@ fn check_out(path: &Path) -> Result<()> {
         Err(_) => match path.parent() {
             Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
                 Err(Error::invalid(format!(
-                    "{}: expected a folder to write the model {} in, found none; make it first",
+                    "{}: expected a folder to write the {what} {} in, found none; make it first",
                     folder.display(),
                     path.display()
                 )))

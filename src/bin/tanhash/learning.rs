@@ -41,7 +41,33 @@ pub fn load(name: &str, shape: Option<PictureShape>, seed: u64) -> Result<Datase
             dataset.skipped.len()
         ));
     }
+    note_unasked(&dataset);
     Ok(dataset)
+}
+
+/// Names classes without a query: figures are of the others.
+fn note_unasked(dataset: &Dataset) {
+    let mut asked = vec![false; dataset.class_names.len()];
+    let labels = dataset.query.all_labels();
+    for class in (0..dataset.query.len()).flat_map(|example| labels.of(example)) {
+        if let Some(asked) = asked.get_mut(class as usize) {
+            *asked = true;
+        }
+    }
+    let names = dataset.class_names.iter().zip(&asked);
+    let unasked: Vec<&str> = names
+        .filter(|(_, asked)| !**asked)
+        .map(|(name, _)| name.as_str())
+        .collect();
+    if !unasked.is_empty() {
+        let more = if unasked.len() > 5 { ", .." } else { "" };
+        output::note(format!(
+            "no query is of {} of the {} classes: {}{more}",
+            unasked.len(),
+            asked.len(),
+            unasked[..unasked.len().min(5)].join(", ")
+        ));
+    }
 }
 
 /// The files of a data set of vectors. Those of pictures lie in folders, where nobody writes a result.

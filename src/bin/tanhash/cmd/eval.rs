@@ -391,7 +391,7 @@ mod pictures {
         report.notes.extend(learning::notes(&encoder, &dataset));
         if protocol.leave_one_out && !dataset.leave_one_out {
             let split = format!(
-                "query = database = the {} queries of: {}",
+                "query = database = {} queries, each left out of its own ranking; before: {}",
                 dataset.query.len(),
                 dataset.protocol
             );
