@@ -1,5 +1,5 @@
-//! Result files: whole under their names, or not there. Not here: what an index and a data set of features
-//! resume by themselves.
+//! Result files: whole under their names or not there, and never in the place of what is read; files of text. Not
+//! here: what an index and a data set of features resume by themselves.
 
 use std::fs;
 use std::io::{self, BufWriter, Write};
