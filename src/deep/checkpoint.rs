@@ -266,7 +266,7 @@ impl Checkpoint {
             device,
         )?;
         file.copy_into(&weight_handles(&network))?;
-        let model_id = model_id(&config, &network)?;
+        let model_id = model_id(&config, &values_of(&weight_handles(&network))?);
         if model_id != config.model_id {
             return Err(file.corrupt(format!(
                 "expected weights of the model {}, found those of {model_id}",
@@ -281,8 +281,9 @@ impl Checkpoint {
     /// # Errors
     /// `Io`, `Torch`.
     pub(crate) fn save(&mut self, path: &Path) -> Result<()> {
-        self.config.model_id = model_id(&self.config, &self.network)?;
-        write_tensors(path, &weight_handles(&self.network), &self.config)
+        let values = values_of(&weight_handles(&self.network))?;
+        self.config.model_id = model_id(&self.config, &values);
+        write_tensors(path, &values, &self.config)
     }
 }
 
@@ -306,14 +307,12 @@ pub(crate) fn weight_handles(network: &DeepHashNet) -> Vec<(String, Tensor)> {
         .collect()
 }
 
-fn model_id(config: &ModelConfig, network: &DeepHashNet) -> Result<String> {
-    let mut tensors = weight_handles(network);
-    tensors.sort_by(|a, b| a.0.cmp(&b.0));
+fn model_id(config: &ModelConfig, weights: &[Values]) -> String {
     let mut digest = Sha256::new();
-    for (name, tensor) in &tensors {
+    for Values { name, shape, bytes } in by_name(weights) {
         digest.update(name.as_bytes());
-        digest.update(format!("{:?}", tensor.size()).as_bytes());
-        digest.update(bytes_of(tensor)?);
+        digest.update(format!("{shape:?}").as_bytes());
+        digest.update(bytes);
     }
     // What happens to a picture before the first weight makes codes as much as the weights do.
     match &config.input {
@@ -334,12 +333,12 @@ fn model_id(config: &ModelConfig, network: &DeepHashNet) -> Result<String> {
             digest.update(format!("{} {features}", config.backbone).as_bytes());
         }
     }
-    Ok(format!(
+    format!(
         "{}-{}-{}",
         config.method.name(),
         config.code_len_bits,
         short_hex(&digest.finalize())
-    ))
+    )
 }
 
 /// The first 12 hexadecimal digits of a digest.
@@ -348,35 +347,51 @@ pub(crate) fn short_hex(digest: &[u8]) -> String {
     bytes.map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The values of a float32 tensor, row-major, little endian.
-fn bytes_of(tensor: &Tensor) -> Result<Vec<u8>> {
-    let mut values = floats(tensor)?;
-    // A state is written after every epoch: as one block where the machine has the file's order of bytes.
-    if cfg!(target_endian = "big") {
-        for value in &mut values {
-            *value = f32::from_bits(value.to_bits().swap_bytes());
+/// A float32 tensor as it stands in a file. Both the digest and the file are made of it: after every epoch a tensor comes from
+/// its device once.
+pub(crate) struct Values {
+    name: String,
+    shape: Vec<usize>,
+    /// Row-major, little endian.
+    bytes: Vec<u8>,
+}
+
+/// The values of float32 tensors.
+pub(crate) fn values_of(tensors: &[(String, Tensor)]) -> Result<Vec<Values>> {
+    let values = |(name, tensor): &(String, Tensor)| {
+        let mut values = floats(tensor)?;
+        if cfg!(target_endian = "big") {
+            for value in &mut values {
+                *value = f32::from_bits(value.to_bits().swap_bytes());
+            }
         }
-    }
-    Ok(bytemuck::cast_slice(&values).to_vec())
+        Ok(Values {
+            name: name.clone(),
+            shape: tensor.size().iter().map(|&size| size as usize).collect(),
+            bytes: bytemuck::cast_slice(&values).to_vec(),
+        })
+    };
+    tensors.iter().map(values).collect()
+}
+
+/// In the order of names, as digests are made.
+fn by_name(values: &[Values]) -> Vec<&Values> {
+    let mut sorted: Vec<&Values> = values.iter().collect();
+    sorted.sort_unstable_by_key(|values| &values.name);
+    sorted
 }
 
 /// Writes float32 tensors and `metadata` to `path`, atomically.
 pub(crate) fn write_tensors(
     path: &Path,
-    tensors: &[(String, Tensor)],
+    tensors: &[Values],
     metadata: &impl Serialize,
 ) -> Result<()> {
     let failed = |what: String| Error::new(ErrorKind::Io(format!("{}: {what}", path.display())));
-    let blobs = tensors
-        .iter()
-        .map(|(_, tensor)| bytes_of(tensor))
-        .collect::<Result<Vec<_>>>()?;
     let views = tensors
         .iter()
-        .zip(&blobs)
-        .map(|((name, tensor), bytes)| {
-            let shape = tensor.size().iter().map(|&size| size as usize).collect();
-            let view = TensorView::new(Dtype::F32, shape, bytes);
+        .map(|Values { name, shape, bytes }| {
+            let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
             Ok((name, view.map_err(|error| failed(error.to_string()))?))
         })
         .collect::<Result<Vec<_>>>()?;
@@ -389,25 +404,22 @@ pub(crate) fn write_tensors(
 }
 
 /// The first 12 hexadecimal digits of the SHA-256 of `text` and of tensors' bytes with their names, in the order of names.
-pub(crate) fn sealed_digest(text: &str, tensors: &[(String, Tensor)]) -> Result<String> {
-    let mut sorted: Vec<&(String, Tensor)> = tensors.iter().collect();
-    sorted.sort_unstable_by_key(|(name, _)| name);
-    let bytes = |(name, tensor): &'_ (String, Tensor)| Ok((name.clone(), bytes_of(tensor)?));
-    digest_of(text, sorted.into_iter().map(bytes))
+pub(crate) fn sealed_digest(text: &str, tensors: &[Values]) -> String {
+    let tensors = by_name(tensors).into_iter();
+    seal(
+        text,
+        tensors.map(|values| (values.name.as_str(), values.bytes.as_slice())),
+    )
 }
 
-fn digest_of<B: AsRef<[u8]>>(
-    text: &str,
-    tensors: impl Iterator<Item = Result<(String, B)>>,
-) -> Result<String> {
+fn seal<'a>(text: &str, tensors: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
     let mut digest = Sha256::new();
     digest.update(text);
-    for tensor in tensors {
-        let (name, bytes) = tensor?;
+    for (name, bytes) in tensors {
         digest.update(name);
         digest.update(bytes);
     }
-    Ok(short_hex(&digest.finalize()))
+    short_hex(&digest.finalize())
 }
 
 /// A safetensors file in memory.
@@ -461,11 +473,14 @@ impl TensorFile {
     /// [`sealed_digest`] of `text` and this file's tensors.
     pub fn sealed_digest(&self, text: &str) -> Result<String> {
         let parsed = self.parse()?;
-        let bytes = |name: String| match parsed.tensor(&name) {
+        let names = self.names()?;
+        let bytes = |name| match parsed.tensor(name) {
             Ok(view) => Ok((name, view.data())),
             Err(error) => Err(self.corrupt(error.to_string())),
         };
-        digest_of(text, self.names()?.into_iter().map(bytes))
+        let tensors = names.iter().map(|name| bytes(name.as_str()));
+        let tensors = tensors.collect::<Result<Vec<_>>>()?;
+        Ok(seal(text, tensors.into_iter()))
     }
 
     /// The names of its tensors, sorted.

@@ -11,7 +11,8 @@ use tch::Tensor;
 
 use crate::centers::Codebook;
 use crate::deep::checkpoint::{
-    self, Checkpoint, ModelConfig, SelectionRecord, TensorFile, sealed_digest, write_tensors,
+    self, Checkpoint, ModelConfig, SelectionRecord, TensorFile, sealed_digest, values_of,
+    write_tensors,
 };
 use crate::deep::optimizer::Optimizer;
 use crate::deep::train::{Fit, TrainOptions, diverged};
@@ -219,8 +220,8 @@ impl RunState {
         };
         let state = serde_json::to_string(&metadata)
             .map_err(|error| Error::invalid(format!("the state of the run: {error}")))?;
-        let tensors = self.all_tensors();
-        let digest = sealed_digest(&state, &tensors)?;
+        let tensors = values_of(&self.all_tensors())?;
+        let digest = sealed_digest(&state, &tensors);
         write_tensors(&self.path, &tensors, &Sealed { state, digest })
     }
 }
