@@ -8,6 +8,7 @@
 use serde::{Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
+use crate::code::hex;
 use crate::error::{Error, Result};
 
 /// Entries that should be equal may differ by this much, so that float32 files pass.
@@ -61,11 +62,16 @@ impl ClassSimilarity {
 
     /// (S + S^T) / 2, row-major.
     pub fn symmetrized(&self) -> Vec<f64> {
-        let n = self.n_classes;
-        (0..n * n)
-            .map(|at| (self.entries[at] + self.entries[at % n * n + at / n]) / 2.0)
-            .collect()
+        symmetrized(self.n_classes, &self.entries)
     }
+}
+
+/// (S + S^T) / 2 of n x n entries, row-major.
+pub(crate) fn symmetrized(n: usize, entries: &[f64]) -> Vec<f64> {
+    let turned = |at: usize| entries[at % n * n + at / n];
+    (0..n * n)
+        .map(|at| (entries[at] + turned(at)) / 2.0)
+        .collect()
 }
 
 /// d, n x n: how far apart two classes, or two training examples, are; symmetric, not negative, and 0 for
@@ -163,11 +169,7 @@ fn digest(n: usize, bytes: impl Iterator<Item = [u8; 8]>) -> String {
     for number in bytes {
         digest.update(number);
     }
-    let digest = digest.finalize();
-    digest[..6]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hex(&digest.finalize()[..6])
 }
 
 /// As its digest: options are recorded in every model, and a matrix would fill it.

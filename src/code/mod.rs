@@ -178,10 +178,7 @@ impl HashCode {
 
     /// Lower-case hexadecimal digits, two a byte, first byte first.
     pub fn to_hex(&self) -> String {
-        self.to_bytes()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+        hex(&self.to_bytes())
     }
 
     /// The length.
@@ -238,6 +235,11 @@ impl fmt::Debug for HashCode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "HashCode({}: {})", self.len, self.to_hex())
     }
+}
+
+/// Lower-case hexadecimal digits, two a byte.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+use crate::code::hex;
 use crate::error::{Error, ErrorKind, Result};
 use crate::labels::{LabelSets, Labels};
 use crate::media::{Limits, Picture, PictureShape, Resize, decode_to_shape, resize_to_shape};
@@ -138,7 +139,7 @@ impl ExampleSet {
             digest.update(row.to_le_bytes());
             digest.update(format!("{:?}", self.all_labels().of(example)));
         }
-        Ok(hex(digest))
+        Ok(hex(&digest.finalize()))
     }
 
     /// The number of examples.
@@ -327,7 +328,7 @@ impl Source {
                 }
             }
         }
-        Ok(hex(digest))
+        Ok(hex(&digest.finalize()))
     }
 
     /// The number of examples.
@@ -338,11 +339,6 @@ impl Source {
             Source::Features(file) => file.n_rows(),
         }
     }
-}
-
-fn hex(digest: Sha256) -> String {
-    let bytes = digest.finalize();
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 pub(super) fn picture_bytes(shape: PictureShape) -> usize {

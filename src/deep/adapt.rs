@@ -7,17 +7,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
-
 use crate::data::Dataset;
 use crate::deep::augment::{Augment, Batches};
 use crate::deep::checkpoint::{AdaptationRecord, Checkpoint};
 use crate::deep::device::Device;
 use crate::error::Result;
-
-/// Pictures that the network sees at once.
-const BATCH_PICTURES: usize = 256;
 
 /// Reads the model file `model`, measures its head's normalization on the database split of `dataset`, writes the
 /// model to `out` and returns its new id. `model` and `out` may be the same file.
@@ -32,12 +26,8 @@ pub fn adapt(model: &Path, dataset: &Dataset, out: &Path, device: Device) -> Res
     let mut checkpoint = Checkpoint::load(model, device)?;
     let input = checkpoint.config.input.clone();
     let batches = Batches::new(Arc::clone(set), input, Augment::NONE, device)?;
-    // Pictures are taken as they are; nothing is drawn.
-    let mut unused = ChaCha8Rng::seed_from_u64(0);
     let rows: Vec<i64> = (0..set.labels.len() as i64).collect();
-    let mut pictures = rows
-        .chunks(BATCH_PICTURES)
-        .map(|rows| batches.batch(rows, &mut unused));
+    let mut pictures = batches.parts(&rows).map(|(_, pictures)| pictures);
     let n_examples = checkpoint.network.adapt(&mut pictures)?;
     checkpoint.config.adapted = Some(AdaptationRecord {
         dataset: dataset.name.clone(),

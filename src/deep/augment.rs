@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use rand::Rng;
+use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -187,6 +187,9 @@ const CROP_MARGIN: f64 = 8.0 / 7.0;
 /// The narrowest part that is cut out, as width over height; the widest is its inverse.
 const ASPECT_MIN: f64 = 0.75;
 
+/// Examples that a network sees at once where it is asked and not trained.
+const PART_EXAMPLES: usize = 256;
+
 /// A split, ready to be cut into batches.
 pub(crate) struct Batches {
     set: Arc<ExampleSet>,
@@ -267,6 +270,19 @@ impl Batches {
             0.0 => Ok(pictures),
             chance => erase(&pictures, chance, &input.normalization, rng),
         }
+    }
+
+    /// What the network reads of these rows, in parts, where it is asked and not trained: as they are. For batches without
+    /// augmentation.
+    pub fn parts<'a>(
+        &'a self,
+        rows: &'a [i64],
+    ) -> impl Iterator<Item = (&'a [i64], Result<Tensor>)> {
+        debug_assert!(self.augment == Augment::NONE, "{:?}", self.augment);
+        // Nothing is drawn.
+        let mut unused = ChaCha8Rng::seed_from_u64(0);
+        let parts = rows.chunks(PART_EXAMPLES);
+        parts.map(move |rows| (rows, self.batch(rows, &mut unused)))
     }
 
     /// Pictures moved, cut, mirrored and relit.

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tch::Tensor;
 
-use crate::code::CodeLen;
+use crate::code::{CodeLen, hex};
 use crate::data::PictureShape;
 use crate::deep::augment::Normalization;
 use crate::deep::backbone::{BackboneKind, WeightsRecord};
@@ -343,8 +343,7 @@ fn model_id(config: &ModelConfig, weights: &[Values]) -> String {
 
 /// The first 12 hexadecimal digits of a digest.
 pub(crate) fn short_hex(digest: &[u8]) -> String {
-    let bytes = digest.iter().take(6);
-    bytes.map(|byte| format!("{byte:02x}")).collect()
+    hex(&digest[..6])
 }
 
 /// A float32 tensor as it stands in a file. Both the digest and the file are made of it: after every epoch a tensor comes from

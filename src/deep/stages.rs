@@ -6,9 +6,6 @@
 
 use std::path::{Path, PathBuf};
 
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
-
 use crate::centers::semantic::semantic_centers;
 use crate::centers::{ClassMeans, ClassSimilarity, Codebook};
 use crate::deep::device::{Stream, floats};
@@ -21,9 +18,6 @@ use crate::deep::train::{Fit, Run, TrainOptions, remove_if_there};
 use crate::error::{Error, Result};
 use crate::files::write_whole;
 use crate::npy;
-
-/// Pictures that the classifier sees at once when it is asked.
-const BATCH_PICTURES: usize = 256;
 
 fn beside(out: &Path, ending: &str) -> PathBuf {
     let mut name = out.as_os_str().to_owned();
@@ -81,11 +75,8 @@ pub(crate) fn similarity(
     }
     let _no_grad = tch::no_grad_guard();
     let mut builder = SimilarityBuilder::new(run.n_classes, config.variant);
-    // Pictures are taken as they are; nothing is drawn.
-    let mut unused = ChaCha8Rng::seed_from_u64(0);
-    for rows in run.rows.chunks(BATCH_PICTURES) {
-        let pictures = run.plain.batch(rows, &mut unused)?;
-        let logits = fit.model.network.forward(&pictures, false)?;
+    for (rows, pictures) in run.plain.parts(&run.rows) {
+        let logits = fit.model.network.forward(&pictures?, false)?;
         let classes: Vec<i64> = rows.iter().map(|&row| run.labels[row as usize]).collect();
         builder.add(&logits, &classes)?;
     }
@@ -98,11 +89,8 @@ pub(crate) fn class_means(run: &Run<'_>) -> Result<ClassSimilarity> {
     let network = run.checkpoint(run.n_classes, HeadKind::LINEAR)?.network;
     let _no_grad = tch::no_grad_guard();
     let mut means: Option<ClassMeans> = None;
-    // Pictures are taken as they are; nothing is drawn.
-    let mut unused = ChaCha8Rng::seed_from_u64(0);
-    for rows in run.rows.chunks(BATCH_PICTURES) {
-        let inputs = run.plain.batch(rows, &mut unused)?;
-        let features = network.features_read(&inputs, false)?;
+    for (rows, inputs) in run.plain.parts(&run.rows) {
+        let features = network.features_read(&inputs?, false)?;
         let (_, n_features) = features.size2()?;
         let values = floats(&features)?;
         let means =

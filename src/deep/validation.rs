@@ -24,9 +24,6 @@ use crate::deep::train::{Fit, Run, TrainOptions};
 use crate::error::{Error, Result};
 use crate::eval::{Cutoff, Protocol, evaluate};
 
-/// Pictures that the network sees at once.
-const BATCH_PICTURES: usize = 256;
-
 /// What is compared from epoch to epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -198,12 +195,9 @@ impl Pictures {
 
     fn codes(&self, network: &DeepHashNet, code_len: CodeLen) -> Result<Codes> {
         let _no_grad = tch::no_grad_guard();
-        // Pictures are taken as they are; nothing is drawn.
-        let mut unused = ChaCha8Rng::seed_from_u64(0);
         let mut codes = Codes::with_capacity(code_len, self.rows.len());
-        for rows in self.rows.chunks(BATCH_PICTURES) {
-            let pictures = self.batches.batch(rows, &mut unused)?;
-            let logits = network.forward(&pictures, false)?;
+        for (_, pictures) in self.batches.parts(&self.rows) {
+            let logits = network.forward(&pictures?, false)?;
             for logits in device::floats(&logits)?.chunks_exact(code_len.bits()) {
                 codes.push(&binarize(code_len, logits)?)?;
             }

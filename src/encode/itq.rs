@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::{EncodeError, Encoder, Payload, products, sign_codes};
-use crate::code::{CodeLen, HashCode};
+use crate::code::{CodeLen, HashCode, hex};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::write_whole;
 use crate::random;
@@ -301,9 +301,8 @@ impl Itq {
     /// `itq-BITS-DIGEST`, of the first 12 hexadecimal digits of the file's SHA-256.
     fn digest_id(&self) -> String {
         let bytes = self.to_bytes();
-        let digest = &bytes[bytes.len() - DIGEST_BYTES..][..6];
-        let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("itq-{}-{hex}", self.len)
+        let digest = &bytes[bytes.len() - DIGEST_BYTES..];
+        format!("itq-{}-{}", self.len, hex(&digest[..6]))
     }
 }
 

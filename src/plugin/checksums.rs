@@ -10,6 +10,7 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
+use crate::code::hex;
 use crate::error::{Error, Result};
 use crate::files::write_whole;
 
@@ -153,8 +154,7 @@ fn sha256_of(path: &Path) -> Result<String> {
             len => hasher.update(&buffer[..len]),
         }
     }
-    let digest = hasher.finalize();
-    Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&hasher.finalize()))
 }
 
 #[cfg(test)]

@@ -50,6 +50,7 @@ use tantivy::directory::error::OpenReadError;
 use tantivy::index::{Index, SegmentComponent, SegmentId, SegmentReader};
 use tantivy::schema::{Field, Schema};
 
+use crate::code::hex;
 use crate::encode::{EncodeError, Encoder, EncoderService, Payload, ServiceOptions};
 use crate::error::{Error, Result};
 use crate::segment::{EXTENSION, HashColumn, HashSegment, Integrity, TablePolicy};
@@ -487,10 +488,7 @@ impl IngestReport {
 }
 
 pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hex(&Sha256::digest(bytes))
 }
 
 pub(crate) fn payload_sha256(payload: &Payload) -> String {

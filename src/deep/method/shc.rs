@@ -23,6 +23,7 @@
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
+use crate::centers::matrix::symmetrized;
 use crate::centers::semantic::{SemanticOptions, Variant};
 use crate::centers::{ClassSimilarity, class_means};
 use crate::error::{Error, Result};
@@ -164,10 +165,10 @@ impl SimilarityBuilder {
                     row.iter_mut().for_each(|sum| *sum /= count as f64);
                     normalize(row);
                 }
-                s = symmetrized(&s, n);
+                s = symmetrized(n, &s);
             }
             Variant::Released => {
-                s = symmetrized(&s, n);
+                s = symmetrized(n, &s);
                 s.chunks_exact_mut(n).for_each(normalize);
             }
         }
@@ -210,11 +211,6 @@ fn normalize(row: &mut [f64]) {
             0.0
         };
     }
-}
-
-fn symmetrized(s: &[f64], n: usize) -> Vec<f64> {
-    let turned = |at: usize| s[at % n * n + at / n];
-    (0..n * n).map(|at| (s[at] + turned(at)) / 2.0).collect()
 }
 
 #[cfg(test)]
