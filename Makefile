@@ -87,7 +87,7 @@ results-gpu:
 ## cannot be used. With a trained ResNet, MODEL, and a
 ## Python that has PyTorch and torchvision, TANHASH_BENCH_PYTHON, also PyTorch's throughput, in turns
 gpu-check: libtorch
-	$(CARGO) test --release --features cli,torch,cuda-tests --test cuda -- --nocapture
+	$(CARGO) test --release --features cli,torch,cuda-tests --test cuda -- --nocapture --test-threads 1
 	$(if $(MODEL),TANHASH_BENCH_MODEL="$(MODEL)" TANHASH_BENCH_HALF=1 $(CARGO) bench --bench ingest $(FULL) -- model)
 
 # A libtorch of the version that `tch` binds to, in .libtorch, unless the caller has one: set
