@@ -77,8 +77,7 @@ impl Backbone for AlexNet {
             self.convolutions.iter().zip(CONVOLUTIONS)
         {
             let (kernel, bias) = (in_kind_of(kernel, &xs)?, in_kind_of(bias, &xs)?);
-            let sizes = [stride, padding, 1];
-            xs = convolve(&xs, &kernel, Some(&bias), sizes, !train)?.f_relu_()?;
+            xs = convolve(&xs, &kernel, Some(&bias), [stride, padding, 1])?.f_relu_()?;
             if pool {
                 xs = xs.f_max_pool2d([3i64, 3], [2i64, 2], [0i64, 0], [1i64, 1], false)?;
             }

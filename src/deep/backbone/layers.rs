@@ -239,10 +239,8 @@ impl ConvNorm {
         } = self.spec;
         let kernel = in_kind_of(kernel, xs)?;
         let bias = bias.map(|bias| in_kind_of(bias, xs)).transpose()?;
-        // Nothing is learned through it: the codes of a CPU and a GPU are to be the same.
-        let exact = !kernel.requires_grad();
         let symmetric = |xs: &Tensor, kernel: &Tensor, padding: i64| {
-            convolve(xs, kernel, bias.as_ref(), [stride, padding, groups], exact)
+            convolve(xs, kernel, bias.as_ref(), [stride, padding, groups])
         };
         let (_, _, height, width) = xs.size4()?;
         let (before, after) = match self.spec.padding {
@@ -290,15 +288,19 @@ impl ConvNorm {
     }
 }
 
-/// A convolution with the same stride and padding on both axes. `exact` keeps float32 on a GPU as it is, where torch's
-/// default cuts the factors to the 10 bits of TF32: that turned 2 bits in 1,000 of a trained network's codes.
+/// A convolution with the same stride and padding on both axes. Where nothing is learned through it float32 stays what it is
+/// on a GPU too: torch's default cuts the factors to the 10 bits of TF32, which turns bits whose logits are near 0, and the codes
+/// of a CPU and a GPU are to be the same.
 pub(super) fn convolve(
     xs: &Tensor,
     kernel: &Tensor,
     bias: Option<&Tensor>,
     [stride, padding, groups]: [i64; 3],
-    exact: bool,
 ) -> Result<Tensor> {
+    // A view, since a parameter itself says that it is learned where gradients are off, too.
+    let learned = |tensor: &Tensor| -> Result<bool> { Ok(tensor.f_alias()?.requires_grad()) };
+    let bias_learned = bias.map(learned).transpose()?.unwrap_or(false);
+    let exact = !(learned(xs)? || learned(kernel)? || bias_learned);
     let (stride, padding, dilation) = ([stride; 2], [padding; 2], [1i64; 2]);
     Ok(match exact {
         false => xs.f_conv2d(kernel, bias, stride, padding, dilation, groups)?,
@@ -348,6 +350,26 @@ mod tests {
     use rand::SeedableRng;
 
     use super::*;
+
+    /// With and without gradients a convolution is the same, and gradients reach a kernel wherever they are on.
+    #[test]
+    fn a_convolution_is_the_same_where_nothing_is_learned() {
+        tch::manual_seed(3);
+        let normal = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, tch::Device::Cpu));
+        let (xs, bias) = (normal(&[2, 4, 9, 9]), normal(&[6]));
+        let kernel = normal(&[6, 2, 3, 3]).set_requires_grad(true);
+        let run = || convolve(&xs, &kernel, Some(&bias), [2, 1, 2]).unwrap();
+        let asked = {
+            let _no_grad = tch::no_grad_guard();
+            run()
+        };
+        assert!(!asked.requires_grad());
+        let learned = run();
+        assert_eq!(learned.size(), [2, 6, 5, 5]);
+        assert!(asked.equal(&learned));
+        learned.sum(Kind::Float).backward();
+        assert!(kernel.grad().defined());
+    }
 
     /// Against torch's own normalization by running statistics: outputs, and gradients of what is trained.
     #[test]
