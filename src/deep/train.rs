@@ -967,10 +967,11 @@ fn frozen_features(
 
 /// The description of the model to be.
 fn describe(dataset: &Dataset, options: &TrainOptions, input: InputSpec) -> Result<ModelConfig> {
-    let mut of_run = options.clone();
-    of_run.augment = options.augment();
-    let training = serde_json::to_value(of_run)
-        .map_err(|error| Error::invalid(format!("options: {error}")))?;
+    let value = |value: serde_json::Result<serde_json::Value>| {
+        value.map_err(|error| Error::invalid(format!("options: {error}")))
+    };
+    let mut training = value(serde_json::to_value(options))?;
+    training["augment"] = value(serde_json::to_value(options.augment()))?;
     Ok(ModelConfig {
         format: MODEL_FORMAT,
         library: env!("CARGO_PKG_VERSION").to_owned(),
