@@ -14,8 +14,8 @@ use std::hint::black_box;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use fast_image_resize::images::{Image, ImageRef};
@@ -412,6 +412,8 @@ fn model() {
 /// A trained network behind [`Encoder`], next to PyTorch with the same weights and the same pixels.
 #[cfg(feature = "torch")]
 fn model() {
+    use std::sync::OnceLock;
+
     use tanhash::deep::{Device, EncoderOptions, TorchEncoder, device};
     let Ok(file) = std::env::var("TANHASH_BENCH_MODEL") else {
         println!("model: left out, TANHASH_BENCH_MODEL names no trained model");
