@@ -89,7 +89,7 @@ pub mod plugin;
 pub mod deep;
 
 pub use code::{CodeLen, Codes, HashCode};
-pub use encode::{EncodeError, Encoder, Payload};
+pub use encode::{EncodeError, Encoder, Payload, PayloadKind};
 pub use error::{Error, ErrorKind, Result};
 
 #[cfg(doctest)]

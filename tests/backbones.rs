@@ -17,7 +17,7 @@ use tanhash::deep::{
 use tanhash::eval::{Cutoff, Protocol, evaluate};
 use tanhash::media::Resize;
 use tanhash::npy::{NpyType, NpyWriter, i8_bytes, read_matrix, write_integers};
-use tanhash::{CodeLen, Encoder, ErrorKind, Payload};
+use tanhash::{CodeLen, Encoder, ErrorKind, Payload, PayloadKind};
 use tch::Tensor;
 
 const SIDE: usize = 96;
@@ -713,6 +713,7 @@ fn a_model_of_features_encodes_vectors() {
 
     let encoder = TorchEncoder::open(&options.out, Device::Cpu).unwrap();
     assert_eq!(encoder.picture_shape(), None);
+    assert_eq!(encoder.reads(), Some(PayloadKind::Vector { dim }));
     let codes = encoder.encode_set(&dataset.query, &mut |_| {}).unwrap();
     let database = encoder.encode_set(&dataset.database, &mut |_| {}).unwrap();
     for query in 0..dataset.query.len() {
@@ -984,6 +985,7 @@ fn the_program_reads_kept_features_and_leaves_queries_out() {
     // The figure is that of the logits themselves.
     let spec: DatasetSpec = data.parse().unwrap();
     let encoder = TorchEncoder::open(&model, Device::Cpu).unwrap();
+    assert_eq!(encoder.reads(), Some(PayloadKind::Image));
     let dataset = load(&spec, encoder.picture_shape(), 42).unwrap();
     let logits = encoder.logits_of(&dataset.query, &mut |_| {}).unwrap();
     let error = tanhash::eval::quantization_error(encoder.code_len(), &logits).unwrap();

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::program::{
-    counts, fail, phash, picture, png, quarantine, run, shard, succeed_json, text,
+    counts, fail, phash, picture, png, quarantine, run, shard, succeed, succeed_json, text,
 };
 use common::{program, seeded};
 use image::Rgb;
@@ -652,6 +652,57 @@ fn vectors_are_hashed_beside_their_text() {
         code == 1 && stderr.contains("expected 192 bytes of values"),
         "{stderr}"
     );
+
+    // Input of which nothing could get a code is refused at once, and leaves no index behind.
+    let photos = at("photos");
+    fs::create_dir(&photos).unwrap();
+    fs::write(photos.join("a.png"), b"is not read").unwrap();
+    let (itq, ix) = (at("itq.bin"), at("ix"));
+    let wide: Vec<f32> = (0..160 * 16).map(|at| (at * 61 % 211) as f32).collect();
+    program::npy(&at("wide.npy"), 16, &wide);
+    succeed(&[
+        "fit",
+        "--vectors",
+        text(&at("wide.npy")),
+        "--bits",
+        "16",
+        "--out",
+        text(&itq),
+    ]);
+    let (photos, itq, ix) = (text(&photos), text(&itq), text(&ix));
+    let of_eight = "--vectors";
+    for (more, expected) in [
+        (
+            ["--encoder", "phash", of_eight, text(&vectors)],
+            "expected pictures, which are what dhash-64 reads",
+        ),
+        (
+            ["--encoder-file", itq, "--input", photos],
+            "got pictures; give other input",
+        ),
+    ] {
+        fail(&[&["index", "--index", ix][..], &more].concat(), expected);
+        assert!(!at("ix").exists());
+    }
+    fail(
+        &[
+            "encode",
+            "--encoder-file",
+            itq,
+            "--input",
+            text(&vectors),
+            "--out",
+            text(&at("c.bin")),
+        ],
+        "expected vectors of 16 numbers",
+    );
+    assert!(!at("c.bin").exists());
+    let (alone, grown) = (at("alone"), ["--input", photos, "--append"]);
+    fail(
+        &[&["index", "--index", text(&alone)][..], &grown].concat(),
+        "expected vectors of 8 numbers",
+    );
+    assert_eq!(contents(&alone, "image").len(), 6);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use crate::deep::augment::bytes_tensor;
 use crate::deep::checkpoint::{Checkpoint, InputSpec, ModelConfig};
 use crate::deep::device::{self, Device, floats};
 use crate::deep::network::BackboneMode;
-use crate::encode::{EncodeError, EncodeStage, Encoder, Payload, Prepared, on_pool};
+use crate::encode::{EncodeError, EncodeStage, Encoder, Payload, PayloadKind, Prepared, on_pool};
 use crate::error::{Error, ErrorKind, Result};
 use crate::media::{self, Limits};
 
@@ -306,6 +306,13 @@ impl Encoder for TorchEncoder {
 
     fn model_id(&self) -> &str {
         &self.config.model_id
+    }
+
+    fn reads(&self) -> Option<PayloadKind> {
+        Some(match self.config.input {
+            InputSpec::Pictures(_) => PayloadKind::Image,
+            InputSpec::Features { features: dim } => PayloadKind::Vector { dim },
+        })
     }
 
     fn max_batch(&self) -> usize {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::{EncodeError, Encoder, Payload, Prepared};
+use super::{EncodeError, Encoder, Payload, PayloadKind, Prepared};
 use crate::code::{CodeLen, HashCode};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -74,6 +74,10 @@ impl Encoder for Fallback {
 
     fn model_id(&self) -> &str {
         self.first.model_id()
+    }
+
+    fn reads(&self) -> Option<PayloadKind> {
+        self.first.reads()
     }
 
     fn max_batch(&self) -> usize {

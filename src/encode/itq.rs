@@ -12,7 +12,7 @@ use nalgebra::DMatrix;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::{EncodeError, Encoder, Payload, products, sign_codes};
+use super::{EncodeError, Encoder, Payload, PayloadKind, products, sign_codes};
 use crate::code::{CodeLen, HashCode, hex};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::write_whole;
@@ -313,6 +313,11 @@ impl Encoder for Itq {
 
     fn model_id(&self) -> &str {
         &self.model_id
+    }
+
+    fn reads(&self) -> Option<PayloadKind> {
+        let dim = self.dim;
+        Some(PayloadKind::Vector { dim })
     }
 
     fn encode(&self, batch: &[Payload]) -> Result<Vec<Result<HashCode, EncodeError>>> {

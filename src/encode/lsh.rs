@@ -5,7 +5,7 @@
 //! alone, by integer arithmetic, and sums are taken in one fixed order: every machine and every
 //! release makes the same codes.
 
-use super::{EncodeError, Encoder, Payload, products, sign_codes};
+use super::{EncodeError, Encoder, Payload, PayloadKind, products, sign_codes};
 use crate::code::{CodeLen, HashCode};
 use crate::error::{Error, Result};
 use crate::random;
@@ -52,6 +52,11 @@ impl Encoder for SignLsh {
 
     fn model_id(&self) -> &str {
         &self.model_id
+    }
+
+    fn reads(&self) -> Option<PayloadKind> {
+        let dim = self.dim;
+        Some(PayloadKind::Vector { dim })
     }
 
     fn encode(&self, batch: &[Payload]) -> Result<Vec<Result<HashCode, EncodeError>>> {

@@ -10,6 +10,7 @@ mod phash;
 mod precomputed;
 mod service;
 
+use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use rayon::prelude::*;
@@ -41,6 +42,28 @@ impl Payload {
         match self {
             Payload::Image(bytes) => bytes.len(),
             Payload::Vector(values) => std::mem::size_of_val(&values[..]),
+        }
+    }
+}
+
+/// A kind of [`Payload`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PayloadKind {
+    /// Encoded pictures.
+    Image,
+    /// Float vectors.
+    Vector {
+        /// Numbers in each.
+        dim: usize,
+    },
+}
+
+impl fmt::Display for PayloadKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PayloadKind::Image => write!(f, "pictures"),
+            PayloadKind::Vector { dim } => write!(f, "vectors of {dim} numbers"),
         }
     }
 }
@@ -87,6 +110,12 @@ pub trait Encoder: Send + Sync {
 
     /// Names the model and its weights. A field remembers it, so codes of two models never mix.
     fn model_id(&self) -> &str;
+
+    /// The one kind of payload that may get a code; `None` if that is not known. All others fail one by one: who
+    /// has a whole collection to encode can ask before.
+    fn reads(&self) -> Option<PayloadKind> {
+        None
+    }
 
     /// The largest batch worth sending at once.
     fn max_batch(&self) -> usize {

@@ -8,7 +8,7 @@
 use image_hasher::{HashAlg, Hasher, HasherConfig};
 use rayon::prelude::*;
 
-use super::{EncodeError, Encoder, Payload, Prepared, on_pool};
+use super::{EncodeError, Encoder, Payload, PayloadKind, Prepared, on_pool};
 use crate::code::{CodeLen, HashCode};
 use crate::error::{EncodeStage, Error, Result};
 use crate::media::{Limits, PictureShape, Resize, decode_reduced, working_bytes};
@@ -91,6 +91,10 @@ impl Encoder for PerceptualHash {
 
     fn model_id(&self) -> &str {
         &self.model_id
+    }
+
+    fn reads(&self) -> Option<PayloadKind> {
+        Some(PayloadKind::Image)
     }
 
     fn encode(&self, batch: &[Payload]) -> Result<Vec<Result<HashCode, EncodeError>>> {

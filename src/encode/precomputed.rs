@@ -1,6 +1,6 @@
 //! Codes from logits that were computed elsewhere: another framework's model, a file, a service.
 
-use super::{EncodeError, Encoder, Payload, pack};
+use super::{EncodeError, Encoder, Payload, PayloadKind, pack};
 use crate::code::{CodeLen, HashCode};
 use crate::error::{Error, Result};
 
@@ -35,6 +35,11 @@ impl Encoder for LogitsEncoder {
 
     fn model_id(&self) -> &str {
         &self.model_id
+    }
+
+    fn reads(&self) -> Option<PayloadKind> {
+        let dim = self.len.bits();
+        Some(PayloadKind::Vector { dim })
     }
 
     fn encode(&self, batch: &[Payload]) -> Result<Vec<Result<HashCode, EncodeError>>> {

@@ -336,6 +336,8 @@ fn a_killed_writer_goes_on() {
     let mut writer = NpyWriter::resume(&path, 3, 2).unwrap();
     writer.append(&[1., 2.]).unwrap();
     assert!(writer.append(&[1.]).is_err());
+    let error = NpyWriter::resume(&path, 3, 2).err().unwrap();
+    assert!(error.to_string().contains("no other process"), "{error}");
     drop(writer);
     // A row that was being written.
     let mut bytes = std::fs::read(&part).unwrap();

@@ -1,6 +1,6 @@
 //! Writing `.npy` files: large ones row after row, small ones at once.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -25,7 +25,7 @@ impl NpyWriter {
     /// Begins an `n_rows x row_len` array, or goes on with the whole rows in `PATH.part`.
     ///
     /// # Errors
-    /// `Io`; `Corrupt` if `PATH.part` is of another array.
+    /// `Io`; `Corrupt` if `PATH.part` is of another array; `InvalidArgument` while another writer has it.
     pub fn resume(path: impl AsRef<Path>, n_rows: usize, row_len: usize) -> Result<NpyWriter> {
         let path = path.as_ref().to_owned();
         let mut part = path.clone().into_os_string();
@@ -40,6 +40,13 @@ impl NpyWriter {
             .write(true)
             .open(&part)
             .map_err(io)?;
+        // Held until the file is closed. Where locks are not to be had, two writers are not told apart.
+        if let Err(TryLockError::WouldBlock) = file.try_lock() {
+            return Err(Error::invalid(format!(
+                "{}: expected no other process that writes it, found one; wait until it is done, or choose another name",
+                part.display()
+            )));
+        }
         let length = file.metadata().map_err(io)?.len() as usize;
         let mut written = 0;
         if length >= header.len() {

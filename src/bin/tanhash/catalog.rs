@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use tanhash::encode::{EncodeError, Encoder, Itq, PerceptualHash, SignLsh};
 use tanhash::plugin::{HashFieldOptions, HashIndex, HashPlugin, SchemaBuilderExt};
-use tanhash::{CodeLen, ErrorKind, HashCode, Payload};
+use tanhash::{CodeLen, ErrorKind, HashCode, Payload, PayloadKind};
 use tantivy::query::{Query, QueryParser};
 use tantivy::schema::{
     FAST, Field, IndexRecordOption, STORED, STRING, Schema, TextFieldIndexing, TextOptions, Value,
@@ -125,6 +125,17 @@ pub fn open_model(path: &Path) -> Result<Arc<dyn Encoder>> {
         "{}: encoding with a model needs a program built with --features cli,torch, this one is built with cli alone",
         path.display()
     )
+}
+
+/// Refuses input none of which the encoder could read; `None` is input of which that is not known.
+pub fn check_kind(encoder: &dyn Encoder, input: Option<PayloadKind>) -> Result<()> {
+    match (encoder.reads(), input) {
+        (Some(expected), Some(input)) if input != expected => bail!(
+            "expected {expected}, which are what {} reads, got {input}; give other input or another encoder",
+            encoder.model_id()
+        ),
+        _ => Ok(()),
+    }
 }
 
 /// Stands for an encoder that will not be asked, because the codes of its field are there.
@@ -415,6 +426,15 @@ impl Catalog {
             spec,
             layout,
         })
+    }
+
+    /// Refuses input none of which the encoder could read.
+    pub fn check_kind(&self, input: Option<PayloadKind>) -> Result<()> {
+        let options = HashFieldOptions::of(&self.index.schema(), self.fields.code)?;
+        match self.index.plugin().encoder_for(&options) {
+            Some(encoder) => check_kind(&*encoder, input),
+            None => Ok(()),
+        }
     }
 
     /// The fields that words without a field are looked for in.

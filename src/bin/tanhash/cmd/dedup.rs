@@ -3,8 +3,7 @@
 //! Works on any index with a hash field, not the program's own kind alone: documents are shown by the
 //! stored fields `key`, `label` and `text` as far as there are any, and by segment and number otherwise.
 
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Stdout, Write};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -18,6 +17,7 @@ use tantivy::schema::{Field, Value};
 use tantivy::{DocAddress, Searcher, TantivyDocument};
 
 use crate::cmd::Common;
+use crate::files::WholeFile;
 use crate::output;
 
 /// Find near duplicates: documents whose codes differ in few bits
@@ -258,29 +258,32 @@ impl<'a> Shown<'a> {
 }
 
 /// Where groups and pairs go, line by line.
-struct Lines {
-    out: BufWriter<Box<dyn Write>>,
-    about: String,
+enum Lines {
+    Stdout(BufWriter<Stdout>),
+    File(PathBuf, WholeFile),
 }
 
 impl Lines {
     fn new(args: &Args) -> Result<Lines> {
-        let (out, about): (Box<dyn Write>, _) = match &args.out {
-            None => (Box::new(io::stdout()), "stdout".to_owned()),
-            Some(path) => {
-                let about = path.display().to_string();
-                (Box::new(File::create(path).context(about.clone())?), about)
-            }
-        };
-        let out = BufWriter::new(out);
-        Ok(Lines { out, about })
+        Ok(match &args.out {
+            None => Lines::Stdout(BufWriter::new(io::stdout())),
+            Some(path) => Lines::File(path.clone(), WholeFile::create(path)?),
+        })
     }
 
     fn line(&mut self, text: impl std::fmt::Display) -> Result<()> {
-        writeln!(self.out, "{text}").with_context(|| self.about.clone())
+        match self {
+            Lines::Stdout(out) => writeln!(out, "{text}").context("stdout"),
+            Lines::File(path, out) => {
+                writeln!(out, "{text}").with_context(|| path.display().to_string())
+            }
+        }
     }
 
-    fn finish(&mut self) -> Result<()> {
-        self.out.flush().with_context(|| self.about.clone())
+    fn finish(self) -> Result<()> {
+        match self {
+            Lines::Stdout(mut out) => out.flush().context("stdout"),
+            Lines::File(_, out) => out.finish(),
+        }
     }
 }

@@ -52,7 +52,7 @@ mod journey {
     use tanhash::deep::{Device, TorchEncoder};
     use tanhash::eval::{Cutoff, Protocol};
     use tanhash::plugin::{HammingQuery, HybridSearch, KnnQuery, OnBadDocument};
-    use tanhash::{HashCode, Payload};
+    use tanhash::{HashCode, Payload, PayloadKind};
     use tantivy::Searcher;
 
     use super::Args;
@@ -366,6 +366,7 @@ mod journey {
         Ok(Records {
             expected,
             source: dataset.name.clone(),
+            kind: Some(PayloadKind::Image),
             iter: Box::new(iter),
         })
     }

@@ -9,9 +9,9 @@ use anyhow::{Context, Result, bail};
 use serde_json::json;
 use tanhash::encode::{Encoder, Itq, SignLsh};
 use tanhash::npy::read_vectors;
-use tanhash::{CodeLen, Codes, Payload};
+use tanhash::{CodeLen, Codes, Payload, PayloadKind};
 
-use crate::catalog::{open_itq, open_model};
+use crate::catalog::{check_kind, open_itq, open_model};
 use crate::cmd::Common;
 use crate::files::{self, WholeFile};
 use crate::output;
@@ -71,6 +71,7 @@ pub fn run(args: Args, common: Common) -> Result<()> {
     };
     let encoder = model_of(model, args.bits)?;
     let records = Records::open(&args.input, &SchemaFile::default(), 0)?;
+    check_kind(&*encoder, records.kind)?;
     let started = Instant::now();
     let mut codes_out = WholeFile::create(&args.out)?;
     let mut rows_out = WholeFile::create(&rows_path)?;
@@ -209,6 +210,7 @@ fn encode_vectors(args: &Args, common: Common) -> Result<()> {
             None => bail!("expected --model, --encoder or --encoder-file"),
         },
     };
+    check_kind(&*encoder, Some(PayloadKind::Vector { dim }))?;
     let mut codes = Codes::with_capacity(encoder.code_len(), vectors.len() / dim);
     for rows in vectors.chunks(BATCH * dim) {
         let payloads: Vec<Payload> = rows

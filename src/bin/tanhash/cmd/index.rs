@@ -543,6 +543,7 @@ pub fn run_build(
     more: impl FnOnce(&mut IndexBuilder) -> Result<()>,
 ) -> Result<Summary> {
     let started = Instant::now();
+    catalog.check_kind(records.kind)?;
     // What the list says is about to be untrue.
     let checksums = dir.join(CHECKSUMS_FILE);
     let quarantine = options.quarantine.clone();

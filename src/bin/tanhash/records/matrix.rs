@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use tanhash::npy::NpyFile;
-use tanhash::{CodeLen, HashCode, Payload};
+use tanhash::{CodeLen, HashCode, Payload, PayloadKind};
 
 use super::{Body, Entry, Record, Records, fingerprint};
 
@@ -110,6 +110,10 @@ impl Matrix {
 /// Row `i` of the matrix, alone with `i` as its key, or as the body of entry `i` of the other input.
 pub fn zip(mut matrix: Matrix, others: Option<Records>, skip: u64) -> Result<Records> {
     matrix.skip(skip)?;
+    let kind = match matrix.rows {
+        Rows::Codes(..) => None,
+        Rows::Vectors(_, dim) => Some(PayloadKind::Vector { dim }),
+    };
     let n_rows = matrix.n_rows;
     let Some(others) = others else {
         let source = matrix.source.clone();
@@ -123,6 +127,7 @@ pub fn zip(mut matrix: Matrix, others: Option<Records>, skip: u64) -> Result<Rec
         return Ok(Records {
             expected: Some(n_rows),
             source,
+            kind,
             iter: Box::new(rows),
         });
     };
@@ -161,6 +166,7 @@ pub fn zip(mut matrix: Matrix, others: Option<Records>, skip: u64) -> Result<Rec
     Ok(Records {
         expected: Some(n_rows),
         source,
+        kind,
         iter: Box::new(entries),
     })
 }

@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 use tanhash::media::Limits;
-use tanhash::{HashCode, Payload};
+use tanhash::{HashCode, Payload, PayloadKind};
 
 pub use columns::Columns;
 pub use matrix::Matrix;
@@ -86,6 +86,8 @@ pub struct Records {
     pub expected: Option<u64>,
     /// Names the input, for a resumed run to tell it from another.
     pub source: String,
+    /// What there is to encode, where all of it is of one kind.
+    pub kind: Option<PayloadKind>,
     pub iter: Box<dyn Iterator<Item = Result<Entry>>>,
 }
 
@@ -158,6 +160,11 @@ impl Source {
             Source::Parquet(path) => table::n_rows(path),
             _ => None,
         }
+    }
+
+    /// Whether there is nothing to encode but pictures.
+    fn is_of_pictures(&self) -> bool {
+        matches!(self, Source::Folder(..) | Source::List(_))
     }
 
     fn fingerprint(&self) -> Result<String> {
@@ -244,6 +251,7 @@ impl Records {
             }
         };
         let expected = sources.iter().map(Source::expected).sum();
+        let of_pictures = sources.iter().all(Source::is_of_pictures);
         let (schema, skip) = (Arc::new(schema.clone()), Skip(Arc::new(skip.into())));
         let iter = sources.into_iter().flat_map(
             move |source| -> Box<dyn Iterator<Item = Result<Entry>>> {
@@ -256,6 +264,7 @@ impl Records {
         Ok(Records {
             expected,
             source,
+            kind: of_pictures.then_some(PayloadKind::Image),
             iter: Box::new(iter.filter(|entry| !matches!(entry, Ok(Entry::Skipped)))),
         })
     }
