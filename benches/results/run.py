@@ -49,7 +49,7 @@ BITS = (16, 32, 64)
 THREADS = ("--threads", "1")
 
 # Heads on features: the same budget for all. The rate is that of the best mAP@all on a validation split of the
-# train split (cells tune/*, 32 bits, seed 7); what is not here is the program's default.
+# train split (cells tune/*, 32 bits, seed 7).
 BUDGET = ("--epochs", "10", "--batch", "256")
 RATES = {
     "orthohash": ("--lr", "0.001"),
@@ -58,7 +58,7 @@ RATES = {
     "shc": ("--lr", "0.003"),
     "shc, released": ("--lr", "0.003"),
     "shrewd": ("--lr", "0.003"),
-    "csq": (),
+    "csq": ("--lr", "0.001"),
     "dpn": ("--lr", "0.003"),
     "greedyhash": ("--lr", "0.003"),
     "hashnet": ("--lr", "0.003"),

@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use crate::centers::CentersKind;
 use crate::centers::semantic::Variant;
+use crate::deep::backbone::BackboneKind;
 use crate::deep::method::MethodConfig;
 use crate::deep::optimizer::OptimizerKind;
 use crate::deep::schedule::Schedule;
@@ -39,15 +40,18 @@ impl FromStr for Recipe {
 
 impl TrainOptions {
     /// Sets the recipe: optimizer, rates, decay, schedule, epochs, batch, and the method's own
-    /// constants. Call it before other options are set.
+    /// constants. They depend on `backbone` and `freeze`; call it before any other option is set.
     ///
     /// # Errors
     /// `Unsupported` for the paper recipe of SHREWD, which is not known.
     pub fn set_recipe(&mut self, recipe: Recipe) -> Result<()> {
         if recipe == Recipe::Default {
-            // Without normalization in the head, large steps throw its outputs into the flat ends of tanh; SHREWD
-            // learns better with them (docs/RESULTS.md).
-            if !self.method.head().norm && !matches!(self.method, MethodConfig::Shrewd(_)) {
+            // Without normalization in the head, large steps throw its outputs into the flat ends of tanh. SHREWD
+            // learns better with them all the same, and so does every head above features that stay as they are
+            // (docs/RESULTS.md, what was tuned).
+            let is_fixed = self.freeze || self.backbone == BackboneKind::Identity;
+            let is_shrewd = matches!(self.method, MethodConfig::Shrewd(_));
+            if !self.method.head().norm && !is_shrewd && !is_fixed {
                 self.lr = 1e-3;
             }
             return Ok(());

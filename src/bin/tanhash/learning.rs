@@ -301,13 +301,13 @@ fn read_distances(path: &Path) -> Result<ClassDistances> {
 fn train_options(dataset: &Dataset, args: &Args, seed: u64) -> Result<TrainOptions> {
     let mut options = TrainOptions::new(method(args)?, CodeLen::new(args.bits)?, &args.out);
     let recipe = args.recipe.parse::<Recipe>()?;
+    options.backbone = backbone(args, dataset)?;
+    options.freeze = args.freeze;
     options.set_recipe(recipe)?;
     set_method(&mut options.method, args)?;
     set_given(&mut options, args, &dataset.class_names)?;
-    options.backbone = backbone(args, dataset)?;
     options.weights = args.weights.clone();
     options.picture_side = args.picture_side;
-    options.freeze = args.freeze;
     options.feature_cache = args.feature_cache.clone();
     options.backbone_mode.half = args.half;
     options.backbone_mode.running_statistics = args.running_statistics;
@@ -613,6 +613,21 @@ mod tests {
                 expected,
                 "{words}"
             );
+        }
+    }
+
+    #[test]
+    fn a_head_above_fixed_features_learns_at_the_full_rate() {
+        for (words, expected) in [
+            ("--method csq", 1e-3),
+            ("--method csq --weights w", 1e-3),
+            ("--method csq --weights w --freeze", 3e-3),
+            ("--method csq --weights w --freeze --lr 0.01", 1e-2),
+            ("--method shrewd", 3e-3),
+            ("--method orthohash", 3e-3),
+            ("--method shc --recipe paper --weights w --freeze", 7e-5),
+        ] {
+            assert_eq!(options(words).unwrap().lr, expected, "{words}");
         }
     }
 
