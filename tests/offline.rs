@@ -703,6 +703,27 @@ fn vectors_are_hashed_beside_their_text() {
         "expected vectors of 8 numbers",
     );
     assert_eq!(contents(&alone, "image").len(), 6);
+    let out = at("rehashed");
+    let rehash = ["rehash", "--index", text(&alone), "--out", text(&out)];
+    let more = ["--field", "more", "--encoder-file", itq];
+    fail(
+        &[&rehash[..], &more, &["--input", photos]].concat(),
+        "rehashed was removed again: expected vectors of 16 numbers",
+    );
+    assert!(!out.exists());
+    let lost = at("no/c.bin");
+    fail(
+        &[
+            "encode",
+            "--encoder-file",
+            itq,
+            "--input",
+            text(&at("wide.npy")),
+            "--out",
+            text(&lost),
+        ],
+        "expected a folder",
+    );
 }
 
 #[test]

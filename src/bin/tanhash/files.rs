@@ -29,6 +29,13 @@ impl WholeFile {
             bail!("expected the name of a file, got {:?}", about());
         };
         let folder = folder.filter(|folder| !folder.as_os_str().is_empty());
+        if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+            bail!(
+                "{}: expected a folder {}, found none; make it or choose another name",
+                about(),
+                folder.display()
+            );
+        }
         let mut prefix = name.to_owned();
         prefix.push(".");
         let mut options = tempfile::Builder::new();

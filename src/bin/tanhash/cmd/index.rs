@@ -406,7 +406,7 @@ fn fill_from(args: &Args, catalog: &Catalog, records: Records, exists: bool) -> 
 }
 
 /// Says how to go on, or removes what would only be in the way of the next run.
-fn keep_or_remove(
+pub fn keep_or_remove(
     error: anyhow::Error,
     catalog: &Catalog,
     dir: &Path,

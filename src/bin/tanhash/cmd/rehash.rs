@@ -17,8 +17,8 @@ use tantivy::{DocAddress, Searcher, TantivyDocument, Term};
 
 use crate::catalog::{Catalog, Layout, Use};
 use crate::cmd::Common;
-use crate::cmd::index::{BuildArgs, CodesArgs, run_build, value_of};
-use crate::records::{Body, Record};
+use crate::cmd::index::{BuildArgs, CodesArgs, Summary, keep_or_remove, run_build, value_of};
+use crate::records::{Body, Record, Records};
 
 /// Make a new index of an old one, with a further field of codes by another model
 #[derive(clap::Args)]
@@ -112,6 +112,7 @@ pub fn run(args: Args, common: Common) -> Result<()> {
     let old_layout = Layout::read(&args.index)?;
     let spec = args.codes.spec(common.seed)?;
     let exists = args.out.join("meta.json").is_file();
+    let made_dir = !args.out.exists();
     ensure!(
         old_layout.codes.iter().all(|(name, _)| *name != args.field),
         "expected a new name for --field, the index has `{}` already",
@@ -134,7 +135,18 @@ pub fn run(args: Args, common: Common) -> Result<()> {
         layout.codes.push((args.field.clone(), spec));
         Catalog::create(&args.out, layout, args.resume)?
     };
-    let old = Old::open(&args, &old_layout, &catalog.index.schema())?;
+    let summary = match fill_from(&args, &catalog, &old_layout, all) {
+        Ok(summary) => summary,
+        Err(error) => return Err(keep_or_remove(error, &catalog, &args.out, made_dir)),
+    };
+    summary.print(&args.out, common)?;
+    summary.check()
+}
+
+/// Copies the old index, with the codes of what `all` has of it.
+fn fill_from(args: &Args, catalog: &Catalog, old_layout: &Layout, all: Records) -> Result<Summary> {
+    let schema = &old_layout.schema;
+    let old = Old::open(args, old_layout, &catalog.index.schema())?;
     if let Some(progress) = BuildProgress::of(&old.index)? {
         ensure!(
             progress.finished,
@@ -161,7 +173,7 @@ pub fn run(args: Args, common: Common) -> Result<()> {
         skip => args.codes.records(&args.input, schema, skip)?,
     };
     let source = name(&records.source);
-    let options = args.build.options(&catalog, &args.out, mode, source)?;
+    let options = args.build.options(catalog, &args.out, mode, source)?;
     let field = catalog.fields.code;
     let to_record = |record: Record| -> Result<Option<BuildRecord>> {
         let value = value_of(&record);
@@ -190,10 +202,8 @@ pub fn run(args: Args, common: Common) -> Result<()> {
             }),
         }))
     };
-    let rest = |builder: &mut IndexBuilder| add_rest(&catalog, &old, builder);
-    let summary = run_build(&catalog, records, options, &args.out, to_record, rest)?;
-    summary.print(&args.out, common)?;
-    summary.check()
+    let rest = |builder: &mut IndexBuilder| add_rest(catalog, &old, builder);
+    run_build(catalog, records, options, &args.out, to_record, rest)
 }
 
 /// Documents of the old index that the input does not have.
