@@ -670,10 +670,9 @@ fn vectors_are_hashed_beside_their_text() {
         text(&itq),
     ]);
     let (photos, itq, ix) = (text(&photos), text(&itq), text(&ix));
-    let of_eight = "--vectors";
     for (more, expected) in [
         (
-            ["--encoder", "phash", of_eight, text(&vectors)],
+            ["--encoder", "phash", "--vectors", text(&vectors)],
             "expected pictures, which are what dhash-64 reads",
         ),
         (

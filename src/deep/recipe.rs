@@ -48,7 +48,7 @@ impl TrainOptions {
         if recipe == Recipe::Default {
             // Without normalization in the head, large steps throw its outputs into the flat ends of tanh. SHREWD
             // learns better with them all the same, and so does every head above features that stay as they are
-            // (docs/RESULTS.md, what was tuned).
+            // (docs/RESULTS.md, what was tuned; benches/record/2026-11-24-small-collections).
             let is_fixed = self.freeze || self.backbone == BackboneKind::Identity;
             let is_shrewd = matches!(self.method, MethodConfig::Shrewd(_));
             if !self.method.head().norm && !is_shrewd && !is_fixed {
