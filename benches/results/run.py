@@ -449,9 +449,14 @@ def gpu_cell(group, label, bits, seed, smoke):
 # normalization does and the backbone's rate, then the side of the pictures, each with as many epochs as take about the same time.
 LITE_RATES = ("0.5", "1", "2")
 LITE_SIDES = {"96": "10", "128": "6", "160": "4"}
+# Then the rates of the head and of the network under it, by loss; with class means for SHC's centers, which need no classifier.
+LITE_LOSSES = {"orthohash, class means": CLASS_MEANS, "shc, class means": CLASS_MEANS, "csq": {}}
+LITE_HEAD_RATES = [(lr, rate) for rate in ("0.0005", "0.001") for lr in ("0.001", "0.003", "0.01")]
 
 
 def tune_lite_cell(name, about, options, smoke):
+    about = {"method": "orthohash", "bits": 32, "seed": 7, **about}
+
     def run(shell):
         settings = {**LITE, "--running-statistics": None, "--backbone-lr-scale": "1", "--validation-share": "0.2", **options}
         settings = {key: value for key, value in settings.items() if value != "no"}
@@ -459,10 +464,10 @@ def tune_lite_cell(name, about, options, smoke):
         if smoke:
             settings |= {"--epochs": "1", "--batch": "25", "--validate-every": "1"}
         data = f"cifar100{'' if smoke else '@shc'}:$CIFAR100"
-        own = ("--method", "orthohash", "--backbone", "efficientnet-lite0", *words(settings), "--weights", "$LITE0")
-        return trained(shell, data, own, 7, 32, [], threads=())
+        own = ("--method", method_of(about["method"]), "--backbone", "efficientnet-lite0", *words(settings), "--weights", "$LITE0")
+        return trained(shell, data, own, about["seed"], about["bits"], [], threads=())
 
-    return Cell(name, {"method": "orthohash", "bits": 32, "seed": 7, **about}, ["CIFAR100", "LITE0"], run)
+    return Cell(name, about, ["CIFAR100", "LITE0"], run)
 
 
 def tune_lite_cells(smoke):
@@ -477,6 +482,12 @@ def tune_lite_cells(smoke):
         about = {"group": "tune-side", "side": side, "epochs": epochs}
         options = {"--picture-side": side, "--epochs": epochs}
         cells.append(tune_lite_cell(f"tune-side/{side}", about, options, smoke))
+    for label, centers in LITE_LOSSES.items():
+        for lr, rate in LITE_HEAD_RATES:
+            about = {"group": "tune-head", "method": label, "bits": 64, "lr": lr, "network": rate}
+            scale = f"{float(rate) / float(lr):.3g}"
+            options = {"--picture-side": "96", "--epochs": "6", **centers, "--lr": lr, "--backbone-lr-scale": scale}
+            cells.append(tune_lite_cell(f"tune-head/{slug(label)}-{lr}-{rate}", about, options, smoke))
     return cells
 
 
