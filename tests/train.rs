@@ -617,6 +617,35 @@ fn a_model_names_the_centers_that_it_was_trained_with() {
     }
 }
 
+/// Every third step and the last of an epoch of five; how often it looks changes nothing that a run makes.
+#[test]
+fn a_run_that_looks_at_its_loss_less_often_makes_the_same_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = of_vectors(dir.path(), &[0, 1, 2, 3].repeat(5));
+    let run = |name: &str, log_every| {
+        let mut options = on_vectors("csq", &dir.path().join(name));
+        options.log_every = log_every;
+        let mut seen = Vec::new();
+        let summary = train(&data, &options, &mut |entry| {
+            seen.push((entry.step, entry.loss));
+        });
+        (
+            seen,
+            summary.map(|summary| (summary.model_id, summary.loss)),
+        )
+    };
+    let (each, model) = run("each", None);
+    let (third, same_model) = run("third", Some(3));
+    assert_eq!(each.len(), 10);
+    let wanted = each
+        .into_iter()
+        .filter(|(step, _)| step % 3 == 0 || step % 5 == 0);
+    assert_eq!(third, wanted.collect::<Vec<_>>());
+    assert_eq!(model.unwrap(), same_model.unwrap());
+    let refused = run("never", Some(0)).1.unwrap_err().to_string();
+    assert!(refused.contains("expected at least 1, got 0"), "{refused}");
+}
+
 /// Weights of the last step of an epoch are seen by no loss.
 #[test]
 fn weights_that_diverge_in_the_last_step_leave_the_files_of_the_epoch_before() {

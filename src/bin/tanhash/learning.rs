@@ -367,6 +367,7 @@ fn train_options(dataset: &Dataset, args: &Args, seed: u64) -> Result<TrainOptio
     options.device = args.device.parse::<Device>()?;
     options.threads = args.threads;
     options.log = args.log.clone();
+    options.log_every = args.log_every;
     options.resume = args.resume;
     options.seed = seed;
     Ok(options)

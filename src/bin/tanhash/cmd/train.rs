@@ -160,6 +160,9 @@ pub struct Args {
     /// Write a JSON line a step to this file, and curves to the same name with .svg
     #[arg(long)]
     pub log: Option<PathBuf>,
+    /// Steps between two lines of it, and between two looks at the loss; 1 if not given, 10 on a GPU, which is waited for then
+    #[arg(long)]
+    pub log_every: Option<usize>,
 }
 
 #[cfg(not(feature = "torch"))]
