@@ -15,7 +15,7 @@ BITS = (16, 32, 64)
 NONE = "Not in this record"
 NAMES = {
     "orthohash": "OrthoHash", "orthohash, shc centers": "OrthoHash, centers of SHC",
-    "orthohash, class means": "OrthoHash, centers of class means", "shc": "SHC", "shc, released": "SHC, as released",
+    "orthohash, class means": "OrthoHash, centers of class means", "shc": "SHC", "shc, class means": "SHC, centers of class means", "shc, released": "SHC, as released",
     "shrewd": "SHREWD (unverified)", "csq": "CSQ", "dpn": "DPN", "greedyhash": "GreedyHash", "hashnet": "HashNet", "itq": "ITQ, untrained", "lsh": "sign-LSH, untrained",
 }  # fmt: skip
 # The published mAP of papers and benchmarks on the same split (x 100), by group and method: mAP@1000 on 95/5, mAP@all on SHC's.
@@ -246,6 +246,17 @@ def tuned_lite(record):
     return table(head, rows) + "\n" + where(record, "tune-lite") + "\n\n" + example(record, "tune-lite", statistics="running")
 
 
+def tuned_head(record):
+    methods = record.methods("tune-head")
+    rates = sorted({(cell["network"], cell["lr"]) for cell in record.of("tune-head")}, key=lambda pair: tuple(map(float, pair)))
+    rows = []
+    for network, lr in rates:
+        values = (record.values("tune-head", "validation_map_all", method=method, lr=lr, network=network) for method in methods)
+        rows.append([network, lr, *(mean(of_one, seeds=1) for of_one in values)])
+    head = ["rate of the network", "of the head", *(NAMES[method] for method in methods)]
+    return table(head, rows) + "\n" + where(record, "tune-head") + "\n\n" + example(record, "tune-head", method="shc, class means")
+
+
 def tuned_side(record):
     sides = sorted({cell["side"] for cell in record.of("tune-side")}, key=int)
     rows = [
@@ -289,7 +300,7 @@ TABLES = {
     "cifar100": cifar100, "split 95-5": split("cifar100-95-5", "map_1000", "mAP@1000"), "split shc": split("cifar100-shc", "map_all", "mAP@all"),
     "lite 95-5": split("lite-95-5", "map_1000", "mAP@1000"), "lite shc": split("lite-shc", "map_all", "mAP@all"),
     "lite shc 160": split("lite-shc-160", "map_all", "mAP@all"), "lite mahp": lite_mahp,
-    "cifar10 1": cifar10("cifar10-1"), "cifar10 2": cifar10("cifar10-2"), "torch": torch, "fashion": fashion, "clothing": clothing, "tuned": tuned, "tuned shrewd": tuned_weights, "tuned distance": tuned_distance, "tuned lite": tuned_lite, "tuned side": tuned_side, "gpu": gpu,
+    "cifar10 1": cifar10("cifar10-1"), "cifar10 2": cifar10("cifar10-2"), "torch": torch, "fashion": fashion, "clothing": clothing, "tuned": tuned, "tuned shrewd": tuned_weights, "tuned distance": tuned_distance, "tuned lite": tuned_lite, "tuned side": tuned_side, "tuned head": tuned_head, "gpu": gpu,
 }  # fmt: skip
 
 

@@ -451,7 +451,11 @@ LITE_RATES = ("0.5", "1", "2")
 LITE_SIDES = {"96": "10", "128": "6", "160": "4"}
 # Then the rates of the head and of the network under it, by loss; with class means for SHC's centers, which need no classifier.
 LITE_LOSSES = {"orthohash, class means": CLASS_MEANS, "shc, class means": CLASS_MEANS, "csq": {}}
-LITE_HEAD_RATES = [(lr, rate) for rate in ("0.0005", "0.001") for lr in ("0.001", "0.003", "0.01")]
+# The first two rates of the network are a tenth of the head's, as by default.
+LITE_HEAD_RATES = (
+    ("0.001", "0.0001"), ("0.003", "0.0003"), ("0.003", "0.0005"),
+    ("0.001", "0.001"), ("0.003", "0.001"), ("0.01", "0.001"), ("0.01", "0.0005"), ("0.01", "0.002"), ("0.03", "0.001"),
+)  # fmt: skip
 
 
 def tune_lite_cell(name, about, options, smoke):
