@@ -337,6 +337,8 @@ LITE = {"--picture-side": "96", "--augment": "flip", "--batch": "128", "--lr": "
 # Chosen by the cells tune-lite/* and tune-side/*: larger pictures, fewer times each. The classifier of SHC's stage 1 sees them at 96
 # pixels; only the similarity of the classes is taken from it.
 LITE_160 = {**LITE, "--picture-side": "160", "--backbone-lr-scale": "1", "--running-statistics": None, "--epochs": "8"}
+# The same rate of the network, and the head's of the cells tune-head/*, for losses whose heads have no normalization.
+LITE_160_CENTRAL = {"--lr": "0.01", "--backbone-lr-scale": "0.1"}
 STAGE_1 = {"lite-shc-160": {"--picture-side": "96", "--epochs": "20"}}
 SHC_CENTERS = {"--centers": "shc"}
 CLASS_MEANS = {"--centers": "class-means"}
@@ -360,7 +362,7 @@ GPU = {
     ),
     "lite-shc-160": (
         "@shc", "efficientnet-lite0", "LITE0",
-        OF_SHC,
+        {**OF_SHC, "shc": LITE_160_CENTRAL},
         LITE_160,
         ("--r", "all"),
     ),
