@@ -123,6 +123,10 @@ class Shell:
         wall, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
         if done.returncode:
             raise RuntimeError(f"{shown}\n{done.stderr.strip()[-2000:]}")
+        # A GPU that is not used, say.
+        for line in done.stderr.splitlines():
+            if line.startswith("tanhash: "):
+                print("  " + line, file=self.log, flush=True)
         cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         kept = self.seconds.setdefault(kind, {"wall": 0.0, "cpu": 0.0})
         kept["wall"], kept["cpu"] = round(kept["wall"] + wall, 2), round(kept["cpu"] + cpu, 2)

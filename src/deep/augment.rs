@@ -13,6 +13,7 @@ use tch::{Kind, Tensor};
 
 use crate::data::{ExampleSet, PictureShape, Source};
 use crate::deep::checkpoint::{InputSpec, PictureInput};
+use crate::deep::device::moved;
 use crate::deep::erase::erase;
 use crate::error::{Error, Result};
 use crate::media::Resize;
@@ -170,8 +171,8 @@ impl Normalization {
         let device = bytes.device();
         let scale: Vec<f32> = self.std.iter().map(|std| 1.0 / (255.0 * std)).collect();
         let shift = self.mean.iter().zip(&self.std).map(|(m, std)| -m / std);
-        let shift = Tensor::f_from_slice(&shift.collect::<Vec<f32>>())?.f_to_device(device)?;
-        let scale = Tensor::f_from_slice(&scale)?.f_to_device(device)?;
+        let shift = moved(&Tensor::f_from_slice(&shift.collect::<Vec<f32>>())?, device)?;
+        let scale = moved(&Tensor::f_from_slice(&scale)?, device)?;
         let pixels = bytes.f_to_kind(Kind::Float)?.f_mul(&scale)?.f_add(&shift)?;
         Ok(pixels.f_permute([0, 3, 1, 2])?)
     }
@@ -281,7 +282,7 @@ impl Batches {
         debug_assert!(self.augment == Augment::NONE, "{:?}", self.augment);
         // Nothing is drawn.
         let mut unused = ChaCha8Rng::seed_from_u64(0);
-        let parts = rows.chunks(PART_EXAMPLES);
+        let parts = rows.chunks(self.input.batch(PART_EXAMPLES));
         parts.map(move |rows| (rows, self.batch(rows, &mut unused)))
     }
 
@@ -294,7 +295,7 @@ impl Batches {
                 input.normalization.apply(&bytes)
             }
             Store::Stored(stored) => {
-                let index = Tensor::f_from_slice(rows)?.f_to_device(self.device)?;
+                let index = moved(&Tensor::f_from_slice(rows)?, self.device)?;
                 self.cropped(&stored.f_index_select(0, &index)?, input, rng)
             }
             _ if self.augment.crop_area_min.is_some() => {
@@ -307,13 +308,13 @@ impl Batches {
                     ..input.resize
                 };
                 let bytes = self.set.pixels(&indexes(rows), shape, resize)?;
-                let bytes = bytes_tensor(&bytes, shape)?.f_to_device(self.device)?;
+                let bytes = moved(&bytes_tensor(&bytes, shape)?, self.device)?;
                 self.cropped(&bytes, input, rng)
             }
             _ => {
                 let shape = input.shape();
                 let bytes = self.set.pixels(&indexes(rows), shape, input.resize)?;
-                let bytes = bytes_tensor(&bytes, shape)?.f_to_device(self.device)?;
+                let bytes = moved(&bytes_tensor(&bytes, shape)?, self.device)?;
                 let bytes = self.relit(bytes.f_to_kind(Kind::Float)?, rng)?;
                 self.flipped(&input.normalization.apply(&bytes)?, rng)
             }
@@ -323,10 +324,13 @@ impl Batches {
     fn features(&self, rows: &[i64]) -> Result<Tensor> {
         match &self.store {
             Store::Features(features) => {
-                let index = Tensor::f_from_slice(rows)?.f_to_device(self.device)?;
+                let index = moved(&Tensor::f_from_slice(rows)?, self.device)?;
                 Ok(features.f_index_select(0, &index)?)
             }
-            _ => Ok(feature_tensor(&self.set, &indexes(rows))?.f_to_device(self.device)?),
+            _ => Ok(moved(
+                &feature_tensor(&self.set, &indexes(rows))?,
+                self.device,
+            )?),
         }
     }
 
@@ -356,7 +360,7 @@ impl Batches {
         }
         let index = |values: &[i64], shape: [i64; 3]| -> Result<Option<Tensor>> {
             let tensor = Tensor::f_from_slice(values)?.f_view(shape)?;
-            Ok(Some(tensor.f_to_device(self.device)?))
+            Ok(Some(moved(&tensor, self.device)?))
         };
         Ok(padded.f_index(&[
             index(rows, [n_rows, 1, 1])?,
@@ -385,9 +389,10 @@ impl Batches {
             let map = [width * mirror, 0.0, across, 0.0, height, down];
             maps.extend(map.map(|value| value as f32));
         }
-        let maps = Tensor::f_from_slice(&maps)?
-            .f_view([-1, 2, 3])?
-            .f_to_device(self.device)?;
+        let maps = moved(
+            &Tensor::f_from_slice(&maps)?.f_view([-1, 2, 3])?,
+            self.device,
+        )?;
         let bytes = self.relit(bytes.f_to_kind(Kind::Float)?, rng)?;
         let pictures = input.normalization.apply(&bytes)?;
         let (channels, side) = (input.picture_channels as i64, input.picture_side as i64);
@@ -406,7 +411,7 @@ impl Batches {
         let mirror: Vec<bool> = (0..pictures.size()[0]).map(|_| rng.random()).collect();
         let mirror = Tensor::f_from_slice(&mirror)?.f_view([-1, 1, 1, 1])?;
         let mirrored = pictures.f_flip([3i64])?;
-        channels_last(&mirrored.f_where_self(&mirror.f_to_device(self.device)?, pictures)?)
+        channels_last(&mirrored.f_where_self(&moved(&mirror, self.device)?, pictures)?)
     }
 
     /// Changes brightness and contrast of bytes N x side x side x channels, as torchvision's
@@ -426,14 +431,14 @@ impl Batches {
                 .map(|_| (1.0 + spread * rng.random_range(-1.0..=1.0)) as f32)
                 .collect();
             let factors = Tensor::f_from_slice(&factors)?.f_view([-1, 1, 1, 1])?;
-            Ok(factors.f_to_device(self.device)?)
+            moved(&factors, self.device)
         };
         let (light, spread) = (factors(brightness)?, factors(contrast)?);
         let lit = bytes.f_mul(&light)?.f_clamp(0.0, 255.0)?;
         let grey = match bytes.size()[3] {
             3 => {
                 let weights = Tensor::f_from_slice(&[0.299f32, 0.587, 0.114])?;
-                let weights = weights.f_to_device(self.device)?;
+                let weights = moved(&weights, self.device)?;
                 lit.f_matmul(&weights)?
                     .f_mean_dim([1i64, 2].as_slice(), false, None)?
             }

@@ -213,6 +213,12 @@ impl InputSpec {
             InputSpec::Features { .. } => None,
         }
     }
+
+    /// As many examples as take the memory of `n` pictures of 224 pixels, `n` at most and 1 at least.
+    pub(crate) fn batch(&self, n: usize) -> usize {
+        let side = self.picture_side().unwrap_or(0).max(224);
+        (n * 224 * 224 / (side * side)).max(1)
+    }
 }
 
 impl fmt::Display for InputSpec {

@@ -13,6 +13,7 @@ use std::sync::{Once, OnceLock};
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
+use tch::Tensor;
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -38,8 +39,8 @@ impl Device {
         choose_threads();
         match self {
             Device::Cpu => Ok(tch::Device::Cpu),
-            Device::Auto => Ok(match cuda_devices() {
-                Ok(_) => tch::Device::Cuda(0),
+            Device::Auto => Ok(match usable_gpu() {
+                Ok(()) => tch::Device::Cuda(0),
                 Err(_) => tch::Device::Cpu,
             }),
             Device::Cuda(device_idx) => {
@@ -89,15 +90,33 @@ impl FromStr for Device {
     }
 }
 
+/// What an NVIDIA driver shows: on Linux itself, and under Windows.
+const DRIVERS: [&str; 2] = ["/dev/nvidiactl", "/dev/dxg"];
+
 /// Why [`Device::Auto`] is the CPU on a machine that has an NVIDIA driver; `None` where it is the GPU, there is no driver, or
 /// `CUDA_VISIBLE_DEVICES` hides all GPUs.
 pub fn unused_gpu() -> Option<String> {
     let hidden =
         std::env::var("CUDA_VISIBLE_DEVICES").is_ok_and(|gpus| gpus.is_empty() || gpus == "-1");
-    if hidden || !Path::new("/dev/nvidiactl").exists() {
+    if hidden || !DRIVERS.iter().any(|driver| Path::new(driver).exists()) {
         return None;
     }
-    cuda_devices().err()
+    usable_gpu().err()
+}
+
+/// `Ok` if the first GPU computes: one that libtorch has no kernels for, that is full, or that is another process's alone is
+/// counted like any other.
+fn usable_gpu() -> Result<(), String> {
+    cuda_devices()?;
+    let compute = || -> Result<f64> {
+        let one = Tensor::f_ones([1], (tch::Kind::Float, tch::Device::Cuda(0)))?;
+        Ok(f64::try_from(one.f_add_scalar(1.0)?)?)
+    };
+    match compute() {
+        Ok(2.0) => Ok(()),
+        Ok(other) => Err(format!("the GPU adds 1 and 1 to {other}")),
+        Err(error) => Err(format!("the GPU cannot be computed on: {error}")),
+    }
 }
 
 /// The number of CUDA devices, at least 1, or why there is none. Opens the CUDA half of libtorch at the first call.
@@ -105,7 +124,10 @@ fn cuda_devices() -> Result<usize, String> {
     static LOADED: OnceLock<Result<(), String>> = OnceLock::new();
     LOADED.get_or_init(load_cuda).clone()?;
     if !tch::Cuda::is_available() {
-        return Err("libtorch has its CUDA half, but sees no usable GPU".into());
+        return Err(
+            "libtorch has its CUDA half, but sees no usable GPU, or computed on the CPU before it was asked for one"
+                .into(),
+        );
     }
     match usize::try_from(tch::Cuda::device_count()) {
         Ok(n_devices @ 1..) => Ok(n_devices),
@@ -115,17 +137,31 @@ fn cuda_devices() -> Result<usize, String> {
 
 #[cfg(target_os = "linux")]
 fn load_cuda() -> Result<(), String> {
-    use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LAZY};
-
-    let path = libtorch_dir()
+    let dir = libtorch_dir();
+    let path = dir
+        .as_ref()
         .map(|dir| dir.join("libtorch_cuda.so"))
         .filter(|path| path.exists())
         .ok_or("there is no libtorch_cuda.so beside libtorch_cpu.so")?;
+    open_for_good(&path)?;
+    // cuDNN compiles some of its kernels when it runs, and the compiler looks for this library by its bare name, which
+    // finds it only where it is open. Without it cuDNN takes others.
+    for builtins in dir.iter().flat_map(|dir| nvrtc_builtins(dir)) {
+        let _ = open_for_good(&builtins);
+    }
+    Ok(())
+}
+
+/// Opens a library of libtorch's own folders, for as long as the process runs.
+#[cfg(target_os = "linux")]
+fn open_for_good(path: &Path) -> Result<(), String> {
+    use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LAZY};
+
     // SAFETY: opening a library runs its static initializers. This file lies beside the libtorch_cpu.so
-    // that this process already runs, so it is as trusted as that one, and its initializers only
-    // register kernels with it. It is never closed: the registrations point into it.
+    // that this process already runs, or among the packages that were installed with it, so it is as trusted
+    // as that one, and its initializers only register what it has. It is never closed: registrations point into it.
     #[allow(unsafe_code)]
-    let library = unsafe { Library::open(Some(&path), RTLD_LAZY | RTLD_GLOBAL) };
+    let library = unsafe { Library::open(Some(path), RTLD_LAZY | RTLD_GLOBAL) };
     match library {
         Ok(library) => {
             std::mem::forget(library);
@@ -133,6 +169,22 @@ fn load_cuda() -> Result<(), String> {
         }
         Err(error) => Err(error.to_string()),
     }
+}
+
+/// Where PyPI's packages have it, beside torch's own folder: `nvidia/*/lib/libnvrtc-builtins.so.*`.
+#[cfg(target_os = "linux")]
+fn nvrtc_builtins(libtorch_dir: &Path) -> Vec<PathBuf> {
+    let entries = |folder: PathBuf| {
+        let found = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        found.map(|entry| entry.path())
+    };
+    let packages = libtorch_dir.join("../../nvidia");
+    let files = entries(packages).flat_map(|package| entries(package.join("lib")));
+    let is_it = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("libnvrtc-builtins.so")
+    };
+    files.filter(is_it).collect()
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -233,8 +285,21 @@ fn choose_threads() {
     });
 }
 
+/// A tensor of the CPU on the device. To a GPU through page-locked memory, so that the copy does not wait for the work
+/// before it.
+pub(crate) fn moved(tensor: &Tensor, device: tch::Device) -> Result<Tensor> {
+    Ok(match device.is_cuda() {
+        false => tensor.shallow_clone(),
+        true => {
+            // The public `pin_memory` warns on every call that its device is deprecated.
+            let locked = tensor.f_internal_pin_memory(device)?;
+            locked.f_to_device_(device, tensor.f_kind()?, true, false)?
+        }
+    })
+}
+
 /// The values of a float32 tensor on any device, row-major.
-pub(crate) fn floats(tensor: &tch::Tensor) -> Result<Vec<f32>> {
+pub(crate) fn floats(tensor: &Tensor) -> Result<Vec<f32>> {
     let mut values = vec![0f32; tensor.numel()];
     tensor.f_copy_data(&mut values, tensor.numel())?;
     Ok(values)

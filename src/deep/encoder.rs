@@ -16,7 +16,7 @@ use crate::code::{CodeLen, Codes, HashCode, binarize};
 use crate::data::{ExampleSet, IN_MEMORY_SIDE_MAX, PictureShape};
 use crate::deep::augment::bytes_tensor;
 use crate::deep::checkpoint::{Checkpoint, InputSpec, ModelConfig};
-use crate::deep::device::{self, Device, floats};
+use crate::deep::device::{self, Device, floats, moved};
 use crate::deep::network::BackboneMode;
 use crate::encode::{EncodeError, EncodeStage, Encoder, Payload, PayloadKind, Prepared, on_pool};
 use crate::error::{Error, ErrorKind, Result};
@@ -28,9 +28,9 @@ fn batch_examples(input: &InputSpec, device: tch::Device) -> usize {
         .picture_side()
         .is_some_and(|side| side > IN_MEMORY_SIDE_MAX);
     match (device.is_cuda(), large) {
-        (true, true) => 512,
+        (true, true) => input.batch(512),
         (true, false) => 2048,
-        (false, true) => 64,
+        (false, true) => input.batch(64),
         (false, false) => 256,
     }
 }
@@ -46,11 +46,13 @@ enum Batch {
     Features(Vec<f32>),
 }
 
+/// Takes N x K code logits, row-major.
+type Reply = Sender<Result<Vec<f32>>>;
+
 /// Examples to encode, and where their logits go.
 struct Request {
     batch: Batch,
-    /// N x K code logits, row-major.
-    reply: Sender<Result<Vec<f32>>>,
+    reply: Reply,
 }
 
 /// What a [`TorchEncoder`] accepts, and how it computes.
@@ -184,13 +186,18 @@ impl TorchEncoder {
     ) -> Result<()> {
         let rows: Vec<usize> = (0..set.len()).collect();
         let mut chunks = rows.chunks(self.batch);
+        let send = |rows: &[usize]| self.send(self.fetch(set, rows)?);
         // One batch ahead: the network works on it while the next is decoded and the last one used.
-        let mut next = || chunks.next().map(|rows| self.send(self.fetch(set, rows)?));
+        let mut next = || chunks.next().map(|rows| (rows, send(rows)));
         let mut waiting = next();
-        while let Some(reply) = waiting.take() {
+        while let Some((rows, reply)) = waiting.take() {
             let reply = reply?;
             waiting = next();
-            use_logits(receive(&reply)?)?;
+            let logits = match receive(&reply) {
+                Err(error) => halved(rows, error, &|rows| receive(&send(rows)?))?,
+                logits => logits?,
+            };
+            use_logits(logits)?;
         }
         Ok(())
     }
@@ -294,6 +301,25 @@ impl TorchEncoder {
     }
 }
 
+/// The logits of examples of which `of` just failed with `error`: of each half, and so on, as long as the device's memory is
+/// what fails, and there is more than one example.
+fn halved(
+    rows: &[usize],
+    error: Error,
+    of: &dyn Fn(&[usize]) -> Result<Vec<f32>>,
+) -> Result<Vec<f32>> {
+    if rows.len() < 2 || !matches!(error.kind(), ErrorKind::DeviceMemory(_)) {
+        return Err(error);
+    }
+    let (first, second) = rows.split_at(rows.len() / 2);
+    let mut logits = Vec::new();
+    for rows in [first, second] {
+        let of_half = of(rows).or_else(|error| halved(rows, error, of))?;
+        logits.extend_from_slice(&of_half);
+    }
+    Ok(logits)
+}
+
 /// Waits for the logits.
 fn receive(reply: &Receiver<Result<Vec<f32>>>) -> Result<Vec<f32>> {
     reply.recv().map_err(|_| stopped())?
@@ -381,10 +407,26 @@ fn serve(checkpoint: &Checkpoint, requests: &Receiver<Request>) {
     let _no_grad = tch::no_grad_guard();
     // OpenMP counts threads per thread; asking makes libtorch apply the process's choice to this one.
     let _ = device::threads();
-    for request in requests {
-        // Nobody waits any more if the caller gave up; that is its business.
-        let logits = logits(checkpoint, &request.batch).map_err(device_error);
-        let _ = request.reply.send(logits);
+    // A GPU is told what to do and works on while the next request is prepared and copied, if there is one already. A CPU
+    // is done when it has been told.
+    let ahead = checkpoint.network.weights().device().is_cuda();
+    let mut at_work: Option<(Result<Tensor>, Reply)> = None;
+    loop {
+        let request = match at_work {
+            Some(_) if ahead => requests.try_recv().ok(),
+            Some(_) => None,
+            None => match requests.recv() {
+                Ok(request) => Some(request),
+                Err(_) => return,
+            },
+        };
+        let next = request.map(|Request { batch, reply }| (logits(checkpoint, &batch), reply));
+        if let Some((logits, reply)) = at_work.take() {
+            let logits = logits.and_then(|logits| floats(&logits));
+            // Nobody waits any more if the caller gave up; that is its business.
+            let _ = reply.send(logits.map_err(device_error));
+        }
+        at_work = next;
     }
 }
 
@@ -394,7 +436,16 @@ fn device_error(error: Error) -> Error {
         return error;
     };
     let kind = match () {
-        _ if message.contains("out of memory") || message.contains("can't allocate memory") => {
+        // The last two are what cuBLAS and cuDNN say that got no memory to work in.
+        _ if [
+            "out of memory",
+            "can't allocate memory",
+            "ALLOC_FAILED",
+            "unable to find an engine",
+        ]
+        .iter()
+        .any(|said| message.contains(said)) =>
+        {
             ErrorKind::DeviceMemory(message.clone())
         }
         // What a kernel does to the context of its process is not undone.
@@ -404,35 +455,110 @@ fn device_error(error: Error) -> Error {
     Error::new(kind).with_source(error)
 }
 
-/// N x K code logits of N examples, row-major.
-fn logits(checkpoint: &Checkpoint, batch: &Batch) -> Result<Vec<f32>> {
+/// N x K code logits of N examples, on the device, which may still be at work on them.
+fn logits(checkpoint: &Checkpoint, batch: &Batch) -> Result<Tensor> {
     let Checkpoint { config, network } = checkpoint;
     let device = network.weights().device();
-    let logits = match (batch, &config.input) {
+    match (batch, &config.input) {
         (Batch::Pixels(pixels), InputSpec::Pictures(input)) => {
-            let bytes = to_device(&bytes_tensor(pixels, input.shape())?, device)?;
-            network.forward(&input.normalization.apply(&bytes)?, false)?
+            let bytes = moved(&bytes_tensor(pixels, input.shape())?, device)?;
+            network.forward(&input.normalization.apply(&bytes)?, false)
         }
-        (Batch::Pixels(_), input) => {
-            return Err(Error::invalid(format!("expected {input}, got pictures")));
-        }
+        (Batch::Pixels(_), input) => Err(Error::invalid(format!("expected {input}, got pictures"))),
         (Batch::Features(values), _) => {
             let features = Tensor::f_from_slice(values)?.f_view([-1, network.n_features()])?;
-            network.forward_features(&to_device(&features, device)?, false)?
+            network.forward_features(&moved(&features, device)?, false)
         }
-    };
-    floats(&logits)
+    }
 }
 
-/// A copy on the device. To a GPU through page-locked memory, so that the copy does not wait for the work
-/// before it.
-fn to_device(tensor: &Tensor, device: tch::Device) -> Result<Tensor> {
-    Ok(match device.is_cuda() {
-        false => tensor.shallow_clone(),
-        true => {
-            // The public `pin_memory` warns on every call that its device is deprecated.
-            let locked = tensor.f_internal_pin_memory(device)?;
-            locked.f_to_device_(device, tensor.f_kind()?, true, false)?
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::deep::backbone::BackboneKind;
+
+    #[test]
+    fn a_batch_that_does_not_fit_is_halved_until_it_does() {
+        let does_not_fit = || Error::new(ErrorKind::DeviceMemory("no room".to_owned()));
+        let rows: Vec<usize> = (0..23).collect();
+        for capacity in [1, 2, 5, 22] {
+            let of = |rows: &[usize]| match rows.len() <= capacity {
+                true => Ok(rows.iter().map(|&row| row as f32).collect()),
+                false => Err(does_not_fit()),
+            };
+            let logits = halved(&rows, does_not_fit(), &of).unwrap();
+            let expected: Vec<f32> = (0..23).map(|row| row as f32).collect();
+            assert_eq!(logits, expected, "{capacity}");
         }
-    })
+        // What one example does not fit, and another failure, is not tried again.
+        let none = |_: &[usize]| Err(does_not_fit());
+        assert!(halved(&rows, does_not_fit(), &none).is_err());
+        let lost = || Error::new(ErrorKind::DeviceLost("gone".to_owned()));
+        let untouched = |_: &[usize]| panic!("tried again");
+        let error = halved(&rows, lost(), &untouched).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::DeviceLost(_)), "{error}");
+    }
+
+    #[test]
+    fn what_libtorch_says_tells_memory_from_a_lost_device() {
+        let kind = |text: &str| {
+            let error = Error::new(ErrorKind::Torch(text.to_owned()));
+            match device_error(error).kind() {
+                ErrorKind::DeviceMemory(_) => "memory",
+                ErrorKind::DeviceLost(_) => "lost",
+                ErrorKind::Torch(_) => "other",
+                other => panic!("{other:?}"),
+            }
+        };
+        for (text, expected) in [
+            ("CUDA out of memory. Tried to allocate 20.00 GiB.", "memory"),
+            ("CUDA error: out of memory", "memory"),
+            (
+                "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+                "memory",
+            ),
+            (
+                "GET was unable to find an engine to execute this computation",
+                "memory",
+            ),
+            (
+                "CUDA error: an illegal memory access was encountered",
+                "lost",
+            ),
+            (
+                "The size of tensor a (3) must match the size of tensor b (4)",
+                "other",
+            ),
+        ] {
+            assert_eq!(kind(text), expected, "{text}");
+        }
+    }
+
+    /// A batch of the largest pictures that a network reads takes no more memory than one of the usual ones.
+    #[test]
+    fn batches_of_large_pictures_are_smaller() {
+        let input = |side| {
+            let shape = PictureShape {
+                side: 1,
+                channels: 3,
+            };
+            let set = ExampleSet::from_pixels(shape, vec![0; 3], vec![0]);
+            BackboneKind::EfficientNetLite0
+                .input(&set.unwrap(), Some(side))
+                .unwrap()
+        };
+        for (side, on_gpu, on_cpu) in [(96, 512, 64), (224, 512, 64), (448, 128, 16), (1024, 24, 3)]
+        {
+            assert_eq!(
+                batch_examples(&input(side), tch::Device::Cuda(0)),
+                on_gpu,
+                "{side}"
+            );
+            assert_eq!(
+                batch_examples(&input(side), tch::Device::Cpu),
+                on_cpu,
+                "{side}"
+            );
+        }
+    }
 }

@@ -10,6 +10,7 @@ use tch::Tensor;
 
 use crate::data::PictureShape;
 use crate::deep::augment::{Normalization, bytes_tensor};
+use crate::deep::device::moved;
 use crate::error::Result;
 
 /// The area that is erased, as a share of the picture.
@@ -75,9 +76,7 @@ pub(super) fn erase(
     let within = |range: fn(&Rectangle) -> (i64, i64), shape: [i64; 4]| -> Result<Tensor> {
         let inside = |range: (i64, i64)| (0..side).map(move |at| range.0 <= at && at < range.1);
         let flags: Vec<bool> = rectangles.iter().map(range).flat_map(inside).collect();
-        Ok(Tensor::f_from_slice(&flags)?
-            .f_view(shape)?
-            .f_to_device(device)?)
+        moved(&Tensor::f_from_slice(&flags)?.f_view(shape)?, device)
     };
     let rows = within(|rectangle| rectangle.rows, [n_pictures, 1, side, 1])?;
     let columns = within(|rectangle| rectangle.columns, [n_pictures, 1, 1, side])?;
@@ -89,7 +88,7 @@ pub(super) fn erase(
     };
     let mut noise = vec![0; (n_pictures * channels * side * side) as usize];
     rng.fill_bytes(&mut noise);
-    let noise = bytes_tensor(&noise, shape)?.f_to_device(device)?;
+    let noise = moved(&bytes_tensor(&noise, shape)?, device)?;
     let noise = normalization.apply(&noise)?;
     // Both have the channels last in memory, and so has what is taken from them.
     Ok(noise.f_where_self(&erased, pictures)?)

@@ -89,7 +89,7 @@ impl FeatureExtractor {
 
     fn of_pixels(&self, pixels: &[u8]) -> Result<Vec<f32>> {
         let _no_grad = tch::no_grad_guard();
-        let bytes = bytes_tensor(pixels, self.input.shape())?.f_to_device(self.device)?;
+        let bytes = device::moved(&bytes_tensor(pixels, self.input.shape())?, self.device)?;
         let pictures = self.input.normalization.apply(&bytes)?;
         let features = self.network.forward(&pictures, false)?;
         device::floats(&features)

@@ -187,8 +187,10 @@ impl Optimizer {
             if !gradient.defined() {
                 continue;
             }
-            let decay = slot.parameter.f_mul_scalar(self.weight_decay)?;
-            let decayed = gradient.f_add(&decay)?;
+            let decayed = match self.weight_decay {
+                0.0 => gradient.shallow_clone(),
+                decay => gradient.f_add(&slot.parameter.f_mul_scalar(decay)?)?,
+            };
             let rate = lr
                 * match slot.group {
                     Group::Backbone => self.backbone_lr_scale,

@@ -790,6 +790,11 @@ impl Run<'_> {
             true => 10,
             false => 1,
         });
+        // Every step has the same shapes, so the time that cuDNN takes to try its kernels comes back. Of the process, like
+        // the threads.
+        if self.device.is_cuda() {
+            tch::Cuda::cudnn_set_benchmark(true);
+        }
         let last_epoch = fit.epochs_max.unwrap_or(fit.epochs).min(fit.epochs);
         let mut order = self.rows.clone();
         let (mut logged_at, mut pictures_since) = (Instant::now(), 0);
@@ -813,8 +818,8 @@ impl Run<'_> {
                     step,
                     seed: options.seed,
                 };
-                let targets = self.targets(fit.method.as_ref(), rows)?;
                 let pictures = self.batches.batch(rows, &mut rng)?;
+                let targets = self.targets(fit.method.as_ref(), rows)?;
                 let logits = fit.model.network.forward(&pictures, true)?;
                 let terms = fit.method.loss(&logits, &targets, at)?;
                 let total = terms.total()?;
@@ -901,7 +906,7 @@ impl Run<'_> {
                 Tensor::f_from_slice(&indicators)?.f_view(shape)?
             }
         };
-        Ok(targets.f_to_device(self.device)?)
+        device::moved(&targets, self.device)
     }
 
     fn summary(

@@ -260,8 +260,8 @@ impl ConvNorm {
             return symmetric(xs, &kernel, before[0]);
         }
         // One more at the right and bottom, where torch knows none but the same at all sides: with a first row and
-        // column of zeros in the kernel that is the same, and no copy of the pictures. CUDA has kernels of its own
-        // for the usual sizes of depthwise convolutions only.
+        // column of zeros in the kernel that is the same, and no copy of the pictures. A GPU has kernels for the usual sizes, and
+        // copies fast.
         if after == before.map(|n| n + 1) && after[0] == after[1] && !xs.device().is_cuda() {
             let kernel = kernel.f_constant_pad_nd([1, 0, 1, 0])?;
             return symmetric(xs, &kernel, after[0]);

@@ -225,9 +225,8 @@ impl Shrewd {
                 0.0
             }
         });
-        Ok(Tensor::f_from_slice(&draws.collect::<Vec<f32>>())?
-            .f_view([n, self.bits])?
-            .f_to_device(device)?)
+        let draws = Tensor::f_from_slice(&draws.collect::<Vec<f32>>())?;
+        device::moved(&draws.f_view([n, self.bits])?, device)
     }
 }
 
