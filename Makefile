@@ -95,7 +95,7 @@ gpu-check: libtorch
 # torch-sys would link it, and the program opens it at run time. What it needs besides is installed where
 # a driver is: GPU=1 and GPU= decide otherwise.
 TORCH_VERSION := 2.11.0
-GPU ?= $(wildcard /dev/nvidiactl)
+GPU ?= $(firstword $(wildcard /dev/nvidiactl /usr/lib/wsl/lib/libcuda.so.1))
 ifeq ($(LIBTORCH)$(LIBTORCH_USE_PYTORCH),)
 libtorch: .libtorch/build-version $(if $(GPU),.libtorch/cuda)
 else

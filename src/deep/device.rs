@@ -90,8 +90,8 @@ impl FromStr for Device {
     }
 }
 
-/// What an NVIDIA driver shows: on Linux itself, and under Windows.
-const DRIVERS: [&str; 2] = ["/dev/nvidiactl", "/dev/dxg"];
+/// What an NVIDIA driver shows: on Linux itself, and on Linux under Windows.
+const DRIVERS: [&str; 2] = ["/dev/nvidiactl", "/usr/lib/wsl/lib/libcuda.so.1"];
 
 /// Why [`Device::Auto`] is the CPU on a machine that has an NVIDIA driver; `None` where it is the GPU, there is no driver, or
 /// `CUDA_VISIBLE_DEVICES` hides all GPUs.
