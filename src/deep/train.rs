@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -540,11 +541,11 @@ pub fn train(
     let (rows, held_back) = split(&labels, dataset.class_names.len(), options)?;
     let batches = |augment| {
         let train = Arc::clone(&dataset.train);
-        Batches::new(train, input.clone(), augment, device).map(Arc::new)
+        Batches::new(train, input.clone(), augment, device).map(Rc::new)
     };
     let augmented = batches(augment)?;
     let plain = match augment == Augment::NONE {
-        true => Arc::clone(&augmented),
+        true => Rc::clone(&augmented),
         false => batches(Augment::NONE)?,
     };
     let mut run = Run {
@@ -608,7 +609,7 @@ pub fn train(
         codebook: codebook.as_ref(),
         distances: options.given.distances.as_ref(),
     })?;
-    let validation = Validation::new(dataset, options, &held_back, &input, device)?;
+    let validation = Validation::new(dataset, options, &held_back, &run.plain, &input, device)?;
     let model = run.checkpoint(options.code_len.bits(), options.method.head())?;
     if let Some(classifier) = classifier {
         model.network.copy_backbone(&classifier)?;
@@ -701,9 +702,9 @@ pub(crate) struct Run<'a> {
     pub n_classes: usize,
     pub steps_per_epoch: usize,
     /// Augmented pictures of the train split.
-    pub batches: Arc<Batches>,
+    pub batches: Rc<Batches>,
     /// The same as they are.
-    pub plain: Arc<Batches>,
+    pub plain: Rc<Batches>,
     /// The class of each picture of the train split, the first of several.
     pub labels: Vec<i64>,
     /// All of them, where a picture may have several.

@@ -5,6 +5,7 @@
 //! a query without an answer. Half of them are queries to the other half. Selecting on the test queries flatters
 //! a result; a model says so in its record.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use rand::SeedableRng;
@@ -172,25 +173,20 @@ impl Metric {
 
 /// Pictures that are measured, with their rows.
 struct Pictures {
-    batches: Batches,
+    batches: Rc<Batches>,
     rows: Vec<i64>,
     /// The same pictures with their labels.
     set: ExampleSet,
 }
 
 impl Pictures {
-    /// The pictures `rows` of `set`.
-    fn new(
-        set: &Arc<ExampleSet>,
-        rows: Vec<i64>,
-        input: &InputSpec,
-        device: tch::Device,
-    ) -> Result<Pictures> {
-        Ok(Pictures {
-            batches: Batches::new(Arc::clone(set), input.clone(), Augment::NONE, device)?,
+    /// The pictures `rows` of `set`, which `batches` are of.
+    fn new(set: &ExampleSet, rows: Vec<i64>, batches: Rc<Batches>) -> Pictures {
+        Pictures {
             set: set.subset(&rows.iter().map(|&row| row as usize).collect::<Vec<_>>()),
+            batches,
             rows,
-        })
+        }
     }
 
     fn codes(&self, network: &DeepHashNet, code_len: CodeLen) -> Result<Codes> {
@@ -218,11 +214,12 @@ pub(crate) struct Validation {
 }
 
 impl Validation {
-    /// What the options ask for, if anything.
+    /// What the options ask for, if anything. `plain` are the pictures of the train split as they are.
     pub fn new(
         dataset: &Dataset,
         options: &TrainOptions,
         held_back: &[i64],
+        plain: &Rc<Batches>,
         input: &InputSpec,
         device: tch::Device,
     ) -> Result<Option<Validation>> {
@@ -237,7 +234,17 @@ impl Validation {
         }
         let all = |set: &ExampleSet| (0..set.labels.len() as i64).collect();
         let every_other = |first| held_back.iter().copied().skip(first).step_by(2).collect();
-        let pictures = |set, rows| Pictures::new(set, rows, input, device);
+        let pictures = |set: &Arc<ExampleSet>, rows| -> Result<Pictures> {
+            // A split is on the device once.
+            let batches = match Arc::ptr_eq(set, &dataset.train) {
+                true => Rc::clone(plain),
+                false => {
+                    let (set, input) = (Arc::clone(set), input.clone());
+                    Rc::new(Batches::new(set, input, Augment::NONE, device)?)
+                }
+            };
+            Ok(Pictures::new(set, rows, batches))
+        };
         let mut protocol = Protocol::new(Cutoff::All);
         protocol.leave_one_out = selection.paper_protocol && dataset.leave_one_out;
         let (query, database, on) = match selection.paper_protocol {
