@@ -341,8 +341,6 @@ LITE = {"--picture-side": "96", "--augment": "flip", "--batch": "128", "--lr": "
 # Chosen by the cells tune-lite/* and tune-side/*: larger pictures, fewer times each. The classifier of SHC's stage 1 sees them at 96
 # pixels; only the similarity of the classes is taken from it.
 LITE_160 = {**LITE, "--picture-side": "160", "--backbone-lr-scale": "1", "--running-statistics": None, "--epochs": "8"}
-# The same rate of the network, and the head's of the cells tune-head/*, for losses whose heads have no normalization.
-LITE_160_CENTRAL = {"--lr": "0.01", "--backbone-lr-scale": "0.1"}
 STAGE_1 = {"lite-shc-160": {"--picture-side": "96", "--epochs": "20"}}
 SHC_CENTERS = {"--centers": "shc"}
 CLASS_MEANS = {"--centers": "class-means"}
@@ -366,7 +364,7 @@ GPU = {
     ),
     "lite-shc-160": (
         "@shc", "efficientnet-lite0", "LITE0",
-        {**OF_SHC, "shc": LITE_160_CENTRAL},
+        OF_SHC,
         LITE_160,
         ("--r", "all"),
     ),
@@ -457,10 +455,10 @@ LITE_RATES = ("0.5", "1", "2")
 LITE_SIDES = {"96": "10", "128": "6", "160": "4"}
 # Then the rates of the head and of the network under it, by loss; with class means for SHC's centers, which need no classifier.
 LITE_LOSSES = {"orthohash, class means": CLASS_MEANS, "shc, class means": CLASS_MEANS, "csq": {}}
-# The first two rates of the network are a tenth of the head's, as by default.
+# A tenth of the head's rate for the network is the default.
 LITE_HEAD_RATES = (
-    ("0.001", "0.0001"), ("0.003", "0.0003"), ("0.003", "0.0005"),
-    ("0.001", "0.001"), ("0.003", "0.001"), ("0.01", "0.001"), ("0.01", "0.0005"), ("0.01", "0.002"), ("0.03", "0.001"),
+    ("0.001", "0.0001"), ("0.003", "0.0003"), ("0.01", "0.0003"), ("0.003", "0.0005"), ("0.01", "0.0005"),
+    ("0.001", "0.001"), ("0.003", "0.001"), ("0.01", "0.001"), ("0.03", "0.001"), ("0.01", "0.002"),
 )  # fmt: skip
 
 
