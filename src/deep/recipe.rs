@@ -40,19 +40,24 @@ impl FromStr for Recipe {
 
 impl TrainOptions {
     /// Sets the recipe: optimizer, rates, decay, schedule, epochs, batch, and the method's own
-    /// constants. They depend on `backbone` and `freeze`; call it before any other option is set.
+    /// constants. They depend on `backbone`, `weights` and `freeze`; call it before any other option is set.
     ///
     /// # Errors
     /// `Unsupported` for the paper recipe of SHREWD, which is not known.
     pub fn set_recipe(&mut self, recipe: Recipe) -> Result<()> {
         if recipe == Recipe::Default {
-            // Without normalization in the head, large steps throw its outputs into the flat ends of tanh. SHREWD
-            // learns better with them all the same, and so does every head above features that stay as they are
-            // (docs/RESULTS.md, what was tuned; benches/record/2026-11-24-small-collections).
-            let is_fixed = self.freeze || self.backbone == BackboneKind::Identity;
+            // Above a network that begins with random weights, and without normalization in the head, large steps throw its
+            // outputs into the flat ends of tanh. SHREWD learns better with them all the same, and so does every head
+            // above features that say something from the beginning (docs/RESULTS.md, the tables of rates;
+            // benches/record/2026-11-24-small-collections).
+            let from_nothing = self.weights.is_none() && self.backbone != BackboneKind::Identity;
             let is_shrewd = matches!(self.method, MethodConfig::Shrewd(_));
-            if !self.method.head().norm && !is_shrewd && !is_fixed {
+            if !self.method.head().norm && !is_shrewd && from_nothing {
                 self.lr = 1e-3;
+            }
+            if self.weights.is_some() {
+                // OrthoHash's share for pretrained backbones.
+                self.backbone_lr_scale = 0.1;
             }
             return Ok(());
         }
