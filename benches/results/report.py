@@ -24,7 +24,7 @@ PUBLISHED = {
     "cifar100-shc": ("ResNet-34 fine-tuned", {"orthohash": (38.1, 39.5, 40.6), "csq": (42.7, 48.8, 51.9), "shc": (48.4, 51.9, 52.6)}),
 }  # fmt: skip
 PUBLISHED["lite-95-5"] = PUBLISHED["cifar100-95-5"]
-PUBLISHED["lite-shc"] = PUBLISHED["lite-shc-160"] = PUBLISHED["cifar100-shc"]
+PUBLISHED["lite-shc"] = PUBLISHED["lite-shc-160"] = PUBLISHED["lite-shc-96"] = PUBLISHED["cifar100-shc"]
 
 # CIFAR-10, mAP@all, with the bits.
 CIFAR10 = {
@@ -299,7 +299,7 @@ def gpu(record):
 TABLES = {
     "cifar100": cifar100, "split 95-5": split("cifar100-95-5", "map_1000", "mAP@1000"), "split shc": split("cifar100-shc", "map_all", "mAP@all"),
     "lite 95-5": split("lite-95-5", "map_1000", "mAP@1000"), "lite shc": split("lite-shc", "map_all", "mAP@all"),
-    "lite shc 160": split("lite-shc-160", "map_all", "mAP@all"), "lite mahp": lite_mahp,
+    "lite shc 160": split("lite-shc-160", "map_all", "mAP@all"), "lite shc 96": split("lite-shc-96", "map_all", "mAP@all"), "lite mahp": lite_mahp,
     "cifar10 1": cifar10("cifar10-1"), "cifar10 2": cifar10("cifar10-2"), "torch": torch, "fashion": fashion, "clothing": clothing, "tuned": tuned, "tuned shrewd": tuned_weights, "tuned distance": tuned_distance, "tuned lite": tuned_lite, "tuned side": tuned_side, "tuned head": tuned_head, "gpu": gpu,
 }  # fmt: skip
 

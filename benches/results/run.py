@@ -342,6 +342,10 @@ LITE = {"--picture-side": "96", "--augment": "flip", "--batch": "128", "--lr": "
 # pixels; only the similarity of the classes is taken from it.
 LITE_160 = {**LITE, "--picture-side": "160", "--backbone-lr-scale": "1", "--running-statistics": None, "--epochs": "8"}
 STAGE_1 = {"lite-shc-160": {"--picture-side": "96", "--epochs": "20"}}
+# With the rates that the cells tune-head/* chose, by loss; S by the command of above.
+LITE_96 = {**LITE_160, "--picture-side": "96", "--lr": "0.003", "--backbone-lr-scale": "0.333"}
+OF_CENTRAL = {"--backbone-lr-scale": "0.1"}
+STAGE_1["lite-shc-96"] = {"--picture-side": "96", "--epochs": "20", "--lr": "0.001", "--backbone-lr-scale": "1"}
 SHC_CENTERS = {"--centers": "shc"}
 CLASS_MEANS = {"--centers": "class-means"}
 OF_SHC = {"orthohash": {}, "orthohash, shc centers": SHC_CENTERS, "orthohash, class means": CLASS_MEANS, "shc": {}, "csq": {}}
@@ -366,6 +370,12 @@ GPU = {
         "@shc", "efficientnet-lite0", "LITE0",
         OF_SHC,
         LITE_160,
+        ("--r", "all"),
+    ),
+    "lite-shc-96": (
+        "@shc", "efficientnet-lite0", "LITE0",
+        {**OF_SHC, "shc": OF_CENTRAL, "csq": OF_CENTRAL},
+        LITE_96,
         ("--r", "all"),
     ),
     "lite-mahp": (
